@@ -1,0 +1,516 @@
+"""The `llm` dialect: a decoder in the field's own terms, on `tensor<?xchannels>` values.
+
+Evaluated by torch and differentiable. The batch is one sequence; the KV cache, causality and
+windows belong to `llm.attention`. Where a result has a quantized type (level `quant`), its value
+is rounded to that type's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType
+from xdsl.ir import Dialect
+from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
+
+from mqc.dialects.core import MqcOp, WeightAttr, channels
+from mqc.dialects.quant import uniform
+from mqc.equivariance import Constraint, Fix, Tie, tie_all
+from mqc.evaluation import Evaluation
+from mqc.weight_store import Array, WeightStore
+
+Scale = Array | None
+
+
+class LlmOp(MqcOp):
+    """An op of the `llm` and `quant` levels: `compute` is its float function."""
+
+    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
+        result = self.compute(ctx, *operands)
+        quantized = uniform(self.results[0])
+        return quantized.fake_quantize(result) if quantized else result
+
+    def compute(self, ctx: Evaluation, *operands: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def equivariance(self) -> list[Constraint]:
+        """Constraints on per-channel scales (`mqc.equivariance`). Default: nothing may be scaled."""
+        return [Fix(value) for value in (*self.operands, *self.results)]
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        """Change the weights so that the op takes `x / input` and gives `y / output`."""
+
+    def replace_weight(self, weights: WeightStore, name: str, array: Array) -> None:
+        """Store `array` as the new value of property `name`."""
+        old = self.properties[name]
+        assert isinstance(old, WeightAttr)
+        self.properties[name] = weights.add(old.key.data, array.astype(np.float32, copy=False))
+
+    def ref(self, name: str) -> WeightAttr | None:
+        ref = self.properties.get(name)
+        return ref if isinstance(ref, WeightAttr) else None
+
+
+@irdl_op_definition
+class EmbeddingOp(LlmOp):
+    """Row of a table for each index: token ids, or positions for learned position embeddings.
+
+    `y[t] = table[index[t]]`
+    """
+
+    name = "llm.embedding"
+    indices = operand_def(TensorType)
+    table = prop_def(WeightAttr)
+    table_scale = opt_prop_def(WeightAttr)
+    result = result_def(TensorType)
+
+    def verify_(self) -> None:
+        self.expect(self.table.shape[1:] == (channels(self.result),), "table must be [rows, channels]")
+
+    def compute(self, ctx: Evaluation, indices: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(indices, ctx.torch(self.table))
+        if self.table_scale is not None:
+            rows = rows.float() * ctx.torch(self.table_scale)[indices, None]
+        return rows
+
+    def equivariance(self) -> list[Constraint]:
+        return []
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        if output is not None:
+            self.replace_weight(weights, "table", weights[self.table] / output)
+
+
+@irdl_op_definition
+class LinearOp(LlmOp):
+    """Matrix product with a constant. Quantized weights are int8 with a scale per output channel,
+    and per block of input channels an integer factor (`group_scale`, 1…16) for 4-bit groups.
+
+    `y = x · weightᵀ + bias`
+    """
+
+    name = "llm.linear"
+    x = operand_def(TensorType)
+    weight = prop_def(WeightAttr)
+    bias = opt_prop_def(WeightAttr)
+    weight_scale = opt_prop_def(WeightAttr)
+    group_scale = opt_prop_def(WeightAttr)
+    weight_bits = opt_prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def verify_(self) -> None:
+        expected = (channels(self.result), channels(self.x))
+        self.expect(self.weight.shape == expected, f"weight must be {list(expected)}")
+        if self.bias is not None:
+            self.expect(self.bias.shape == expected[:1], "bias must be [output channels]")
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        weight = ctx.torch(self.weight)
+        if self.weight_scale is not None:
+            weight = weight.float()
+            if self.group_scale is not None:
+                factor = ctx.torch(self.group_scale).float()
+                group = weight.shape[1] // factor.shape[1]
+                weight = weight * factor.repeat_interleave(group, 1)
+            weight = weight * ctx.torch(self.weight_scale)[:, None]
+        return F.linear(x, weight, ctx.torch(self.bias) if self.bias is not None else None)
+
+    def equivariance(self) -> list[Constraint]:
+        return []
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        weight = weights[self.weight]
+        if inputs[0] is not None:
+            weight = weight * inputs[0]
+        if output is not None:
+            weight = weight / output[:, None]
+            if self.bias is not None:
+                self.replace_weight(weights, "bias", weights[self.bias] / output)
+        self.replace_weight(weights, "weight", weight)
+
+    def macs(self) -> int:
+        return channels(self.x) * channels(self.result)
+
+
+class NormOp(LlmOp):
+    """What the two norms share: they act on each of `groups` equal blocks of channels alone."""
+
+    x = operand_def(TensorType)
+    gain = opt_prop_def(WeightAttr)
+    eps = prop_def(FloatAttr)
+    groups = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def verify_(self) -> None:
+        count, groups = channels(self.x), self.get("groups")
+        self.expect(count == channels(self.result), "input and result must have the same channels")
+        self.expect(groups > 0 and count % groups == 0, f"{groups} groups must divide {count} channels")
+        if self.gain is not None:
+            self.expect(self.gain.shape == (count,), "gain must be [channels]")
+
+    def equivariance(self) -> list[Constraint]:
+        return [Fix(self.x)]
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        if output is None:
+            return
+        if self.gain is None:
+            gain = weights.add(f"{self.value_name}.gain", (1 / output).astype(np.float32))
+            self.properties["gain"] = gain
+        else:
+            self.replace_weight(weights, "gain", weights[self.gain] / output)
+
+
+@irdl_op_definition
+class RmsNormOp(NormOp):
+    """Root-mean-square norm over each group of channels.
+
+    `y = gain · x / sqrt(mean(x²) + eps)`
+    """
+
+    name = "llm.rms_norm"
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        blocks = x.view(x.shape[0], self.get("groups"), -1)
+        scale = torch.rsqrt(blocks.pow(2).mean(-1, keepdim=True) + self.get("eps"))
+        y = (blocks * scale).view_as(x)
+        return y * ctx.torch(self.gain) if self.gain is not None else y
+
+
+@irdl_op_definition
+class LayerNormOp(NormOp):
+    """Layer norm over each group of channels.
+
+    `y = gain · (x − mean(x)) / sqrt(var(x) + eps) + bias`
+    """
+
+    name = "llm.layer_norm"
+    bias = opt_prop_def(WeightAttr)
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        blocks = x.view(x.shape[0], self.get("groups"), -1)
+        y = F.layer_norm(blocks, blocks.shape[-1:], eps=self.get("eps")).view_as(x)
+        if self.gain is not None:
+            y = y * ctx.torch(self.gain)
+        return y + ctx.torch(self.bias) if self.bias is not None else y
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        super().absorb(weights, inputs, output)
+        if output is not None and self.bias is not None:
+            self.replace_weight(weights, "bias", weights[self.bias] / output)
+
+
+def rope_pairs(head_dim: int, rotary_dim: int, interleaved: bool) -> tuple[Array, Array]:
+    """Channels within a head that are rotated together: first and second of each pair."""
+    half = np.arange(rotary_dim // 2)
+    return (2 * half, 2 * half + 1) if interleaved else (half, half + rotary_dim // 2)
+
+
+@irdl_op_definition
+class RopeOp(LlmOp):
+    """Rotary position embedding (RoFormer, arXiv 2104.09864) of each head, in the half-rotation or
+    interleaved form; channels past the width of the tables pass through (partial rotary).
+
+    `(y₁, y₂) = (x₁·cos p − x₂·sin p, x₂·cos p + x₁·sin p) per rotated pair`
+    """
+
+    name = "llm.rope"
+    x = operand_def(TensorType)
+    positions = operand_def(TensorType)
+    cos = prop_def(WeightAttr)
+    sin = prop_def(WeightAttr)
+    head_dim = prop_def(IntegerAttr)
+    interleaved = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    @property
+    def pairs(self) -> tuple[Array, Array]:
+        """First and second channel of every rotated pair, over all heads."""
+        head_dim = self.get("head_dim")
+        first, second = rope_pairs(head_dim, 2 * self.cos.shape[1], bool(self.get("interleaved")))
+        heads = np.arange(channels(self.x) // head_dim)[:, None] * head_dim
+        return (heads + first).reshape(-1), (heads + second).reshape(-1)
+
+    def verify_(self) -> None:
+        head_dim = self.get("head_dim")
+        self.expect(channels(self.x) % head_dim == 0, "head_dim must divide the channels")
+        self.expect(self.cos.shape == self.sin.shape, "cos and sin must have the same shape")
+        self.expect(2 * self.cos.shape[1] <= head_dim, "tables must be at most head_dim / 2 wide")
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        first, second = (torch.from_numpy(i) for i in self.pairs)
+        heads = channels(self.x) // self.get("head_dim")
+        cos = ctx.torch(self.cos)[positions].repeat(1, heads)
+        sin = ctx.torch(self.sin)[positions].repeat(1, heads)
+        y = x.clone()
+        y[:, first] = x[:, first] * cos - x[:, second] * sin
+        y[:, second] = x[:, second] * cos + x[:, first] * sin
+        return y
+
+    def equivariance(self) -> list[Constraint]:
+        first, second = self.pairs
+        return [tie_all(self.x, self.result, channels(self.x)), Tie(self.x, first, self.x, second)]
+
+
+@irdl_op_definition
+class AttentionOp(LlmOp):
+    """Causal attention over the cache of `layer` and the new tokens, grouped-query heads included.
+
+    `prefix_k`, `prefix_v` `[prefix tokens, kv_heads * head_dim]` are the cache's first rows.
+    A `window` of w lets a token see itself and the w − 1 before it.
+
+    `y = softmax(scale · q·kᵀ + mask) · v per head`
+    """
+
+    name = "llm.attention"
+    q = operand_def(TensorType)
+    k = operand_def(TensorType)
+    v = operand_def(TensorType)
+    layer = prop_def(IntegerAttr)
+    heads = prop_def(IntegerAttr)
+    kv_heads = prop_def(IntegerAttr)
+    scale = prop_def(FloatAttr)
+    window = opt_prop_def(IntegerAttr)
+    softcap = opt_prop_def(FloatAttr)
+    prefix_k = opt_prop_def(WeightAttr)
+    prefix_v = opt_prop_def(WeightAttr)
+    result = result_def(TensorType)
+
+    def verify_(self) -> None:
+        heads, kv_heads = self.get("heads"), self.get("kv_heads")
+        self.expect(heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads")
+        self.expect(
+            channels(self.q) * kv_heads == channels(self.k) * heads
+            and channels(self.v) * heads == channels(self.result) * kv_heads,
+            "q, k, v and the result must have heads * head_dim channels",
+        )
+
+    def compute(
+        self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
+        past = ctx.cache.get(layer)
+        if past is None and self.prefix_k is not None and self.prefix_v is not None:
+            past = ctx.torch(self.prefix_k), ctx.torch(self.prefix_v)
+        if past is not None:
+            k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
+        ctx.cache[layer] = k, v
+        new, seen = q.shape[0], k.shape[0]
+        queries = q.view(new, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)
+        keys = k.view(seen, kv_heads, 1, -1).permute(1, 2, 3, 0)
+        values = v.view(seen, kv_heads, 1, -1).permute(1, 2, 0, 3)
+        scores = queries @ keys * self.get("scale")
+        if self.softcap is not None:
+            cap = self.get("softcap")
+            scores = torch.tanh(scores / cap) * cap
+        age = torch.arange(seen - new, seen)[:, None] - torch.arange(seen)[None]
+        hidden = age < 0
+        if self.window is not None:
+            hidden |= age >= self.get("window")
+        probabilities = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1)
+        return (probabilities @ values).permute(2, 0, 1, 3).reshape(new, -1)
+
+    def equivariance(self) -> list[Constraint]:
+        heads, kv_heads = self.get("heads"), self.get("kv_heads")
+
+        def shared(width: int) -> Array:
+            """kv channel that serves each channel of the query heads."""
+            head = np.arange(heads)[:, None] // (heads // kv_heads)
+            return (head * width + np.arange(width)).reshape(-1)
+
+        q_channels, v_channels = channels(self.q), channels(self.result)
+        rules: list[Constraint] = [
+            Tie(self.result, np.arange(v_channels), self.v, shared(v_channels // heads)),
+            Tie(self.q, np.arange(q_channels), self.k, shared(q_channels // heads), sign=-1),
+        ]
+        return rules
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        for name, scale in (("prefix_k", inputs[1]), ("prefix_v", inputs[2])):
+            rows = self.ref(name)
+            if rows is not None and scale is not None:
+                self.replace_weight(weights, name, weights[rows] / scale)
+
+
+class ActivationOp(LlmOp):
+    """Elementwise function of one value."""
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    @staticmethod
+    def function(x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def verify_(self) -> None:
+        self.expect(channels(self.x) == channels(self.result), "channels must not change")
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+@irdl_op_definition
+class SiluOp(ActivationOp):
+    """Sigmoid linear unit.
+
+    `y = x / (1 + exp(−x))`
+    """
+
+    name = "llm.silu"
+    function = staticmethod(F.silu)
+
+
+@irdl_op_definition
+class GeluOp(ActivationOp):
+    """Gaussian error linear unit, exact form.
+
+    `y = x · Φ(x)`
+    """
+
+    name = "llm.gelu"
+    function = staticmethod(F.gelu)
+
+
+@irdl_op_definition
+class GeluTanhOp(ActivationOp):
+    """Gaussian error linear unit in its tanh approximation.
+
+    `y = x/2 · (1 + tanh(sqrt(2/π)·(x + 0.044715·x³)))`
+    """
+
+    name = "llm.gelu_tanh"
+
+    @staticmethod
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+@irdl_op_definition
+class QuickGeluOp(ActivationOp):
+    """Gaussian error linear unit in its sigmoid approximation.
+
+    `y = x / (1 + exp(−1.702·x))`
+    """
+
+    name = "llm.quick_gelu"
+
+    @staticmethod
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+@irdl_op_definition
+class ReluOp(ActivationOp):
+    """Rectified linear unit.
+
+    `y = max(x, 0)`
+    """
+
+    name = "llm.relu"
+    function = staticmethod(F.relu)
+
+    def equivariance(self) -> list[Constraint]:
+        return [tie_all(self.x, self.result, channels(self.x))]
+
+
+@irdl_op_definition
+class TanhOp(ActivationOp):
+    """Hyperbolic tangent.
+
+    `y = tanh(x)`
+    """
+
+    name = "llm.tanh"
+    function = staticmethod(torch.tanh)
+
+
+@irdl_op_definition
+class SigmoidOp(ActivationOp):
+    """Logistic function.
+
+    `y = 1 / (1 + exp(−x))`
+    """
+
+    name = "llm.sigmoid"
+    function = staticmethod(torch.sigmoid)
+
+
+@irdl_op_definition
+class ScaleOp(LlmOp):
+    """Product with one number; `fold-constants` moves it into weights.
+
+    `y = factor · x`
+    """
+
+    name = "llm.scale"
+    x = operand_def(TensorType)
+    factor = prop_def(FloatAttr)
+    result = result_def(TensorType)
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        return x * self.get("factor")
+
+    def equivariance(self) -> list[Constraint]:
+        return [tie_all(self.x, self.result, channels(self.x))]
+
+
+class BinaryOp(LlmOp):
+    """Elementwise function of two values of the same shape."""
+
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    def verify_(self) -> None:
+        self.expect(
+            channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal"
+        )
+
+
+@irdl_op_definition
+class AddOp(BinaryOp):
+    """Sum: of the residual stream, for the most part.
+
+    `y = a + b`
+    """
+
+    name = "llm.add"
+
+    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+    def equivariance(self) -> list[Constraint]:
+        count = channels(self.result)
+        return [tie_all(self.a, self.result, count), tie_all(self.b, self.result, count)]
+
+
+@irdl_op_definition
+class MulOp(BinaryOp):
+    """Product: of a gate and what it gates. A scale passes on the side that is no activation's.
+
+    `y = a · b`
+    """
+
+    name = "llm.mul"
+
+    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a * b
+
+    def equivariance(self) -> list[Constraint]:
+        fixed, free = (self.b, self.a) if isinstance(self.a.owner, LinearOp) else (self.a, self.b)
+        return [Fix(fixed), tie_all(free, self.result, channels(self.result))]
+
+
+ACTIVATIONS: tuple[type[ActivationOp], ...] = (SiluOp, GeluOp, GeluTanhOp, QuickGeluOp, ReluOp, TanhOp, SigmoidOp)
+
+Llm = Dialect(
+    "llm",
+    [
+        EmbeddingOp, LinearOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp,
+        *ACTIVATIONS, ScaleOp, AddOp, MulOp,
+    ],
+)  # fmt: skip

@@ -1,0 +1,84 @@
+"""Evaluate a module of any level by the semantics its ops declare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from xdsl.dialects import func
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc.dialects.core import MqcOp, WeightAttr
+from mqc.ir import main_function, prefix_tokens
+from mqc.weight_store import Array, WeightStore
+
+Observer = Callable[[MqcOp, Any], None]
+
+
+class Evaluation:
+    """One sequence being evaluated: the module, its weights, and the KV cache so far.
+
+    Works on every level; values are torch tensors on `llm` and `quant`, NumPy arrays on `int`.
+    Memory grows with the widest set of live values (freed after their last use) and with the
+    cache; time is that of the ops.
+    """
+
+    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+        self._function = main_function(module)
+        self._weights = weights
+        self.prefix = prefix_tokens(module)
+        self._last_use = _last_uses(self._function)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence: the cache is empty again but for the prefix."""
+        self.cache: dict[int, tuple[Any, Any]] = {}
+        self.position = len(self.prefix)
+
+    def array(self, ref: WeightAttr) -> Array:
+        """The constant as a NumPy array."""
+        return self._weights[ref]
+
+    def torch(self, ref: WeightAttr) -> Any:
+        """The constant as a torch tensor that shares the store's memory."""
+        import torch
+
+        array = self._weights[ref]
+        if not array.flags.writeable:
+            array = array.copy()
+        return torch.from_numpy(array)
+
+    def run(self, ids: Any, positions: Any, observe: Observer | None = None) -> Any:
+        """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence.
+
+        Args:
+            ids: token ids `[tokens]`, of the level's array type.
+            positions: their positions `[tokens]`, prefix included.
+            observe: called with every op and its result.
+        """
+        block = self._function.body.block
+        values: dict[SSAValue, Any] = dict(zip(block.args, (ids, positions), strict=True))
+        for op in block.ops:
+            if isinstance(op, func.ReturnOp):
+                self.position += len(ids)
+                return values[op.operands[0]]
+            assert isinstance(op, MqcOp)
+            result = op.evaluate(self, *(values[operand] for operand in op.operands))
+            values[op.results[0]] = result
+            if observe is not None:
+                observe(op, result)
+            for operand in self._last_use.get(op, ()):
+                values.pop(operand, None)
+        raise AssertionError("a verified function ends in func.return")
+
+
+def _last_uses(function: func.FuncOp) -> dict[Any, list[SSAValue]]:
+    last: dict[SSAValue, Any] = {}
+    for op in function.body.block.ops:
+        for operand in op.operands:
+            last[operand] = op
+    by_op: dict[Any, list[SSAValue]] = {}
+    for value, op in last.items():
+        by_op.setdefault(op, []).append(value)
+    return by_op

@@ -1,0 +1,138 @@
+"""Symbolic values of the raising: what an FX value is in terms of `llm` values.
+
+The traced graph reshapes, transposes, slices and joins `[1, tokens, …]` tensors. All of that is
+bookkeeping over channels, so an FX value is kept as arrays of channel numbers in the FX value's own
+layout (token axis of size 1), and layout ops act on these arrays with NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from xdsl.ir import SSAValue
+
+Index = npt.NDArray[np.int64]
+Layout = Callable[[Index], Index]
+
+
+@dataclass(eq=False)
+class Linear:
+    """A matrix product not emitted yet, so that a slice of its output becomes rows of its weight."""
+
+    x: SSAValue
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    name: str
+    weight_name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Norm:
+    """A norm not emitted yet, so that a product with a vector becomes its gain."""
+
+    x: SSAValue
+    kind: str
+    eps: float
+    groups: int
+    name: str
+    value: SSAValue | None = None
+
+
+Base = SSAValue | Linear | Norm
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """FX value whose element at channel position i is `sign[i] · base[index[i]]`.
+
+    `index`, `sign`: the FX value's shape with the token axis `axis` of size 1.
+    """
+
+    base: Base
+    index: Index
+    sign: Index
+    axis: int
+
+    def map(self, layout: Layout, axis: int) -> Lanes:
+        return replace(self, index=layout(self.index), sign=layout(self.sign), axis=axis)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """`base[index]·cos[position, column] + sign·base[pair]·sin[position, column]`.
+
+    `column` is −1 where a channel passes through unrotated.
+    """
+
+    base: Base
+    index: Index
+    pair: Index
+    sign: Index
+    column: Index
+    cos: torch.Tensor
+    sin: torch.Tensor
+    axis: int
+
+    def map(self, layout: Layout, axis: int) -> Rotary:
+        arrays = {k: layout(getattr(self, k)) for k in ("index", "pair", "sign", "column")}
+        return replace(self, **arrays, axis=axis)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Product of lanes and a table over positions: half of a rotary embedding."""
+
+    lanes: Lanes
+    table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """`function(lanes)`, not raised to an op yet; `path` is the module that computes it."""
+
+    lanes: Lanes
+    function: Callable[[torch.Tensor], torch.Tensor]
+    path: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """mean(lanes²) over the last axis, plus `eps`; `inverse_root` once rsqrt was taken."""
+
+    lanes: Lanes
+    eps: float = 0.0
+    inverse_root: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Depends on positions alone: its value with `position_ids = arange(context)`."""
+
+    value: Any
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """The number of tokens, as an integer in the graph."""
+
+
+def order(value: Lanes | Rotary) -> Index:
+    """Channel numbers in `[tokens, channels]` order: the token axis first, then the others."""
+    return np.moveaxis(value.index, value.axis, 0).reshape(-1)
+
+
+def flat(value: Lanes | Rotary, array: Index) -> Index:
+    """`array`, in the layout of `value`, in `[tokens, channels]` order."""
+    return np.moveaxis(array, value.axis, 0).reshape(-1)

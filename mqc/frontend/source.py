@@ -1,0 +1,20 @@
+"""Where a traced node came from: module path and source line."""
+
+from __future__ import annotations
+
+import re
+
+from torch.fx import Node
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that the node was traced in, without wrapper and base-model prefix."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return re.sub(r"^model\.?(model|transformer|gpt_neox|model\.decoder)?\.?(?=\w|$)", "", path)
+
+
+def source_line(node: Node) -> str:
+    """`file.py:line` of the Python statement that produced the node; empty if unknown."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{found[-1][0].rsplit('/', 1)[-1]}:{found[-1][1]}" if found else ""

@@ -1,0 +1,131 @@
+"""Hugging Face decoder → FX graph of aten ops, with attention as one op."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from mqc.errors import ModelError, UnsupportedOpError
+
+#: Name under which the attention function is registered with transformers.
+ATTENTION = "mqc"
+
+
+@torch.library.custom_op("mqc::attention", mutates_args=())
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """Placeholder for attention in the traced graph; never run.
+
+    Shapes: q `[1, heads, tokens, head_dim]`, k and v `[1, kv_heads, tokens, head_dim]`,
+    result `[1, tokens, heads, head_dim]`. `window` and `softcap` are 0 for none.
+    """
+    raise NotImplementedError("mqc::attention exists in traced graphs only")
+
+
+@attention.register_fake
+def _(q, k, v, layer, scale, window, softcap):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
+
+
+def _attention_function(  # type: ignore[no-untyped-def]
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0,
+    sliding_window=None, softcap=None, **kwargs,
+):  # fmt: skip
+    if kwargs.get("s_aux") is not None or getattr(module, "sinks", None) is not None:
+        raise UnsupportedOpError(
+            f"layer {module.layer_idx}", "attention with learned sinks", "has no llm form"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    result = attention(
+        query, key, value, module.layer_idx, scale, sliding_window or 0, float(softcap or 0)
+    )
+    return result, None
+
+
+AttentionInterface.register(ATTENTION, _attention_function)
+AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+
+
+class _LogitsOnly(torch.nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return self.model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).logits
+
+
+def check_model(model: Any) -> None:
+    """Raise `ModelError` unless `model` is a dense decoder LLM with finite weights."""
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"expected a transformers PreTrainedModel, got {type(model).__name__}; "
+            "load one with AutoModelForCausalLM.from_pretrained"
+        )
+    config, kind = model.config, type(model).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{kind} is an encoder-decoder model; mqc compiles decoder-only LLMs")
+    if getattr(config, "vision_config", None) or getattr(config, "audio_config", None):
+        raise ModelError(f"{kind} takes images or audio; compile its language model alone")
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{kind} has no language-model head; load it with AutoModelForCausalLM")
+    for name in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
+        if (getattr(config, name, 0) or 0) > 1:
+            raise ModelError(f"{kind} is a mixture of experts ({name}), which mqc does not support yet")
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{kind}: weight {name} holds NaN or infinity")
+
+
+def trace(model: PreTrainedModel) -> ExportedProgram:
+    """Export `logits(input_ids, position_ids)`, both `[1, tokens]`, with dynamic length.
+
+    Raises:
+        ModelError: the model is not a dense decoder, or torch.export cannot follow its code.
+    """
+    check_model(model)
+    previous = model.config._attn_implementation
+    training = model.training
+    model.eval()
+    model.config._attn_implementation = ATTENTION
+    context = getattr(model.config, "max_position_embeddings", None) or 1024
+    length = Dim("length", min=2, max=max(context - 1, 3))
+    # Two tensors: torch.export takes one passed twice for one input.
+    ids, positions = torch.zeros(1, 3, dtype=torch.long), torch.arange(3)[None]
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                _LogitsOnly(model),
+                (ids, positions),
+                dynamic_shapes=({1: length}, {1: length}),
+                strict=False,
+            )
+    except UnsupportedOpError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"torch.export cannot trace {type(model).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+        model.config._attn_implementation = previous
+        model.train(training)
+    return program

@@ -1,0 +1,141 @@
+"""Modules: the context that knows every dialect, reading and writing, what a module states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
+from xdsl.dialects.func import Func, FuncOp
+from xdsl.parser import Parser
+from xdsl.utils.exceptions import ParseError, VerifyException
+
+from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
+from mqc.errors import IRError
+
+if TYPE_CHECKING:
+    from mqc.calibration import Calibration
+    from mqc.weight_store import WeightStore
+
+LEVELS = ("llm", "quant", "int")
+
+
+class CompilerContext(Context):
+    """An xDSL context that passes also take weights and calibration data from.
+
+    `weights` holds every tensor the module names; `calibration` the token windows to observe,
+    or None where none were given; `progress` is called with a message and a share in [0, 1].
+    """
+
+    def __init__(
+        self, weights: WeightStore | None = None, calibration: Calibration | None = None
+    ) -> None:
+        super().__init__()
+        from mqc.weight_store import WeightStore
+
+        self.weights = weights if weights is not None else WeightStore()
+        self.calibration = calibration
+        self.load_dialect(Builtin)
+        self.load_dialect(Func)
+        self.load_dialect(Mqc)
+        self.register_dialect("llm", _llm)
+        self.register_dialect("quant", _quant)
+        self.register_dialect("int", _int)
+
+    def progress(self, message: str, share: float) -> None:
+        """Report that `share` of the work called `message` is done. Silent by default."""
+
+
+def _llm():  # type: ignore[no-untyped-def]
+    from mqc.dialects.llm import Llm
+
+    return Llm
+
+
+def _quant():  # type: ignore[no-untyped-def]
+    from mqc.dialects.quant import Quant
+
+    return Quant
+
+
+def _int():  # type: ignore[no-untyped-def]
+    from mqc.dialects.int_ops import Int
+
+    return Int
+
+
+def main_function(module: ModuleOp) -> FuncOp:
+    """The one function of a module. Raises `IRError` if it is missing."""
+    for op in module.ops:
+        if isinstance(op, FuncOp) and op.sym_name.data == "main":
+            return op
+    raise IRError("the module has no function @main")
+
+
+def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:
+    """The ops of @main in order, but for the return."""
+    for op in list(main_function(module).body.block.ops):
+        if isinstance(op, MqcOp):
+            yield op
+
+
+def weight_refs(module: ModuleOp) -> Iterator[WeightAttr]:
+    """Every weight attribute in the module."""
+    for op in mqc_ops(module):
+        for value in (*op.properties.values(), *op.attributes.values()):
+            if isinstance(value, WeightAttr):
+                yield value
+
+
+def level(module: ModuleOp) -> str:
+    """`llm`, `quant` or `int`. Raises `IRError` if the module does not say."""
+    stated = module.attributes.get("mqc.level")
+    if not isinstance(stated, StringAttr) or stated.data not in LEVELS:
+        raise IRError(f"the module must state mqc.level, one of {', '.join(LEVELS)}")
+    return stated.data
+
+
+def set_level(module: ModuleOp, name: str) -> None:
+    module.attributes["mqc.level"] = StringAttr(name)
+
+
+def context_length(module: ModuleOp) -> int:
+    """Positions that the program has room for, prefix included."""
+    return int(plain(module.attributes["mqc.context"]))
+
+
+def prefix_tokens(module: ModuleOp) -> tuple[int, ...]:
+    """Tokens whose keys and values stand in the cache before the first prompt token."""
+    stated = module.attributes.get("mqc.prefix")
+    if not isinstance(stated, DenseArrayBase):
+        return ()
+    return tuple(int(v) for v in stated.get_values())
+
+
+def set_prefix(module: ModuleOp, tokens: tuple[int, ...]) -> None:
+    module.attributes["mqc.prefix"] = DenseArrayBase.from_list(i64, list(tokens))
+
+
+def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = None) -> ModuleOp:
+    """Parse and verify IR text. Raises `IRError` with the place in the text."""
+    try:
+        module = Parser(ctx or CompilerContext(), text, name).parse_module()
+        module.verify()
+        main_function(module)
+        level(module)
+    except (ParseError, VerifyException) as error:
+        raise IRError(f"{name}: {error}") from error
+    return module
+
+
+def print_module(module: ModuleOp) -> str:
+    return str(module) + "\n"
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IRError(f"{path}: cannot be read: {error}") from error
