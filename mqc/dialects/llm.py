@@ -21,6 +21,7 @@ from mqc.dialects.core import MqcOp, WeightAttr, channels
 from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
 from mqc.evaluation import Evaluation
+from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, WeightStore
 
 Scale = Array | None
@@ -202,12 +203,6 @@ class LayerNormOp(NormOp):
         super().absorb(weights, inputs, output)
         if output is not None and self.bias is not None:
             self.replace_weight(weights, "bias", weights[self.bias] / output)
-
-
-def rope_pairs(head_dim: int, rotary_dim: int, interleaved: bool) -> tuple[Array, Array]:
-    """Channels within a head that are rotated together: first and second of each pair."""
-    half = np.arange(rotary_dim // 2)
-    return (2 * half, 2 * half + 1) if interleaved else (half, half + rotary_dim // 2)
 
 
 @irdl_op_definition

@@ -11,8 +11,9 @@ from xdsl.dialects.builtin import f32
 from xdsl.ir import Attribute, Block, SSAValue
 
 from mqc.dialects.core import MqcOp, channels, tensor
-from mqc.dialects.llm import ACTIVATIONS, Llm, rope_pairs
+from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
+from mqc.rotary import rope_pairs
 from mqc.weight_store import WeightStore
 
 _OPS: dict[str, type[MqcOp]] = {op.name: op for op in Llm.operations}  # type: ignore[misc]

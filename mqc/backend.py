@@ -1,0 +1,75 @@
+"""What a backend is: which ops it takes, and how it runs a program here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.dialects.core import MqcOp
+from mqc.weight_store import WeightStore
+
+Ids = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a backend carries out an op.
+
+    name: the kernel; stands in the IR as `kernel` and names the function that runs.
+    layout: weight layout it reads (`mqc.layouts`), None for ops without a packed weight.
+    fused_into: name of the user op kind that carries this op out as its first step, so that the
+        result never reaches memory.
+    """
+
+    name: str
+    layout: str | None = None
+    fused_into: str | None = None
+
+
+class Engine(ABC):
+    """One sequence running through an integer program.
+
+    vocabulary: number of logits. context: positions in all, the prefix included.
+    prefix_length: positions taken by the prefix. position: of the next token.
+    """
+
+    vocabulary: int
+    context: int
+    prefix_length: int
+    position: int
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the sequence; `position` is `prefix_length` again."""
+
+    @abstractmethod
+    def forward(self, ids: Ids, rows: int | None = None) -> Logits:
+        """Append `ids` `[tokens]` to the sequence.
+
+        Returns s32 logits `[rows, vocabulary]` of the last `rows` tokens, all of them if None.
+        Raises `InputError` if a token id is out of range or the cache has no room.
+        """
+
+
+class Backend(ABC):
+    """Base of the backends, registered by target name in the entry-point group `mqc.backends`."""
+
+    #: Name in `choose-kernels{backend=…}`.
+    name: ClassVar[str]
+    #: Targets of `mqc.compile` that it serves.
+    targets: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def select(self, op: MqcOp) -> Kernel | None:
+        """Kernel for an `int` op, None if no kernel takes it with these types."""
+
+    @abstractmethod
+    def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
+        """An engine for a module that went through `choose-kernels` and `plan-memory`."""

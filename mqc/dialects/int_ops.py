@@ -1,0 +1,468 @@
+"""The `int` dialect: integers only. `evaluate` of these ops is the oracle that every backend matches.
+
+Values are `tensor<?xC x ui8|ui16|si32>`. Activations are unsigned with a zero point that stands
+on the op that reads them; s32 values are accumulators, brought back by `int.requant`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from xdsl.dialects.builtin import IntegerAttr, IntegerType, Signedness, StringAttr, TensorType
+from xdsl.ir import Dialect, SSAValue
+from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
+
+from mqc import arithmetic as a
+from mqc.dialects.core import MqcOp, WeightAttr, channels, element_type, s32, u8, u16
+from mqc.evaluation import Evaluation
+from mqc.layouts import unpack
+from mqc.rotary import rope_pairs
+from mqc.weight_store import Array, numpy_dtype
+
+ACTIVATION_TYPES = (u8, u16)
+
+
+def bits(value: SSAValue) -> int:
+    element = element_type(value)
+    assert isinstance(element, IntegerType)
+    return int(element.width.data)
+
+
+def limits(value: SSAValue) -> tuple[int, int]:
+    """Smallest and largest integer of the value's element type."""
+    element = element_type(value)
+    assert isinstance(element, IntegerType)
+    width = int(element.width.data)
+    low = -(1 << (width - 1)) if element.signedness.data == Signedness.SIGNED else 0
+    return low, low + (1 << width) - 1
+
+
+class IntOp(MqcOp):
+    """An op of the `int` level: every operand and result has integer elements."""
+
+    def verify_(self) -> None:
+        for value in (*self.operands, *self.results):
+            element = element_type(value)
+            self.expect(isinstance(element, IntegerType), f"{value.type} is not a tensor of integers")
+        self.check()
+
+    def check(self) -> None:
+        """What the types cannot say, for each op."""
+
+    def expect_activation(self, *values: SSAValue) -> None:
+        for value in values:
+            self.expect(
+                element_type(value) in ACTIVATION_TYPES, f"{value.type} must have ui8 or ui16 elements"
+            )
+
+    def expect_zero_point(self, name: str, value: SSAValue) -> None:
+        low, high = limits(value)
+        self.expect(low <= self.get(name) <= high, f"{name} must be in [{low}, {high}]")
+
+    def expect_scale(self, multiplier: str, shift: str) -> None:
+        m, s = abs(self.get(multiplier)), self.get(shift)
+        self.expect(m == 0 or 2**30 <= m < 2**31, f"|{multiplier}| must be 0 or in [2^30, 2^31)")
+        self.expect(-31 <= s <= 31, f"{shift} must be in [-31, 31]")
+
+    def expect_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        ref = self.properties[name]
+        assert isinstance(ref, WeightAttr)
+        self.expect(ref.shape in shapes, f"{name} must be {' or '.join(str(list(s)) for s in shapes)}")
+
+    def narrow(self, x: Any) -> Array:
+        """Clamp to the result's type."""
+        low, high = limits(self.results[0])
+        return np.clip(x, low, high).astype(numpy_dtype(element_type(self.results[0])))
+
+
+@irdl_op_definition
+class EmbeddingOp(IntOp):
+    """Row of an s8 table, rescaled by the row's multiplier and shift.
+
+    `y[t] = clamp(requantize(table[i], multiplier[i], shift[i]) + zero_point), i = index[t]`
+    """
+
+    name = "int.embedding"
+    indices = operand_def(TensorType)
+    table = prop_def(WeightAttr)
+    multiplier = prop_def(WeightAttr)
+    shift = prop_def(WeightAttr)
+    zero_point = prop_def(IntegerAttr)
+    layout = opt_prop_def(StringAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect_activation(self.result)
+        self.expect_zero_point("zero_point", self.result)
+        if self.layout is None:
+            self.expect_shape("table", (self.multiplier.shape[0], channels(self.result)))
+
+    def rows(self, ctx: Evaluation, indices: Array) -> Array:
+        table, count = ctx.array(self.table), channels(self.result)
+        if self.layout is None:
+            return table[indices]
+        # n16k4: row i is lane i % 16 of block i // 16.
+        return table[indices // 16, :, indices % 16].reshape(len(indices), -1)[:, :count]
+
+    def evaluate(self, ctx: Evaluation, indices: Array) -> Array:
+        m, s = ctx.array(self.multiplier)[indices, None], ctx.array(self.shift)[indices, None]
+        return self.narrow(a.requantize(self.rows(ctx, indices), m, s) + self.get("zero_point"))
+
+
+@irdl_op_definition
+class LinearOp(IntOp):
+    """Matrix product with s8 (or s4) weights. With `group_scale` (u8, 1…16) the weight of input
+    channel k is `weight[n, k] · group_scale[n, k // group]`. `acc_shift` brings a wide sum into s32.
+
+    `y = shift_right_round(Σ (x − x_zero)·w + bias, acc_shift)`
+    """
+
+    name = "int.linear"
+    x = operand_def(TensorType)
+    weight = prop_def(WeightAttr)
+    weight_bits = prop_def(IntegerAttr)
+    group_scale = opt_prop_def(WeightAttr)
+    bias = prop_def(WeightAttr)
+    x_zero = prop_def(IntegerAttr)
+    acc_shift = prop_def(IntegerAttr)
+    layout = opt_prop_def(StringAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        n, k = channels(self.result), channels(self.x)
+        self.expect_activation(self.x)
+        self.expect(element_type(self.result) == s32, "the result must be si32")
+        self.expect_zero_point("x_zero", self.x)
+        self.expect(self.get("weight_bits") in (4, 8), "weight_bits must be 4 or 8")
+        self.expect(0 <= self.get("acc_shift") <= 31, "acc_shift must be in [0, 31]")
+        self.expect_shape("bias", (n,))
+        if self.layout is None:
+            self.expect_shape("weight", (n, k))
+        if self.group_scale is not None:
+            groups = self.group_scale.shape[1]
+            self.expect(self.group_scale.shape[0] == n and k % groups == 0, "groups must divide inputs")
+
+    def matrix(self, ctx: Evaluation) -> Array:
+        """The effective weight `[outputs, inputs]`, s8."""
+        weight = ctx.array(self.weight)
+        n, k = channels(self.result), channels(self.x)
+        if self.layout is not None:
+            weight = unpack(weight, self.layout.data, n, k)
+        if self.group_scale is not None:
+            factor = ctx.array(self.group_scale).astype(np.int8)
+            weight = weight * np.repeat(factor, k // factor.shape[1], 1)
+        return weight
+
+    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+        # Sums of integers below 2^53 are exact in float64, and BLAS is 50 times faster on it.
+        shifted = x.astype(np.float64) - self.get("x_zero")
+        acc = (shifted @ self.matrix(ctx).astype(np.float64).T).astype(np.int64)
+        acc += ctx.array(self.bias)
+        result: Array = a.shift_right_round(acc, self.get("acc_shift")).astype(np.int32)
+        return result
+
+    def macs(self) -> int:
+        return channels(self.x) * channels(self.result)
+
+
+@irdl_op_definition
+class RequantOp(IntOp):
+    """Rescale accumulators to a narrower type, per tensor or per channel (design section 5).
+
+    `y = clamp(requantize(x, multiplier, shift) + zero_point)`
+    """
+
+    name = "int.requant"
+    x = operand_def(TensorType)
+    multiplier = prop_def(WeightAttr)
+    shift = prop_def(WeightAttr)
+    zero_point = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect(element_type(self.x) == s32, "the operand must be si32")
+        self.expect_zero_point("zero_point", self.result)
+        for name in ("multiplier", "shift"):
+            self.expect_shape(name, (1,), (channels(self.result),))
+
+    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+        scaled = a.requantize(x, ctx.array(self.multiplier), ctx.array(self.shift))
+        return self.narrow(scaled + self.get("zero_point"))
+
+
+class NormOp(IntOp):
+    """What the norms share: the direction of each group of channels with 30 fraction bits."""
+
+    x = operand_def(TensorType)
+    x_zero = prop_def(IntegerAttr)
+    epsilon = prop_def(IntegerAttr)
+    groups = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect_activation(self.x)
+        self.expect(element_type(self.result) == s32, "the result must be si32")
+        self.expect_zero_point("x_zero", self.x)
+        self.expect(1 <= self.get("epsilon") < 2**62, "epsilon must be in [1, 2^62)")
+        size = channels(self.x) // self.get("groups")
+        self.expect(size <= 1 << 14, "a group may have at most 16384 channels")
+
+    def deviations(self, blocks: Array) -> Array:
+        raise NotImplementedError
+
+    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+        blocks = x.astype(np.int64).reshape(len(x), self.get("groups"), -1)
+        d = self.deviations(blocks)
+        square_sum = (d * d).sum(-1, keepdims=True) + self.get("epsilon")
+        r, h = a.inverse_norm(square_sum)
+        y = a.shift_right_round(d * r, 62 - a.NORM_FRACTION_BITS - h)
+        return y.reshape(x.shape).astype(np.int32)
+
+
+@irdl_op_definition
+class RmsNormOp(NormOp):
+    """Direction of each group of channels; the gain and sqrt(channels) are in the next requant.
+
+    `y = 2^30 · d / sqrt(Σ d² + epsilon), d = x − x_zero`
+    """
+
+    name = "int.rms_norm"
+
+    def deviations(self, blocks: Array) -> Array:
+        return blocks - self.get("x_zero")
+
+
+@irdl_op_definition
+class LayerNormOp(NormOp):
+    """As `int.rms_norm` of the deviations from the mean, which keep 6 fraction bits.
+
+    `y = 2^30 · d / sqrt(Σ d² + epsilon), d = 64·x − round(64·mean(x))`
+    """
+
+    name = "int.layer_norm"
+
+    def deviations(self, blocks: Array) -> Array:
+        count, one = blocks.shape[-1], 1 << a.MEAN_FRACTION_BITS
+        mean = (2 * one * blocks.sum(-1, keepdims=True) + count) // (2 * count)
+        return blocks * one - mean
+
+
+@irdl_op_definition
+class RopeOp(IntOp):
+    """Rotary position embedding by s16 tables with 14 fraction bits; the result keeps them.
+
+    `(y₁, y₂) = (d₁·cos p − d₂·sin p, d₂·cos p + d₁·sin p), d = x − x_zero; else y = d·2^14`
+    """
+
+    name = "int.rope"
+    x = operand_def(TensorType)
+    positions = operand_def(TensorType)
+    cos = prop_def(WeightAttr)
+    sin = prop_def(WeightAttr)
+    head_dim = prop_def(IntegerAttr)
+    interleaved = prop_def(IntegerAttr)
+    x_zero = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect(element_type(self.x) == u8, "the operand must be ui8")
+        self.expect(element_type(self.result) == s32, "the result must be si32")
+        self.expect_zero_point("x_zero", self.x)
+
+    def evaluate(self, ctx: Evaluation, x: Array, positions: Array) -> Array:
+        d = x.astype(np.int64).reshape(len(x), -1, self.get("head_dim")) - self.get("x_zero")
+        cos, sin = (ctx.array(t)[positions][:, None].astype(np.int64) for t in (self.cos, self.sin))
+        first, second = rope_pairs(d.shape[-1], 2 * cos.shape[-1], bool(self.get("interleaved")))
+        y = d << a.ROPE_FRACTION_BITS
+        y[..., first] = d[..., first] * cos - d[..., second] * sin
+        y[..., second] = d[..., second] * cos + d[..., first] * sin
+        return y.reshape(x.shape).astype(np.int32)
+
+
+@irdl_op_definition
+class AttentionOp(IntOp):
+    """Causal attention with a u8 KV cache, whose first rows are `prefix_k` and `prefix_v`.
+
+    For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
+    u = min(requantize(max s − s, score_multiplier, score_shift), 65535), p = softmax(u),
+    `y = clamp(requantize(Σ p·(v − v_zero), multiplier, shift) + zero_point)`
+    """
+
+    name = "int.attention"
+    q = operand_def(TensorType)
+    k = operand_def(TensorType)
+    v = operand_def(TensorType)
+    layer = prop_def(IntegerAttr)
+    heads = prop_def(IntegerAttr)
+    kv_heads = prop_def(IntegerAttr)
+    window = opt_prop_def(IntegerAttr)
+    prefix_k = opt_prop_def(WeightAttr)
+    prefix_v = opt_prop_def(WeightAttr)
+    q_zero = prop_def(IntegerAttr)
+    k_zero = prop_def(IntegerAttr)
+    v_zero = prop_def(IntegerAttr)
+    score_multiplier = prop_def(IntegerAttr)
+    score_shift = prop_def(IntegerAttr)
+    multiplier = prop_def(IntegerAttr)
+    shift = prop_def(IntegerAttr)
+    zero_point = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        for value in (self.q, self.k, self.v):
+            self.expect(element_type(value) == u8, "q, k and v must be ui8")
+        self.expect_activation(self.result)
+        for name, value in zip(("q_zero", "k_zero", "v_zero"), self.operands, strict=True):
+            self.expect_zero_point(name, value)
+        self.expect_zero_point("zero_point", self.result)
+        self.expect_scale("score_multiplier", "score_shift")
+        self.expect_scale("multiplier", "shift")
+        heads, kv_heads = self.get("heads"), self.get("kv_heads")
+        self.expect(heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads")
+        width = channels(self.q) // heads
+        self.expect(width <= 1 << 13, "head_dim may be at most 8192")
+
+    def evaluate(self, ctx: Evaluation, q: Array, k: Array, v: Array) -> Array:
+        layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
+        past = ctx.cache.get(layer)
+        if past is None and self.prefix_k is not None and self.prefix_v is not None:
+            past = ctx.array(self.prefix_k), ctx.array(self.prefix_v)
+        if past is not None:
+            k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
+        ctx.cache[layer] = k, v
+        new, seen = len(q), len(k)
+        # float64 products of integers below 2^53 are exact.
+        shape = (new, kv_heads, heads // kv_heads, -1)
+        queries = (q.astype(np.float64) - self.get("q_zero")).reshape(shape).transpose(1, 2, 0, 3)
+        keys = (k.astype(np.float64) - self.get("k_zero")).reshape(seen, kv_heads, 1, -1)
+        values = (v.astype(np.float64) - self.get("v_zero")).reshape(seen, kv_heads, 1, -1)
+        scores = (queries @ keys.transpose(1, 2, 3, 0)).astype(np.int64)
+        age = np.arange(seen - new, seen)[:, None] - np.arange(seen)
+        visible = age >= 0
+        if self.window is not None:
+            visible &= age < self.get("window")
+        largest = np.where(visible, scores, a.INT32_MIN).max(-1, keepdims=True)
+        below = np.where(visible, largest - scores, 0)
+        differences = a.requantize(below, self.get("score_multiplier"), self.get("score_shift"))
+        p = a.softmax(np.minimum(differences, 65535), visible)
+        acc = (p.astype(np.float64) @ values.transpose(1, 2, 0, 3)).astype(np.int64)
+        scaled = a.requantize(acc, self.get("multiplier"), self.get("shift")) + self.get("zero_point")
+        return self.narrow(scaled.transpose(2, 0, 1, 3).reshape(new, -1))
+
+
+@irdl_op_definition
+class LutOp(IntOp):
+    """Function of one value by table. Of a u8: 256 entries of the result's type. Of a u16:
+    2^(16−segment_bits) + 1 s32 knots with 4 fraction bits, interpolated linearly.
+
+    `y = table[x]`, or with i = x >> b, r = x & (2^b − 1):
+    `y = clamp(shift_right_round(table[i]·(2^b − r) + table[i+1]·r, b + 4))`
+    """
+
+    name = "int.lut"
+    x = operand_def(TensorType)
+    table = prop_def(WeightAttr)
+    segment_bits = opt_prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect_activation(self.x, self.result)
+        if bits(self.x) == 8:
+            self.expect_shape("table", (256,))
+            self.expect(
+                self.table.type.get_element_type() == element_type(self.result),
+                "the table must have the result's element type",
+            )
+        else:
+            self.expect(self.segment_bits is not None, "a ui16 operand needs segment_bits")
+            self.expect(0 <= self.get("segment_bits") <= 8, "segment_bits must be in [0, 8]")
+            self.expect_shape("table", ((1 << (16 - self.get("segment_bits"))) + 1,))
+
+    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+        table = ctx.array(self.table)
+        if bits(self.x) == 8:
+            return table[x]
+        b = self.get("segment_bits")
+        index, rest = x.astype(np.int64) >> b, x.astype(np.int64) & ((1 << b) - 1)
+        knots = table.astype(np.int64)
+        y = knots[index] * ((1 << b) - rest) + knots[index + 1] * rest
+        return self.narrow(a.shift_right_round(y, b + a.LUT_FRACTION_BITS))
+
+
+@irdl_op_definition
+class MulOp(IntOp):
+    """Elementwise product; `acc_shift` brings the product of two u16 into s32.
+
+    `y = shift_right_round((a − a_zero)·(b − b_zero), acc_shift)`
+    """
+
+    name = "int.mul"
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+    a_zero = prop_def(IntegerAttr)
+    b_zero = prop_def(IntegerAttr)
+    acc_shift = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect_activation(self.a, self.b)
+        self.expect(element_type(self.result) == s32, "the result must be si32")
+        self.expect_zero_point("a_zero", self.a)
+        self.expect_zero_point("b_zero", self.b)
+        wide = bits(self.a) + bits(self.b) - self.get("acc_shift")
+        self.expect(wide <= 30, "acc_shift must bring the product into 31 bits")
+
+    def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
+        product = (x.astype(np.int64) - self.get("a_zero")) * (y.astype(np.int64) - self.get("b_zero"))
+        result: Array = a.shift_right_round(product, self.get("acc_shift")).astype(np.int32)
+        return result
+
+
+@irdl_op_definition
+class AddOp(IntOp):
+    """Sum of two values of different scales, each rescaled to 2^-8 of the result's scale.
+
+    t_x = requantize((x − x_zero) << 14, x_multiplier, x_shift) for x in a, b;
+    `y = clamp(shift_right_round(t_a + t_b, 8) + zero_point)`
+    """
+
+    name = "int.add"
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+    a_zero = prop_def(IntegerAttr)
+    a_multiplier = prop_def(IntegerAttr)
+    a_shift = prop_def(IntegerAttr)
+    b_zero = prop_def(IntegerAttr)
+    b_multiplier = prop_def(IntegerAttr)
+    b_shift = prop_def(IntegerAttr)
+    zero_point = prop_def(IntegerAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect_activation(self.a, self.b, self.result)
+        self.expect_zero_point("zero_point", self.result)
+        for name, value in (("a", self.a), ("b", self.b)):
+            self.expect_zero_point(f"{name}_zero", value)
+            self.expect_scale(f"{name}_multiplier", f"{name}_shift")
+            factor = self.get(f"{name}_multiplier") * 2.0 ** -(31 + self.get(f"{name}_shift"))
+            bound = (1 << (bits(value) + a.ADD_LEFT_SHIFT)) * factor
+            self.expect(bound < 2**30, f"operand {name} is more than 64 times the result's range")
+
+    def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
+        total: Any = 0
+        for name, value in (("a", x), ("b", y)):
+            d = (value.astype(np.int64) - self.get(f"{name}_zero")) << a.ADD_LEFT_SHIFT
+            total = total + a.requantize(d, self.get(f"{name}_multiplier"), self.get(f"{name}_shift"))
+        return self.narrow(
+            a.shift_right_round(total, a.ADD_FRACTION_BITS) + self.get("zero_point")
+        )
+
+
+Int = Dialect(
+    "int",
+    [
+        EmbeddingOp, LinearOp, RequantOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp, LutOp, MulOp,
+        AddOp,
+    ],
+)  # fmt: skip

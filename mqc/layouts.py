@@ -1,0 +1,48 @@
+"""Memory layouts of weight matrices: how a backend wants `[outputs, inputs]` s8 to be stored.
+
+`n16k4`     s8 `[N/16, K/4, 16, 4]`: four consecutive inputs of sixteen outputs fill 64 bytes, the
+            operand of one 512-bit dot-product instruction.
+`n16k4.s4`  u8 `[N/16, K/4, 32]`: the same 64 values as 4-bit two's complement; byte i holds
+            value i in its low half and value i + 32 in its high half.
+
+N is padded to a multiple of 16 and K to a multiple of 4 with zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mqc.weight_store import Array
+
+LAYOUTS = ("n16k4", "n16k4.s4")
+
+
+def pack(weight: Array, layout: str) -> Array:
+    """`[N, K]` s8 in the given layout. One copy of the matrix."""
+    n, k = weight.shape
+    padded = weight
+    if n % 16 or k % 4:
+        padded = np.zeros((-(-n // 16) * 16, -(-k // 4) * 4), np.int8)
+        padded[:n, :k] = weight
+    blocks = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
+    blocks = np.ascontiguousarray(blocks)
+    if layout == "n16k4":
+        return blocks
+    if layout != "n16k4.s4":
+        raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    values = blocks.reshape(*blocks.shape[:2], 64).view(np.uint8) & 15
+    packed: Array = values[..., :32] | (values[..., 32:] << 4)
+    return packed
+
+
+def unpack(packed: Array, layout: str, n: int, k: int) -> Array:
+    """Inverse of `pack` for a matrix of `n` outputs and `k` inputs."""
+    blocks: Any = packed
+    if layout == "n16k4.s4":
+        values = np.concatenate([packed & 15, packed >> 4], -1).astype(np.int8)
+        blocks = ((values ^ 8) - 8).reshape(*packed.shape[:2], 16, 4)
+    matrix = blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * 16, blocks.shape[1] * 4)
+    result: Array = matrix[:n, :k]
+    return result
