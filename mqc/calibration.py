@@ -1,0 +1,87 @@
+"""Calibration data, and running the float program over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.errors import CalibrationError
+from mqc.evaluation import Evaluation, Observer
+from mqc.ir import CompilerContext
+
+Windows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows to observe.
+
+    windows: token ids `[count, length]`.
+    bos: the tokenizer's token for the start of a text, if it has one.
+    """
+
+    windows: Windows
+    bos: int | None = None
+
+    @classmethod
+    def from_ids(
+        cls,
+        ids: Sequence[int],
+        vocabulary: int,
+        count: int = 16,
+        length: int = 512,
+        bos: int | None = None,
+    ) -> Calibration:
+        """`count` windows of `length` tokens, spread evenly over a tokenized text.
+
+        Raises `CalibrationError` if the text is empty, shorter than one window, or holds token
+        ids outside the vocabulary.
+        """
+        if len(ids) < length:
+            raise CalibrationError(
+                f"calibration needs a text of at least {length} tokens, got {len(ids)}; "
+                "give a longer one, from the domain that the model will see"
+            )
+        array = np.asarray(ids, np.int64)
+        if array.min() < 0 or array.max() >= vocabulary:
+            raise CalibrationError(
+                f"calibration holds token ids outside [0, {vocabulary}); "
+                "was it tokenized with the model's own tokenizer?"
+            )
+        available = len(ids) // length
+        picked = np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
+        return cls(np.stack([array[i * length : (i + 1) * length] for i in picked]), bos)
+
+    def part(self, count: int, length: int) -> Windows:
+        """The first `length` tokens of `count` windows spread over all."""
+        picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
+        return self.windows[picked, :length]
+
+
+def observe(
+    ctx: CompilerContext,
+    module: ModuleOp,
+    windows: Windows,
+    observer: Observer,
+    title: str,
+    before_window: Callable[[], None] = lambda: None,
+) -> None:
+    """Evaluate a float module over windows, calling `observer` with every op and its result.
+
+    Each window follows the module's prefix. Time is that of a float forward pass over all tokens;
+    memory that of one window.
+    """
+    evaluation = Evaluation(module, ctx.weights)
+    with torch.no_grad():
+        for i, window in enumerate(windows):
+            evaluation.reset()
+            before_window()
+            start = evaluation.position
+            positions = torch.arange(start, start + len(window))
+            evaluation.run(torch.from_numpy(window), positions, observer)
+            ctx.progress(title, (i + 1) / len(windows))

@@ -1,0 +1,117 @@
+"""`absorb-prefix`: freeze the keys and values of attention-sink tokens into the cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.calibration import Calibration, Windows, observe
+from mqc.dialects.core import MqcOp
+from mqc.dialects.llm import AddOp, AttentionOp, LinearOp
+from mqc.errors import CalibrationError, PassError
+from mqc.evaluation import Evaluation
+from mqc.ir import CompilerContext, context_length, mqc_ops, prefix_tokens, set_prefix
+from mqc.pass_base import Pass
+
+#: A second prefix token must lower the outlier score (mean log2 of largest to typical) by this.
+_WORTHWHILE = 0.05
+
+
+@dataclass(frozen=True)
+class AbsorbPrefix(Pass):
+    """Run a fixed prefix once and make its keys and values the first rows of every cache.
+
+    The first tokens of a sequence draw attention and grow activations hundreds of times larger
+    than any other token's; static ranges must not have to cover them (PrefixQuant, arXiv
+    2410.05265). The prefix takes positions 0…p−1 and is subject to windows like any token.
+
+    Options:
+        tokens: the prefix; if absent, the one or two tokens are chosen that leave the smallest
+            outliers in the matrix products' inputs and outputs on calibration data.
+        most: longest prefix to consider (0 leaves the module as it is).
+    """
+
+    name = "absorb-prefix"
+    needs_calibration: ClassVar[bool] = True
+    tokens: tuple[int, ...] | None = None
+    most: int = 2
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        if prefix_tokens(module):
+            raise PassError("absorb-prefix: the module has a prefix already")
+        tokens = self.tokens if self.tokens is not None else self._search(ctx, module)
+        if not tokens:
+            return
+        if len(tokens) >= context_length(module):
+            raise PassError("absorb-prefix: the prefix fills the whole context")
+        evaluation = Evaluation(module, ctx.weights)
+        with torch.no_grad():
+            evaluation.run(torch.tensor(tokens), torch.arange(len(tokens)))
+        for op in mqc_ops(module):
+            if isinstance(op, AttentionOp):
+                for name, rows in zip(("k", "v"), evaluation.cache[op.get("layer")], strict=True):
+                    ref = ctx.weights.add(f"{op.value_name}.prefix_{name}", rows.numpy())
+                    op.properties[f"prefix_{name}"] = ref
+        set_prefix(module, tokens)
+
+    def _search(self, ctx: CompilerContext, module: ModuleOp) -> tuple[int, ...]:
+        calibration = ctx.calibration
+        if calibration is None:
+            raise CalibrationError("absorb-prefix needs calibration text, or option tokens")
+        sample = calibration.part(2, 256)
+        best, best_score = (), _outlier_score(ctx, module, sample, ())[0]
+        for _ in range(self.most):
+            _, suspects = _outlier_score(ctx, module, sample, best)
+            singles = _candidates(calibration, suspects)
+            scored = [
+                (_outlier_score(ctx, module, sample, (*best, token))[0], (*best, token))
+                for token in singles
+            ]
+            score, prefix = min(scored)
+            if score > best_score - _WORTHWHILE:
+                break
+            best, best_score = prefix, score
+        return best
+
+
+def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
+    """Tokens worth trying: the start token, and those that were outliers most often."""
+    tokens = [token for token, _ in Counter(suspects).most_common(4)]
+    if calibration.bos is not None and calibration.bos not in tokens:
+        tokens.insert(0, calibration.bos)
+    return tokens
+
+
+def _outlier_score(
+    ctx: CompilerContext, module: ModuleOp, sample: Windows, prefix: tuple[int, ...]
+) -> tuple[float, list[int]]:
+    """How far outliers stick out behind a prefix, and the tokens that carry them.
+
+    The score is the mean, over values that linears read or write, of log2(largest magnitude of
+    any token / median of the tokens' largest magnitudes): the bits a static range wastes.
+    """
+    largest: dict[MqcOp, list[Any]] = {}
+
+    def note(op: MqcOp, result: Any) -> None:
+        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
+        if isinstance(op, LinearOp | AddOp) or read:
+            peaks = result.abs().amax(-1)[len(prefix) :].double().numpy()
+            largest.setdefault(op, []).append(peaks)
+
+    rows = np.array([[*prefix, *window] for window in sample], np.int64)
+    observe(ctx, module, rows, note, "searching a prefix")
+    ratios = [
+        np.log2(peaks.max() / max(float(np.median(peaks)), 1e-9))
+        for peaks in (np.concatenate(p) for p in largest.values())
+    ]
+    residual = [np.stack(p) for op, p in largest.items() if isinstance(op, AddOp)]
+    flat = sample.reshape(-1)
+    suspects = []
+    for peaks in residual:
+        suspects += flat[np.argsort(peaks.reshape(-1))[-4:]].tolist()
+    return float(np.mean(ratios)), suspects

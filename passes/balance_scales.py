@@ -1,0 +1,107 @@
+"""`balance-scales`: even out channel magnitudes by equivalent transformations, in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc.calibration import observe
+from mqc.dialects.core import MqcOp
+from mqc.dialects.llm import LinearOp, LlmOp
+from mqc.equivalence_groups import EquivalenceGroups, discover
+from mqc.errors import CalibrationError
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.pass_base import Pass
+from mqc.weight_store import Array
+
+
+@dataclass(frozen=True)
+class BalanceScales(Pass):
+    """Divide channels by scales that the surrounding weights absorb; the float function is kept.
+
+    The scales are found, not listed: every op states how scales move through it, and
+    `mqc.equivalence_groups` solves for those that are free. Each group's scale is
+
+    1. `A^alpha / W^(1−alpha)` for values that linears read (SmoothQuant, arXiv 2211.10438, eq. 4):
+       A is the magnitude of the channel (geometric mean over the group's values, each relative to
+       its largest channel), W the largest weight that multiplies it;
+    2. `sqrt(A₊ / A₋)` where values with reciprocal scales meet (queries and keys).
+
+    Options:
+        alpha: how much of the magnitude moves into the weights, 0 to 1.
+        windows: number of calibration windows to observe.
+    """
+
+    name = "balance-scales"
+    needs_calibration: ClassVar[bool] = True
+    alpha: float = 0.5
+    windows: int = 8
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        if ctx.calibration is None:
+            raise CalibrationError("balance-scales needs calibration text")
+        groups = discover(module)
+        magnitudes = _channel_magnitudes(ctx, module, self.windows)
+        scales = _closed_form(ctx, groups, magnitudes, self.alpha)
+        apply_scales(ctx, module, groups, scales)
+
+
+def apply_scales(
+    ctx: CompilerContext, module: ModuleOp, groups: EquivalenceGroups, scales: Array
+) -> None:
+    """Divide every value by its scales and let the ops absorb them. `scales`: one per group."""
+    for op in mqc_ops(module):
+        assert isinstance(op, LlmOp)
+        inputs = [groups.scale_of(value, scales) for value in op.operands]
+        output = groups.scale_of(op.results[0], scales)
+        if output is not None or any(scale is not None for scale in inputs):
+            op.absorb(ctx.weights, inputs, output)
+
+
+def _channel_magnitudes(
+    ctx: CompilerContext, module: ModuleOp, count: int
+) -> dict[SSAValue, Array]:
+    """Largest magnitude of every channel of every value."""
+    assert ctx.calibration is not None
+    magnitudes: dict[SSAValue, Any] = {}
+
+    def note(op: MqcOp, result: Any) -> None:
+        peak = result.abs().amax(0).double().numpy()
+        value = op.results[0]
+        seen = magnitudes.get(value)
+        magnitudes[value] = peak if seen is None else np.maximum(seen, peak)
+
+    windows = ctx.calibration.part(count, ctx.calibration.windows.shape[1])
+    observe(ctx, module, windows, note, "measuring channels")
+    return magnitudes
+
+
+def _closed_form(
+    ctx: CompilerContext,
+    groups: EquivalenceGroups,
+    magnitudes: dict[SSAValue, Array],
+    alpha: float,
+) -> Array:
+    logs = {1: np.zeros(groups.count), -1: np.zeros(groups.count)}
+    members = {1: np.zeros(groups.count), -1: np.zeros(groups.count)}
+    weights = np.zeros(groups.count)
+    for value, (group, sign) in groups.channels.items():
+        peak = magnitudes[value]
+        relative = np.log(np.maximum(peak / max(float(peak.max()), 1e-30), 1e-8))
+        for s in (1, -1):
+            chosen = (group >= 0) & (sign == s)
+            np.add.at(logs[s], group[chosen], relative[chosen])
+            np.add.at(members[s], group[chosen], 1)
+        for use in value.uses:
+            if isinstance(use.operation, LinearOp):
+                column = np.abs(ctx.weights[use.operation.weight]).max(0)
+                free = group >= 0
+                np.maximum.at(weights, group[free], column[free])
+    plus, minus = (logs[s] / np.maximum(members[s], 1) for s in (1, -1))
+    smooth = alpha * plus - (1 - alpha) * np.log(np.maximum(weights, 1e-8))
+    meeting = (plus - minus) / 2
+    return np.exp(np.clip(np.where(members[-1] > 0, meeting, smooth), -10, 10)).astype(np.float32)

@@ -1,0 +1,55 @@
+"""`fold-constants`: move multiplications by a number into weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.pattern_rewriter import (
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+    op_type_rewrite_pattern,
+)
+
+from mqc.dialects.core import channels
+from mqc.dialects.llm import EmbeddingOp, LinearOp, NormOp, ScaleOp
+from mqc.ir import CompilerContext
+from mqc.pass_base import Pass
+from mqc.weight_store import WeightStore
+
+
+@dataclass
+class _FoldScale(RewritePattern):
+    weights: WeightStore
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: ScaleOp, rewriter: PatternRewriter) -> None:
+        producer = op.x.owner
+        shrink = np.full(channels(op.x), 1.0 / op.get("factor"), np.float32)
+        if isinstance(producer, EmbeddingOp | LinearOp | NormOp) and op.x.has_one_use():
+            producer.absorb(self.weights, [None], shrink)
+        elif all(isinstance(use.operation, LinearOp) for use in op.result.uses):
+            for use in list(op.result.uses):
+                assert isinstance(use.operation, LinearOp)
+                use.operation.absorb(self.weights, [1 / shrink], None)
+        else:
+            return
+        rewriter.replace_matched_op([], [op.x])
+
+
+class FoldConstants(Pass):
+    """Move `llm.scale` into weights.
+
+    1. `scale(f, linear(x, W, b))` → `linear(x, f·W, f·b)`, if the product has no other user;
+       the same for the table of an embedding and the gain of a norm.
+    2. `linear(scale(f, x), W, b)` → `linear(x, f·W, b)`, if all users of the scale are linears.
+
+    Any other scale is left alone.
+    """
+
+    name = "fold-constants"
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        PatternRewriteWalker(_FoldScale(ctx.weights)).rewrite_module(module)

@@ -1,0 +1,73 @@
+"""`observe-ranges`: note on every value the range it takes on calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
+
+from mqc.calibration import observe
+from mqc.dialects.core import MqcOp
+from mqc.dialects.llm import AttentionOp
+from mqc.errors import CalibrationError, RecipeError
+from mqc.histogram import Histogram
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.pass_base import Pass
+
+METHODS = ("minmax", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class ObserveRanges(Pass):
+    """Attach to each op `range = [low, high]`, the extremes of its result, and `clip = [low, high]`,
+    the range that 8-bit quantization should cover.
+
+    Options:
+        method: how `clip` is chosen: `minmax` takes the extremes, `percentile` leaves out the share
+            `outside` of the values, `mse` minimizes the squared error of an 8-bit grid.
+        outside: share of values left outside by `percentile`.
+        windows: number of calibration windows to observe.
+    """
+
+    name = "observe-ranges"
+    needs_calibration: ClassVar[bool] = True
+    method: str = "minmax"
+    outside: float = 1e-5
+    windows: int = 16
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        if self.method not in METHODS:
+            raise RecipeError(f"observe-ranges: method {self.method!r} is none of {', '.join(METHODS)}")
+        if ctx.calibration is None:
+            raise CalibrationError("observe-ranges needs calibration text")
+        histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(module)}
+        windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
+
+        def note(op: MqcOp, result: Any) -> None:
+            histograms[op].add(result)
+
+        observe(ctx, module, windows, note, "observing ranges")
+        _include_prefix(ctx, module, histograms)
+        for op, histogram in histograms.items():
+            clip = histogram.low, histogram.high
+            if self.method == "percentile":
+                clip = histogram.percentile(self.outside)
+            elif self.method == "mse":
+                clip = histogram.least_squares(8)
+            full = [histogram.low, histogram.high]
+            op.attributes["range"] = DenseArrayBase.from_list(f64, full)
+            op.attributes["clip"] = DenseArrayBase.from_list(f64, list(clip))
+
+
+def _include_prefix(
+    ctx: CompilerContext, module: ModuleOp, histograms: dict[MqcOp, Histogram]
+) -> None:
+    """Prefix rows share the cache's scale with the keys and values that follow them."""
+    import torch
+
+    for op in mqc_ops(module):
+        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
+            for value, ref in ((op.k, op.prefix_k), (op.v, op.prefix_v)):
+                assert isinstance(value.owner, MqcOp)
+                histograms[value.owner].add(torch.from_numpy(ctx.weights[ref]))
