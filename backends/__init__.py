@@ -1,0 +1,1 @@
+"""The backends of mqc, one a folder. Registered through the entry-point group `mqc.backends`."""

@@ -1,0 +1,28 @@
+"""The CPU backend: one C11 file, built with the system's compiler, bit-exact to the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Kernel
+from mqc.backends.cpu.engine import CpuEngine
+from mqc.backends.cpu.select import select
+from mqc.dialects.core import MqcOp
+from mqc.weight_store import WeightStore
+
+
+class CpuBackend(Backend):
+    """C with AVX-512 VNNI or AVX2 intrinsics over portable C."""
+
+    name: ClassVar[str] = "cpu"
+    targets: ClassVar[Sequence[str]] = ("cpu-int8",)
+
+    def select(self, op: MqcOp) -> Kernel | None:
+        return select(op)
+
+    def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> CpuEngine:
+        """Options: `threads` (default: all cores), `isa` (`auto`, `avx512vnni`, `avx2`, `portable`)."""
+        return CpuEngine(module, weights, **options)

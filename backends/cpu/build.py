@@ -1,0 +1,111 @@
+"""Building C sources with the system's compiler, with a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from mqc.errors import StorageError, TargetError, ToolchainError
+
+#: Compiler flags by instruction set, best first.
+ISA_FLAGS = {
+    "avx512vnni": [
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mbmi2",
+        "-mprefer-vector-width=512",
+    ],
+    "avx2": ["-mavx2", "-mbmi2"],
+    "portable": [],
+}  # fmt: skip
+_NEEDS = {
+    "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "bmi2"},
+    "avx2": {"avx2", "bmi2"},
+    "portable": set[str](),
+}
+_FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-Wall", "-Wextra"]
+
+
+@cache
+def supported_isas() -> tuple[str, ...]:
+    """Instruction sets that this machine runs, best first."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    flags = {f for line in text.splitlines() if line.startswith("flags") for f in line.split()}
+    return tuple(isa for isa, needs in _NEEDS.items() if needs <= flags)
+
+
+def choose_isa(isa: str) -> str:
+    """`auto` → the best supported one. Raises `TargetError` for one that this machine lacks."""
+    if isa == "auto":
+        return supported_isas()[0]
+    if isa not in supported_isas():
+        raise TargetError(
+            f"instruction set {isa!r} is not available here; this machine runs "
+            f"{', '.join(supported_isas())}"
+        )
+    return isa
+
+
+def compiler() -> str:
+    """Path of the C compiler: `$CC`, or the first of cc, gcc, clang. Raises `ToolchainError`."""
+    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        path = shutil.which(name)
+        if path:
+            return path
+    raise ToolchainError(
+        "no C compiler found (tried $CC, cc, gcc, clang); install one, e.g. apt-get install gcc"
+    )
+
+
+def cache_folder() -> Path:
+    """`$MQC_CACHE`, or `mqc` in the user's cache folder."""
+    if "MQC_CACHE" in os.environ:
+        return Path(os.environ["MQC_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mqc"
+
+
+def build(source: str, isa: str) -> Path:
+    """Shared library of a C source, from the cache or built now.
+
+    The name holds the hash of source, flags and compiler version; a file appears there only whole.
+    Raises `ToolchainError` if there is no compiler or it fails, `StorageError` if the cache cannot
+    be written.
+    """
+    path = compiler()
+    flags = [*_FLAGS, *ISA_FLAGS[isa]]
+    key = hashlib.sha256("\0".join([source, *flags, _version(path)]).encode()).hexdigest()[:32]
+    folder = cache_folder()
+    library = folder / f"{key}.so"
+    if library.is_file():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            text, result = Path(work) / "program.c", Path(work) / "program.so"
+            text.write_text(source, encoding="utf-8")
+            run = subprocess.run(
+                [path, *flags, str(text), "-o", str(result)], capture_output=True, text=True, check=False
+            )
+            if run.returncode:
+                first = "\n".join(run.stderr.splitlines()[:8])
+                raise ToolchainError(f"{path} failed ({run.returncode}):\n{first}")
+            os.replace(result, library)
+    except OSError as error:
+        raise StorageError(
+            f"cannot build in {folder}: {error}; set MQC_CACHE to a folder that can be written"
+        ) from error
+    return library
+
+
+@cache
+def _version(path: str) -> str:
+    run = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise ToolchainError(f"{path} --version failed: {run.stderr.strip()}")
+    return run.stdout

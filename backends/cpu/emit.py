@@ -1,0 +1,232 @@
+"""The C11 program of an `int` module: the kernels, and one call of them per op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from xdsl.dialects import func
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc.arithmetic import EXP2_TABLE
+from mqc.backends.cpu.kernels import PARTS, source
+from mqc.dialects import int_ops
+from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
+from mqc.errors import TargetError
+from mqc.evaluation import Evaluation
+from mqc.ir import context_length, mqc_ops
+from mqc.weight_store import Array, WeightStore
+
+
+@dataclass(frozen=True)
+class CProgram:
+    """Source text, and the arrays that the program addresses by number.
+
+    attention: the attention ops, in the order of their caches.
+    """
+
+    source: str
+    constants: list[Array]
+    attention: list[int_ops.AttentionOp]
+
+
+def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
+    """Emit a module that went through `choose-kernels` and `plan-memory`.
+
+    Raises `TargetError` for an op without a kernel. The text depends on shapes and scalar
+    attributes only, so that programs of one architecture differ in a few numbers.
+    """
+    return _Emitter(module, weights).run()
+
+
+class _Emitter:
+    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+        self.module, self.weights = module, weights
+        self.evaluation = Evaluation(module, weights)
+        self.constants: list[Array] = []
+        self.numbers: dict[WeightAttr, int] = {}
+        self.lines: list[str] = []
+        self.attentions: list[int_ops.AttentionOp] = []
+        self.tables: list[str] = []
+        self.widest = 0
+        self.rules: dict[type[MqcOp], Callable[[Any], None]] = {
+            int_ops.EmbeddingOp: self.embedding,
+            int_ops.RequantOp: self.requant,
+            int_ops.AttentionOp: self.attention,
+            int_ops.LutOp: self.lut,
+            int_ops.AddOp: self.add,
+        }
+
+    def run(self) -> CProgram:
+        for op in mqc_ops(self.module):
+            if "kernel" not in op.attributes:
+                raise TargetError(f"cpu: {op.name} %{op.value_name} has no kernel; run choose-kernels")
+            if "fused_into" not in op.attributes:
+                self.rules[type(op)](op)
+        arena = plain(self.module.attributes["mqc.arena"])
+        exp2 = ",\n    ".join(
+            ", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist()
+        )
+        generated = "\n".join(
+            [
+                "/* The program: one call per op. */",
+                f"#define LAYERS {len(self.attentions)}",
+                f"#define ARENA_BYTES ((size_t){arena})",
+                f"#define PLANE_BYTES ((size_t){-(-self.widest // 4) * 4})",
+                "#define C(i) (r->constants[i])",
+                "#define A(offset) ((void *)(r->arena + (size_t)CHUNK * (offset)))",
+                f"static const Attention ATTENTION[LAYERS + 1] = {{{', '.join([*self.tables, '{0}'])}}};",
+                "static void program(Run *r) {",
+                *self.lines,
+                "}",
+            ]
+        )
+        table = f"/* 2^(-i / 2048), 30 fraction bits */\nstatic const s32 EXP2[2048] = {{\n    {exp2}}};\n"
+        head = source("prelude.h") + table + source(*PARTS[1:])
+        return CProgram(f"{head}\n{generated}\n{source('api.c')}", self.constants, self.attentions)
+
+    # ---- pieces of C
+
+    def constant(self, array: Array) -> str:
+        self.constants.append(np.ascontiguousarray(array))
+        return f"C({len(self.constants) - 1})"
+
+    def weight(self, ref: WeightAttr) -> str:
+        """A stored tensor, addressed where it lies (memory-mapped, if the store is)."""
+        if ref not in self.numbers:
+            self.constants.append(self.weights[ref])
+            self.numbers[ref] = len(self.constants) - 1
+        return f"C({self.numbers[ref]})"
+
+    def place(self, value: SSAValue) -> str:
+        if any(isinstance(use.operation, func.ReturnOp) for use in value.uses):
+            return "r->logits"
+        owner = value.owner
+        assert isinstance(owner, MqcOp)
+        return f"A({plain(owner.attributes['offset'])})"
+
+    def call(self, op: MqcOp, struct: str, fields: list[Any], arguments: list[str]) -> None:
+        kernel = plain(op.attributes["kernel"])
+        initializer = ", ".join(map(str, fields))
+        self.lines.append(
+            f"    {{ {struct} p = {{{initializer}}}; "
+            f"{kernel}(r, &p, {', '.join(arguments)}); }} /* %{op.value_name} */"
+        )
+
+    def scale(self, multiplier: Array, shift: Array, count: int, op: MqcOp) -> str:
+        """A `Requant` for `count` channels and the limits of the op's result."""
+        padded = -(-count // 16) * 16
+        arrays = []
+        left, right = np.maximum(-shift.astype(np.int32), 0), np.maximum(shift.astype(np.int32), 0)
+        for array in (multiplier, left, right):
+            full = np.zeros(padded, np.int32)
+            full[:count] = array
+            arrays.append(self.constant(full))
+        low, high = int_ops.limits(op.results[0])
+        low_text = "INT32_MIN" if low < -(2**30) else str(low)
+        return (
+            f"{{{', '.join(arrays)}, {int(left.max() > 0)}, {op.get('zero_point')}, {low_text}, {high}}}"
+        )
+
+    # ---- ops
+
+    def requant(self, op: int_ops.RequantOp) -> None:
+        count = channels(op.result)
+        arrays = (self.weights[ref] for ref in (op.multiplier, op.shift))
+        requant = self.scale(*arrays, count, op)  # type: ignore[call-arg]
+        producer = op.x.owner
+        match producer:
+            case int_ops.LinearOp():
+                self.linear(op, producer, requant)
+            case int_ops.NormOp():
+                centered = int(isinstance(producer, int_ops.LayerNormOp))
+                fields = [
+                    count, producer.get("groups"), centered, producer.get("x_zero"),
+                    f"{producer.get('epsilon')}u", requant,
+                ]  # fmt: skip
+                self.call(op, "Norm", fields, [self.place(producer.x), self.place(op.result)])
+            case int_ops.RopeOp():
+                head_dim, half = producer.get("head_dim"), producer.cos.shape[1]
+                fields = [
+                    self.weight(producer.cos), self.weight(producer.sin), count // head_dim,
+                    head_dim, half, producer.get("interleaved"), producer.get("x_zero"), requant,
+                ]  # fmt: skip
+                self.call(op, "Rope", fields, [self.place(producer.x), self.place(op.result)])
+            case int_ops.MulOp():
+                fields = [*(producer.get(n) for n in ("a_zero", "b_zero", "acc_shift")), requant]
+                places = [self.place(v) for v in (producer.a, producer.b, op.result)]
+                self.call(op, "Mul", fields, [str(count), *places])
+            case _:
+                raise TargetError(f"cpu: no kernel requantizes %{op.x.name_hint}")
+
+    def linear(self, op: MqcOp, linear: int_ops.LinearOp, requant: str) -> None:
+        n, k = channels(linear.result), channels(linear.x)
+        groups4, bits = -(-k // 4), linear.get("weight_bits")
+        if int_ops.bits(linear.x) == 16:
+            self.widest = max(self.widest, k)
+        total = linear.matrix(self.evaluation).sum(1, dtype=np.int64)
+        correction = np.zeros(-(-n // 16) * 16, np.int64)
+        correction[:n] = self.weights[linear.bias].astype(np.int64) - linear.get("x_zero") * total
+        dot, factor, group4 = f"dot_s{bits}", "0", 0
+        if linear.group_scale is not None:
+            table = self.weights[linear.group_scale]
+            groups = table.shape[1]
+            if k // groups % 4:
+                raise TargetError(f"cpu: %{op.value_name}: groups must be multiples of 4 inputs")
+            blocks = np.zeros((-(-n // 16) * 16, groups), np.uint8)
+            blocks[:n] = table
+            factor = self.constant(blocks.reshape(-1, 16, groups).transpose(0, 2, 1))
+            dot, group4 = f"{dot}_grouped", k // groups // 4
+        packed = f"{{{self.weight(linear.weight)}, {groups4 * bits * 8}, {groups4}, {factor}, {group4}}}"
+        fields = [packed, dot, k, n, self.constant(correction), linear.get("acc_shift"), requant]
+        self.call(op, "Linear", fields, [self.place(linear.x), self.place(op.results[0])])
+
+    def embedding(self, op: int_ops.EmbeddingOp) -> None:
+        width = channels(op.result)
+        high = int_ops.limits(op.result)[1]
+        fields = [
+            self.weight(op.table), -(-width // 4) * 64, width, self.weight(op.multiplier),
+            self.weight(op.shift), op.get("zero_point"), high,
+        ]  # fmt: skip
+        is_token = op.indices is op.parent_block().args[0]  # type: ignore[union-attr]
+        self.call(op, "Embedding", fields, ["r->ids" if is_token else "0", self.place(op.result)])
+
+    def attention(self, op: int_ops.AttentionOp) -> None:
+        number = len(self.attentions)
+        self.attentions.append(op)
+        capacity = -(-context_length(self.module) // 64) * 64
+        fields = [
+            number, op.get("heads"), op.get("kv_heads"), channels(op.q) // op.get("heads"),
+            op.get("window") or 0, capacity, op.get("q_zero"), op.get("k_zero"), op.get("v_zero"),
+            *_factor(op, "score_"), *_factor(op, ""), op.get("zero_point"),
+            int_ops.limits(op.result)[1],
+        ]  # fmt: skip
+        self.tables.append(f"{{{', '.join(map(str, fields))}}}")
+        places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
+        kernel = plain(op.attributes["kernel"])
+        self.lines.append(f"    {kernel}(r, &ATTENTION[{number}], {places}); /* %{op.value_name} */")
+
+    def lut(self, op: int_ops.LutOp) -> None:
+        kernel = plain(op.attributes["kernel"])
+        arguments = [
+            self.weight(op.table), str(op.get("segment_bits") or 0), str(channels(op.x)),
+            self.place(op.x), self.place(op.result),
+        ]  # fmt: skip
+        self.lines.append(f"    {kernel}(r, {', '.join(arguments)}); /* %{op.value_name} */")
+
+    def add(self, op: int_ops.AddOp) -> None:
+        fields: list[Any] = []
+        for name in ("a", "b"):
+            fields += [op.get(f"{name}_zero"), *_factor(op, f"{name}_")]
+        fields += [op.get("zero_point"), int_ops.limits(op.result)[1]]
+        places = [self.place(v) for v in (op.a, op.b, op.result)]
+        self.call(op, "Add", fields, [str(channels(op.result)), *places])
+
+
+def _factor(op: MqcOp, prefix: str) -> list[int]:
+    """Multiplier, left and right shift of a scalar rescaling."""
+    shift = op.get(f"{prefix}shift")
+    return [op.get(f"{prefix}multiplier"), max(-shift, 0), max(shift, 0)]

@@ -1,0 +1,120 @@
+"""A compiled program, loaded and running."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Engine, Ids, Logits
+from mqc.backends.cpu.build import build, choose_isa
+from mqc.backends.cpu.emit import emit
+from mqc.dialects.core import channels
+from mqc.errors import InputError, TargetError
+from mqc.ir import context_length, main_function, prefix_tokens
+from mqc.weight_store import WeightStore
+
+#: Most tokens in one call of the C program (CHUNK in prelude.h).
+CHUNK = 128
+
+
+class CpuEngine(Engine):
+    """One sequence on the CPU. Weights stay where the store has them; the cache is the engine's.
+
+    Memory: the weights (shared), 2 · positions · kv channels per layer for the cache, and 128
+    tokens of activations.
+    """
+
+    def __init__(
+        self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
+    ) -> None:
+        self._handle: int | None = None
+        self.threads = threads if threads is not None else os.cpu_count() or 1
+        if not 1 <= self.threads <= 256:
+            raise InputError(f"threads must be in [1, 256], got {self.threads}")
+        self.isa = choose_isa(isa)
+        program = emit(module, weights)
+        self._library = ctypes.CDLL(str(build(program.source, self.isa)))
+        self._declare()
+        returned = main_function(module).body.block.last_op
+        assert returned is not None
+        self.vocabulary = channels(returned.operands[0])
+        self.context = context_length(module)
+        self.prefix_length = len(prefix_tokens(module))
+        self._constants = program.constants
+        addresses = [a.ctypes.data for a in program.constants]
+        self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
+        self._handle = self._library.mqc_open(self._addresses, self.threads)
+        if not self._handle:
+            raise TargetError("cpu: not enough memory for the cache, or threads cannot be started")
+        for number, op in enumerate(program.attention):
+            if op.prefix_k is not None and op.prefix_v is not None:
+                rows = zip(weights[op.prefix_k], weights[op.prefix_v], strict=True)
+                for position, (k, v) in enumerate(rows):
+                    self._library.mqc_write_cache(
+                        self._handle, number, position, k.ctypes.data, v.ctypes.data
+                    )
+        self.position = self.prefix_length
+
+    def _declare(self) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self._library.mqc_open.restype = pointer
+        self._library.mqc_open.argtypes = [pointer, number]
+        self._library.mqc_close.argtypes = [pointer]
+        self._library.mqc_close.restype = None
+        self._library.mqc_write_cache.argtypes = [pointer, number, number, pointer, pointer]
+        self._library.mqc_write_cache.restype = None
+        self._library.mqc_forward.argtypes = [pointer, pointer, number, number, number, pointer]
+        self._library.mqc_forward.restype = None
+
+    def reset(self) -> None:
+        # Rows of an earlier sequence stay in the cache; no position is read before it is written.
+        self.position = self.prefix_length
+
+    def forward(self, ids: Ids, rows: int | None = None) -> Logits:
+        if self._handle is None:
+            raise InputError("the engine is closed")
+        ids = np.ascontiguousarray(ids, np.int32)
+        count = len(ids)
+        wanted = count if rows is None else min(rows, count)
+        if count == 0:
+            raise InputError("forward needs at least one token")
+        if ids.min() < 0 or ids.max() >= self.vocabulary:
+            bad = int(ids[(ids < 0) | (ids >= self.vocabulary)][0])
+            raise InputError(f"token id {bad} is outside [0, {self.vocabulary})")
+        if self.position + count > self.context:
+            raise InputError(
+                f"{count} tokens at position {self.position} do not fit the context of "
+                f"{self.context}; shorten the prompt or compile with a larger context"
+            )
+        logits = np.empty((wanted, self.vocabulary), np.int32)
+        first = count - wanted
+        for start in range(0, count, CHUNK):
+            part = ids[start : start + CHUNK]
+            skip = min(max(first - start, 0), len(part))
+            row = max(start - first, 0)
+            target = logits.ctypes.data + row * self.vocabulary * 4
+            self._library.mqc_forward(
+                self._handle, part.ctypes.data, len(part), self.position, skip, target
+            )
+            self.position += len(part)
+        return logits
+
+    def close(self) -> None:
+        """Free cache and threads. The engine cannot be used after."""
+        if self._handle is not None:
+            self._library.mqc_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> CpuEngine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()

@@ -1,0 +1,161 @@
+/* Look-ups, sums, products and rotations: one token's channels, or one of many tokens, a thread. */
+
+INLINE s32 load(const void *x, int bits, size_t i) {
+    return bits == 8 ? ((const u8 *)x)[i] : ((const u16 *)x)[i];
+}
+
+typedef struct {
+    const u8 *table; /* n16k4 blocks of rows */
+    size_t block_bytes;
+    int channels;
+    const s32 *multiplier;
+    const s8 *shift;
+    s32 zero, high;
+} Embedding;
+
+INLINE void embedding_kind(const Run *r, const Embedding *e, const s32 *index, void *y, int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, e->channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++) {
+        s32 row = index ? index[t] : r->position + t;
+        const s8 *lane = (const s8 *)e->table + (size_t)(row / 16) * e->block_bytes + row % 16 * 4;
+        s32 m = e->multiplier[row], s = e->shift[row];
+        for (int c = c0; c < c1; c++) {
+            s64 v = requantize(lane[c / 4 * 64 + c % 4], m, s < 0 ? -s : 0, s > 0 ? s : 0);
+            store(y, bits, t * e->channels + c, clamp(v + e->zero, 0, e->high));
+        }
+    }
+    barrier(r);
+}
+static void embedding_u8(Run *r, const Embedding *e, const s32 *index, void *y) {
+    embedding_kind(r, e, index, y, 8);
+}
+static void embedding_u16(Run *r, const Embedding *e, const s32 *index, void *y) {
+    embedding_kind(r, e, index, y, 16);
+}
+
+typedef struct {
+    s32 a_zero, a_multiplier, a_left, a_right;
+    s32 b_zero, b_multiplier, b_left, b_right;
+    s32 zero, high;
+} Add;
+
+INLINE void add_kind(const Run *r, const Add *p, int channels, const void *a, const int abits,
+                     const void *b, const int bbits, void *y, const int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++)
+        for (int c = c0; c < c1; c++) {
+            size_t i = (size_t)t * (size_t)channels + (size_t)c;
+            s32 da = (load(a, abits, i) - p->a_zero) * (1 << 14);
+            s32 db = (load(b, bbits, i) - p->b_zero) * (1 << 14);
+            s64 sum = (s64)requantize(da, p->a_multiplier, p->a_left, p->a_right) +
+                      requantize(db, p->b_multiplier, p->b_left, p->b_right);
+            store(y, bits, (int)i, clamp(shift_right_round(sum, 8) + p->zero, 0, p->high));
+        }
+    barrier(r);
+}
+
+typedef struct {
+    s32 a_zero, b_zero, acc_shift;
+    Requant requant;
+} Mul;
+
+INLINE void mul_kind(const Run *r, const Mul *p, int channels, const void *a, const int abits,
+                     const void *b, const int bbits, void *y, const int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++)
+        for (int c = c0; c < c1; c += 64) {
+            s32 acc[64];
+            int n = c1 - c < 64 ? c1 - c : 64;
+            size_t base = (size_t)t * (size_t)channels + (size_t)c;
+            for (int i = 0; i < n; i++) {
+                s32 da = load(a, abits, base + (size_t)i) - p->a_zero;
+                s32 db = load(b, bbits, base + (size_t)i) - p->b_zero;
+                acc[i] = (s32)shift_right_round((s64)da * db, p->acc_shift);
+            }
+            requant_row(&p->requant, acc, c, n, (u8 *)y + base * (size_t)(bits / 8), bits);
+        }
+    barrier(r);
+}
+
+#define BINARY(name, type, abits, bbits, bits)                                                   \
+    static void name##_u##abits##_u##bbits##_u##bits(Run *r, const type *p, int channels,        \
+                                                     const void *a, const void *b, void *y) {    \
+        name##_kind(r, p, channels, a, abits, b, bbits, y, bits);                                \
+    }
+#define BINARY_ALL(name, type)                                                                   \
+    BINARY(name, type, 8, 8, 8) BINARY(name, type, 8, 8, 16) BINARY(name, type, 8, 16, 8)        \
+    BINARY(name, type, 8, 16, 16) BINARY(name, type, 16, 8, 8) BINARY(name, type, 16, 8, 16)     \
+    BINARY(name, type, 16, 16, 8) BINARY(name, type, 16, 16, 16)
+BINARY_ALL(add, Add)
+BINARY_ALL(mul, Mul)
+
+INLINE void lut8_kind(const Run *r, const void *table, int channels, const u8 *x, void *y, int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++)
+        for (int i = t * channels + c0; i < t * channels + c1; i++)
+            store(y, bits, i, load(table, bits, x[i]));
+    barrier(r);
+}
+static void lut_u8_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+    (void)b;
+    lut8_kind(r, table, channels, x, y, 8);
+}
+static void lut_u8_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+    (void)b;
+    lut8_kind(r, table, channels, x, y, 16);
+}
+
+/* Knots every 2^b inputs, 4 fraction bits, joined by lines. */
+INLINE void lut16_kind(const Run *r, const s32 *knots, int b, int channels, const u16 *x, void *y,
+                       int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++)
+        for (int i = t * channels + c0; i < t * channels + c1; i++) {
+            s32 k = x[i] >> b, rest = x[i] & ((1 << b) - 1);
+            s64 line = (s64)knots[k] * ((1 << b) - rest) + (s64)knots[k + 1] * rest;
+            store(y, bits, i, clamp(shift_right_round(line, b + 4), 0, (1 << bits) - 1));
+        }
+    barrier(r);
+}
+static void lut_u16_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+    lut16_kind(r, table, b, channels, x, y, 8);
+}
+static void lut_u16_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+    lut16_kind(r, table, b, channels, x, y, 16);
+}
+
+typedef struct {
+    const s16 *cos, *sin; /* [positions, half] */
+    int heads, head_dim, half, interleaved;
+    s32 x_zero;
+    Requant requant;
+} Rope;
+
+INLINE void rope_kind(const Run *r, const Rope *p, const u8 *x, void *y, int bits) {
+    int count = r->tokens * p->heads, begin, end, width = p->head_dim;
+    share(r, count, 1, &begin, &end);
+    int gap = p->interleaved ? 1 : p->half, hop = p->interleaved ? 2 : 1;
+    for (int item = begin; item < end; item++) {
+        int t = item / p->heads, h = item % p->heads;
+        const s16 *cos = p->cos + (size_t)(r->position + t) * (size_t)p->half;
+        const s16 *sin = p->sin + (size_t)(r->position + t) * (size_t)p->half;
+        const u8 *row = x + (size_t)item * (size_t)width;
+        s32 acc[width];
+        for (int i = 0; i < width; i++) acc[i] = (row[i] - p->x_zero) * (1 << 14);
+        for (int i = 0; i < p->half; i++) {
+            int first = i * hop, second = first + gap;
+            s32 a = row[first] - p->x_zero, b = row[second] - p->x_zero;
+            acc[first] = a * cos[i] - b * sin[i];
+            acc[second] = b * cos[i] + a * sin[i];
+        }
+        requant_row(&p->requant, acc, h * width, width, (u8 *)y + (size_t)item * (size_t)width * (size_t)(bits / 8), bits);
+    }
+    barrier(r);
+}
+static void rope_u8(Run *r, const Rope *p, const void *x, void *y) { rope_kind(r, p, x, y, 8); }
+static void rope_u16(Run *r, const Rope *p, const void *x, void *y) { rope_kind(r, p, x, y, 16); }

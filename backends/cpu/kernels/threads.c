@@ -1,0 +1,109 @@
+/* All threads run the same program, with a barrier after each op; between calls they sleep. */
+
+typedef struct {
+    _Atomic int arrived;
+    _Atomic int round;
+} Barrier;
+
+INLINE void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void barrier(const Run *r) {
+    if (r->threads == 1) return;
+    Barrier *b = r->barrier;
+    int round = atomic_load_explicit(&b->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == r->threads - 1) {
+        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&b->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&b->round, memory_order_acquire) == round; spins++) {
+        if (spins < 4000)
+            pause_briefly();
+        else
+            sched_yield();
+    }
+}
+
+typedef struct Pool Pool;
+typedef struct {
+    Pool *pool;
+    Run run;
+    pthread_t thread;
+} Worker;
+
+struct Pool {
+    int threads;
+    Worker *workers;
+    Barrier barrier;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    u64 call; /* number of calls begun */
+    int stop;
+    void (*program)(Run *);
+};
+
+static void *worker_main(void *argument) {
+    Worker *w = argument;
+    Pool *pool = w->pool;
+    u64 seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&pool->lock);
+        while (pool->call == seen && !pool->stop) pthread_cond_wait(&pool->wake, &pool->lock);
+        seen = pool->call;
+        int stop = pool->stop;
+        pthread_mutex_unlock(&pool->lock);
+        if (stop) return NULL;
+        pool->program(&w->run);
+    }
+}
+
+/* Worker 0 is the caller's thread. Returns 0, or -1 if a thread cannot be started. */
+static int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
+    memset(pool, 0, sizeof *pool);
+    pool->program = program;
+    pool->workers = calloc((size_t)threads, sizeof *pool->workers);
+    if (!pool->workers) return -1;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->threads = 1;
+    for (int i = 1; i < threads; i++) {
+        pool->workers[i].pool = pool;
+        if (pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i])) return -1;
+        pool->threads = i + 1;
+    }
+    return 0;
+}
+
+static void pool_stop(Pool *pool) {
+    if (!pool->workers) return;
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = 1;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
+    free(pool->workers);
+    pool->workers = NULL;
+}
+
+/* Run the program on all threads; `common` holds what they share. The program ends in a barrier. */
+static void pool_call(Pool *pool, const Run *common) {
+    for (int i = 0; i < pool->threads; i++) {
+        u8 *scores = pool->workers[i].run.scores;
+        pool->workers[i].run = *common;
+        pool->workers[i].run.tid = i;
+        pool->workers[i].run.threads = pool->threads;
+        pool->workers[i].run.barrier = &pool->barrier;
+        pool->workers[i].run.scores = scores;
+    }
+    if (pool->threads > 1) {
+        pthread_mutex_lock(&pool->lock);
+        pool->call++;
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    pool->program(&pool->workers[0].run);
+}

@@ -1,0 +1,45 @@
+"""mqc: a compiler from Hugging Face decoder LLMs to integer-only programs.
+
+```python
+import mqc
+
+program = mqc.compile("demo", target="cpu-int8")
+print(program.generate("The capital of France is", max_new_tokens=20))
+program.save("smollm2.mqc")
+```
+
+`mqc.load` and the program it returns need neither torch nor transformers; `mqc.compile` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mqc.errors import MqcError
+
+if TYPE_CHECKING:
+    from mqc.api import compile, pipeline
+    from mqc.pass_base import Pass
+    from mqc.recipe import Recipe
+    from mqc.runtime.artifact import load
+    from mqc.runtime.program import Program
+
+_HOME = {
+    "compile": "mqc.api",
+    "pipeline": "mqc.api",
+    "Pass": "mqc.pass_base",
+    "Recipe": "mqc.recipe",
+    "load": "mqc.runtime.artifact",
+    "Program": "mqc.runtime.program",
+}
+
+__all__ = ["MqcError", "Pass", "Program", "Recipe", "compile", "load", "pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import mqc` is quick and does without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mqc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,142 @@
+"""`mqc.compile`: from a Hugging Face model to an integer-only program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mqc.errors import InputError, MqcError
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.pipeline import Dump, Pipeline
+from mqc.recipe import Recipe, load_recipe
+from mqc.registry import backend_for
+from mqc.runtime.program import Program
+from mqc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+
+Progress = Callable[[str, float], None]
+
+
+class _Context(CompilerContext):
+    def __init__(self, report: Progress | None) -> None:
+        super().__init__()
+        self._report = report
+
+    def progress(self, message: str, share: float) -> None:
+        if self._report is not None:
+            self._report(message, share)
+
+
+def pipeline(target: str, recipe: str | Path | Recipe = "w8a8") -> Pipeline:
+    """The passes that `compile` runs for a target and a recipe, to edit and pass back."""
+    return load_recipe(recipe).pipeline(backend_for(target).name)
+
+
+def compile(
+    model: Any,
+    target: str = "cpu-int8",
+    recipe: str | Path | Recipe = "w8a8",
+    *,
+    tokenizer: Any = None,
+    calibration: str | None = None,
+    passes: Pipeline | str | None = None,
+    context: int = 2048,
+    dump_ir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Program:
+    """Compile a decoder LLM to a program that holds no floating-point operation.
+
+    Args:
+        model: a transformers model, or a string: `demo`, a folder, or a Hugging Face id.
+        target: what the program is for; `mqc targets` lists them.
+        recipe: how to quantize: a name, a TOML file or a `Recipe`.
+        tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.
+        calibration: text to observe ranges on; the packaged WikiText-2 validation text if None.
+        passes: a pipeline to run instead of the recipe's, as text or from `mqc.pipeline`.
+        context: positions of the KV cache, prefix included; at most what the model was made for.
+        dump_ir: folder for the IR after each pass; `MQC_DUMP` in the environment does the same.
+        progress: called with the step's name and the share of it done, 0 to 1.
+
+    Raises:
+        ModelError, UnsupportedOpError: the model cannot be compiled.
+        CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`.
+
+    Time and memory grow linearly with the number of layers; memory peaks at about the f32 weights
+    of the model, once more the same, and the activations of one calibration window.
+    """
+    from mqc.calibration import Calibration
+    from mqc.frontend.raising import raise_program
+    from mqc.frontend.trace import trace
+    from mqc.sources import load_source, model_hash
+
+    chosen = load_recipe(recipe)
+    backend = backend_for(target)
+    steps = passes if isinstance(passes, Pipeline) else None
+    steps = steps or (Pipeline.parse(passes) if isinstance(passes, str) else chosen.pipeline(backend.name))
+    report = progress or (lambda message, share: None)
+    origin: dict[str, Any] = {"kind": "object"}
+    if isinstance(model, str | Path):
+        report("loading the model", 0.0)
+        source = load_source(str(model))
+        model, tokenizer, origin = source.model, tokenizer or source.tokenizer, dict(source.info)
+        report("loading the model", 1.0)
+    if tokenizer is None:
+        raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
+
+    ctx = _Context(progress)
+    report("tracing", 0.0)
+    exported = trace(model)
+    longest = getattr(model.config, "max_position_embeddings", None) or context
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    module = raise_program(exported, ctx.weights, min(context, longest), vocabulary)
+    module.verify()
+    report("tracing", 1.0)
+    del exported
+    origin["hash"] = model_hash(model)
+    text = _packaged_text() if calibration is None else calibration
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    length = min(512, min(context, longest) - 4)
+    ctx.calibration = Calibration.from_ids(
+        ids, vocabulary, length=length, bos=tokenizer.bos_token_id
+    )
+
+    folder = dump_ir or os.environ.get("MQC_DUMP")
+    after = []
+    if folder:
+        dump = Dump(Path(folder), ctx)
+        dump.write("00-import", module)
+        after.append(dump.after)
+    steps.run(ctx, module, after)
+    manifest = {
+        "mqc_version": version("mqc"),
+        "target": target,
+        "recipe": chosen.name,
+        "pipeline": str(steps),
+        "source": origin,
+        "mac_share_8bit": mac_share_8bit(module),
+    }
+    return Program(module, ctx.weights, Tokenizer.from_huggingface(tokenizer), manifest)
+
+
+def mac_share_8bit(module: ModuleOp) -> float:
+    """Share of the multiply-accumulates of matrix products whose activations have 8 bits."""
+    from mqc.dialects.int_ops import LinearOp, bits
+
+    linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
+    total = sum(op.macs() for op in linears)
+    if total == 0:
+        raise MqcError("the module has no int.linear; run lower-to-int first")
+    return sum(op.macs() for op in linears if bits(op.x) == 8) / total
+
+
+def _packaged_text() -> str:
+    from mqc.data import text
+
+    return text("calibration")
+
+

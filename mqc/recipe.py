@@ -1,0 +1,113 @@
+"""Recipes: how a model is quantized, as data."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mqc.errors import RecipeError
+from mqc.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Choices that the pipeline leaves to the user.
+
+    name: shown in reports and in the manifest.
+    weight_bits: 8 or 4; group: input channels per 4-bit group, 0 for per channel.
+    keep8: globs of value names whose weights keep 8 bits.
+    alpha: share of activation magnitude that `balance-scales` moves into weights.
+    ranges: `minmax`, `percentile` or `mse`; outside: share of values outside for `percentile`.
+    prefix: prefix tokens; None to find them, empty for none.
+    precision: rules for `assign-precision` after its default plan, e.g. `%layers.0.*=16`.
+    """
+
+    name: str = "w8a8"
+    weight_bits: int = 8
+    group: int = 0
+    keep8: tuple[str, ...] = ()
+    alpha: float = 0.5
+    ranges: str = "percentile"
+    outside: float = 1e-5
+    prefix: tuple[int, ...] | None = None
+    precision: tuple[str, ...] = field(default=())
+
+    def pipeline(self, backend: str) -> Pipeline:
+        """The passes of this recipe for a backend."""
+
+        def texts(values: tuple[str, ...]) -> str:
+            return ",".join(f'"{v}"' for v in values)
+
+        prefix = ""
+        if self.prefix is not None:
+            prefix = "{tokens=%s}" % ",".join(map(str, self.prefix)) if self.prefix else "{most=0}"
+        rules = f"{{rules={texts(self.precision)}}}" if self.precision else ""
+        keep8 = f" keep8={texts(self.keep8)}" if self.keep8 else ""
+        return Pipeline.parse(
+            ",".join(
+                [
+                    "fold-constants",
+                    "fold-norm",
+                    f"absorb-prefix{prefix}",
+                    f"balance-scales{{alpha={self.alpha}}}",
+                    f'observe-ranges{{method="{self.ranges}" outside={self.outside}}}',
+                    f"assign-precision{rules}",
+                    f"quantize-weights{{bits={self.weight_bits} group={self.group}{keep8}}}",
+                    "lower-to-int",
+                    f'choose-kernels{{backend="{backend}"}}',
+                    "plan-memory",
+                ]
+            )
+        )
+
+
+RECIPES = {
+    "w8a8": Recipe(),
+    "w4a8": Recipe("w4a8", weight_bits=4),
+    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64),
+}
+
+_TUPLES = {"keep8": str, "prefix": int, "precision": str}
+
+
+def load_recipe(name: str | Path | Recipe) -> Recipe:
+    """A built-in recipe by name, or one from a TOML file with the fields of `Recipe`.
+
+    Raises `RecipeError` for unknown names, fields or types.
+    """
+    if isinstance(name, Recipe):
+        return name
+    if str(name) in RECIPES:
+        return RECIPES[str(name)]
+    path = Path(name)
+    if not path.is_file():
+        raise RecipeError(
+            f"there is no recipe {str(name)!r}; known: {', '.join(RECIPES)}, or the path of a TOML file"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    return _from_table(path, data)
+
+
+def _from_table(path: Path, data: dict[str, Any]) -> Recipe:
+    known = {f.name: f for f in fields(Recipe)}
+    values: dict[str, Any] = {"name": path.stem}
+    for key, value in data.items():
+        if key not in known:
+            raise RecipeError(f"{path}: unknown field {key!r}; known: {', '.join(known)}")
+        if key in _TUPLES:
+            if not isinstance(value, list) or not all(type(v) is _TUPLES[key] for v in value):
+                raise RecipeError(f"{path}: {key} must be a list of {_TUPLES[key].__name__}")
+            values[key] = tuple(value)
+        else:
+            kind = type(getattr(Recipe(), key))
+            if kind is float and isinstance(value, int):
+                value = float(value)
+            if type(value) is not kind:
+                raise RecipeError(f"{path}: {key} must be a {kind.__name__}, got {value!r}")
+            values[key] = value
+    return Recipe(**values)

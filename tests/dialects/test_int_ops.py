@@ -1,0 +1,184 @@
+"""The int ops against what they stand for: real arithmetic with a stated error, or plain loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xdsl.utils.exceptions import VerifyException
+from xdsl.utils.test_value import create_ssa_value
+
+from mqc import arithmetic as a
+from mqc.dialects import int_ops, llm
+from mqc.dialects.core import s32, tensor, u8, u16
+from mqc.dialects.quant import UniformType
+from mqc.layouts import pack, unpack
+from mqc.lut import exact, interpolation_table, table_of_256
+from mqc.weight_store import WeightStore
+
+
+class Weights:
+    """What `evaluate` takes of an `Evaluation`: constants and the cache."""
+
+    def __init__(self) -> None:
+        self.store = WeightStore()
+        self.cache: dict[int, Any] = {}
+
+    def array(self, ref: Any) -> Any:
+        return self.store[ref]
+
+
+def op(kind: Any, operands: list[Any], result: Any, **properties: Any) -> Any:
+    built = kind.build_op([create_ssa_value(t) for t in operands], result, "v", **properties)
+    built.verify()
+    return built
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = Weights()
+    x_type, top = (u16, 65535) if wide else (u8, 255)
+    weight = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    bias = rng.integers(-(2**20), 2**20, n).astype(np.int32)
+    shift, zero = int(rng.integers(0, 5)), int(rng.integers(0, top + 1))
+    linear = op(
+        int_ops.LinearOp, [tensor(x_type, k)], tensor(s32, n), weight=w.store.add("w", weight),
+        weight_bits=8, bias=w.store.add("b", bias), x_zero=zero, acc_shift=shift,
+    )  # fmt: skip
+    x = rng.integers(0, top + 1, (3, k)).astype(np.uint16 if wide else np.uint8)
+    got = linear.evaluate(w, x)
+    for t in range(3):
+        for j in range(n):
+            total = sum((int(x[t, i]) - zero) * int(weight[j, i]) for i in range(k)) + int(bias[j])
+            assert got[t, j] == (total + ((1 << shift) >> 1)) >> shift
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["n16k4", "n16k4.s4"]), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
+    low, high = (-8, 8) if layout.endswith("s4") else (-128, 128)
+    weight = np.random.default_rng(seed).integers(low, high, (n, k)).astype(np.int8)
+    assert (unpack(pack(weight, layout), layout, n, k) == weight).all()
+
+
+@given(st.integers(1, 300), st.sampled_from([1, 7, 900, 20000]), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_norms_are_within_2_to_minus_12(size: int, spread: int, seed: int, layer: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.clip(np.rint(rng.normal(30000, spread, (4, size))), 0, 65535).astype(np.uint16)
+    kind = int_ops.LayerNormOp if layer else int_ops.RmsNormOp
+    eps = 3
+    norm = op(kind, [tensor(u16, size)], tensor(s32, size), x_zero=29990, epsilon=eps, groups=1)
+    got = norm.evaluate(Weights(), x) / 2.0**30
+    d = x.astype(np.float64) - 29990
+    if layer:
+        one = 2.0**a.MEAN_FRACTION_BITS
+        d = (d - d.mean(-1, keepdims=True)) * one
+    want = d / np.sqrt((d * d).sum(-1, keepdims=True) + eps)
+    # the mean's fraction bits bound the error of a layer norm of nearly equal values
+    slack = 0.5 / np.sqrt((d * d).sum(-1, keepdims=True) + eps) * np.sqrt(size) if layer else 0
+    assert (np.abs(got - want) <= np.abs(want) * 2.0**-12 + 2.0**-29 + slack).all()
+
+
+def test_layer_norm_error_on_ordinary_data() -> None:
+    rng = np.random.default_rng(0)
+    x = np.clip(np.rint(rng.normal(30000, 2000, (50, 768))), 0, 65535).astype(np.uint16)
+    norm = op(int_ops.LayerNormOp, [tensor(u16, 768)], tensor(s32, 768), x_zero=0, epsilon=1, groups=1)
+    got = norm.evaluate(Weights(), x) / 2.0**30
+    d = x - x.mean(-1, keepdims=True)
+    want = d / np.sqrt((d * d).sum(-1, keepdims=True))
+    assert np.abs(got - want).max() <= np.abs(want).max() * 2.0**-12
+
+
+@pytest.mark.parametrize("function", [k.function for k in llm.ACTIVATIONS])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (-30.0, 90.0), (-8.0, 0.5)])
+def test_lut16_is_within_one_step_for_all_inputs(
+    function: Any, bits: int, low: float, high: float
+) -> None:
+    x = UniformType.of(16, (high - low) / 65535, round(-low / (high - low) * 65535))
+    values = function(torch.linspace(low, high, 999, dtype=torch.float64)).numpy()
+    bottom, top = min(values.min(), 0), max(values.max(), 0)
+    steps = (1 << bits) - 1
+    y = UniformType.of(bits, max((top - bottom) / steps, 1e-9), round(-bottom / max(top - bottom, 1e-9) * steps))
+    w = Weights()
+    table, segment = interpolation_table(function, x, y)
+    lut = op(
+        int_ops.LutOp, [tensor(u16, 1)], tensor(y.storage, 1), table=w.store.add("t", table),
+        segment_bits=segment,
+    )  # fmt: skip
+    inputs = np.arange(65536, dtype=np.uint16)
+    got = lut.evaluate(w, inputs[:, None])[:, 0].astype(int)
+    want = np.clip(np.rint(exact(function, x, y, inputs)), y.low, y.high)
+    assert np.abs(got - want).max() <= 1
+
+
+def test_lut8_is_correctly_rounded() -> None:
+    x, y = UniformType.of(8, 0.05, 100), UniformType.of(8, 0.03, 10)
+    table = table_of_256(torch.nn.functional.silu, x, y)
+    for i in range(256):
+        real = (i - 100) * 0.05
+        want = round(real / (1 + np.exp(-real)) / 0.03) + 10
+        assert table[i] == min(max(want, 0), 255)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, 3]))
+@settings(max_examples=30, deadline=None)
+def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, window: int | None) -> None:
+    rng = np.random.default_rng(seed)
+    w = Weights()
+    prefix = rng.integers(0, 256, (2, 2, 8)).astype(np.uint8)
+    attention = op(
+        int_ops.AttentionOp, [tensor(u8, 8 * group), tensor(u8, 8), tensor(u8, 8)],
+        tensor(u8, 8 * group), layer=0, heads=2 * group, kv_heads=2, window=window, q_zero=120,
+        k_zero=130, v_zero=125, zero_point=128, score_multiplier=2**30 + 5, score_shift=3,
+        multiplier=2**30, shift=14, prefix_k=w.store.add("pk", prefix[0]),
+        prefix_v=w.store.add("pv", prefix[1]),
+    )  # fmt: skip
+    q = rng.integers(0, 256, (7, 8 * group)).astype(np.uint8)
+    k, v = rng.integers(0, 256, (2, 7, 8)).astype(np.uint8)
+    whole = attention.evaluate(w, q, k, v)
+    w.cache.clear()
+    steps = [attention.evaluate(w, q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(7)]
+    assert (np.concatenate(steps) == whole).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_add_and_mul_are_real_arithmetic(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = Weights()
+    sa, sb, sy = rng.uniform(0.5, 2, 3) * [0.01, 0.02, 0.015]
+    za, zb, zy = (int(z) for z in rng.integers(0, 65536, 3))
+    scales = {}
+    for name, real in (("a", sa), ("b", sb)):
+        m, s = a.quantize_multiplier(real / sy * 2.0 ** (a.ADD_FRACTION_BITS - a.ADD_LEFT_SHIFT))
+        scales |= {f"{name}_multiplier": int(m[0]), f"{name}_shift": int(s[0])}
+    t = tensor(u16, 9)
+    add = op(int_ops.AddOp, [t, t], t, a_zero=za, b_zero=zb, zero_point=zy, **scales)
+    x, y = rng.integers(0, 65536, (2, 5, 9)).astype(np.uint16)
+    real = (x.astype(float) - za) * sa + (y.astype(float) - zb) * sb
+    want = np.clip(real / sy + zy, 0, 65535)
+    assert np.abs(add.evaluate(w, x, y) - want).max() <= 0.51
+    mul = op(int_ops.MulOp, [t, t], tensor(s32, 9), a_zero=za, b_zero=zb, acc_shift=2)
+    product = (x.astype(object) - za) * (y.astype(object) - zb)
+    assert (mul.evaluate(w, x, y) == (product + 2) // 4).all()
+
+
+def test_float_types_are_refused() -> None:
+    from xdsl.dialects.builtin import f32
+
+    with pytest.raises(VerifyException, match="not a tensor of integers"):
+        op(int_ops.MulOp, [tensor(f32, 2), tensor(u8, 2)], tensor(s32, 2), a_zero=0, b_zero=0, acc_shift=0)
+    with pytest.raises(VerifyException, match=r"must be \[4, 3\]"):
+        w = Weights()
+        op(
+            int_ops.LinearOp, [tensor(u8, 3)], tensor(s32, 4), x_zero=0, acc_shift=0, weight_bits=8,
+            weight=w.store.add("w", np.zeros((3, 4), np.int8)), bias=w.store.add("b", np.zeros(4, np.int32)),
+        )  # fmt: skip

@@ -1,0 +1,30 @@
+// PASSES: fold-norm
+
+// CHECK-LABEL: func.func @main
+builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
+  func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x4xf32> {
+    %x = llm.embedding %ids {table = #mqc.weight<"table", "0", tensor<16x4xf32>>} : (tensor<?xi64>) -> tensor<?x4xf32>
+
+    /// the gain moves into both users
+    // CHECK: %n = llm.rms_norm %x {eps = 1.000000e-05 : f64, groups = 1 : i64}
+    // CHECK-NEXT: %q = llm.linear %n {weight = #mqc.weight<"wq", "{{[0-9a-f]{16}}}", tensor<4x4xf32>>}
+    // CHECK-NEXT: %k = llm.linear %n {weight = #mqc.weight<"wk", "{{[0-9a-f]{16}}}", tensor<4x4xf32>>}
+    %n = llm.rms_norm %x {eps = 1.0e-05 : f64, gain = #mqc.weight<"g", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %q = llm.linear %n {weight = #mqc.weight<"wq", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %k = llm.linear %n {weight = #mqc.weight<"wk", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+
+    /// the bias of a layer norm becomes a bias of its users
+    // CHECK: %m = llm.layer_norm %q {eps = 1.000000e-05 : f64, groups = 1 : i64}
+    // CHECK-NEXT: %v = llm.linear %m {bias = #mqc.weight<"v.bias", {{.*}} weight = #mqc.weight<"wv"
+    %m = llm.layer_norm %q {bias = #mqc.weight<"b", "0", tensor<4xf32>>, eps = 1.0e-05 : f64, gain = #mqc.weight<"h", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %v = llm.linear %m {weight = #mqc.weight<"wv", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+
+    /// a norm that something else than a linear uses keeps its gain
+    // CHECK: %r = llm.rms_norm %k {{.*}}gain = #mqc.weight<"r"
+    %r = llm.rms_norm %k {eps = 1.0e-05 : f64, gain = #mqc.weight<"r", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %o = llm.linear %r {weight = #mqc.weight<"wo", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %s = llm.add %r, %o : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
+    %y = llm.add %s, %v : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
+    func.return %y : tensor<?x4xf32>
+  }
+}

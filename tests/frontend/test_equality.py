@@ -1,0 +1,52 @@
+"""The raised program computes what the model computes, for every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mqc.evaluation import Evaluation
+from mqc.frontend.raising import raise_program
+from mqc.frontend.trace import trace
+from mqc.ir import parse_module, print_module
+from mqc.weight_store import WeightStore
+from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_equal_the_models(architecture: str) -> None:
+    model = tiny_model(architecture)
+    weights = WeightStore()
+    module = raise_program(trace(model), weights, 64, VOCABULARY)
+    module.verify()
+    text = print_module(module)
+    assert print_module(parse_module(text)) == text
+    evaluation = Evaluation(module, weights)
+    for length in (5, 23):
+        ids = torch.randint(0, VOCABULARY, (length,))
+        with torch.no_grad():
+            want = model(ids[None]).logits[0]
+            evaluation.reset()
+            whole = evaluation.run(ids, torch.arange(length))
+            evaluation.reset()
+            steps = [evaluation.run(ids[i : i + 1], torch.arange(i, i + 1)) for i in range(length)]
+        assert relative_error(whole, want) < 1e-5
+        assert relative_error(torch.cat(steps), want) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "phi"])
+def test_partial_rotary_is_one_rope(architecture: str) -> None:
+    model = tiny_model(architecture)
+    text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
+    assert text.count("llm.rope") == 4  # queries and keys of two layers
+
+
+def test_shared_weights_stay_shared() -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
+    table, head = (line for line in text.splitlines() if "tensor<64x32xf32>" in line and "#mqc" in line)
+    assert table.split("#mqc.weight<")[1].split(">")[0] == head.split("#mqc.weight<")[1].split(">")[0]
