@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy.typing as npt
 import numpy as np
+import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import MqcOp
+from mqc.errors import InputError
 from mqc.weight_store import WeightStore
 
 Ids = npt.NDArray[np.int32]
@@ -31,6 +32,16 @@ class Kernel:
     name: str
     layout: str | None = None
     fused_into: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured bounds of a machine: decode cannot be faster than its memory, prefill than its
+    multipliers."""
+
+    read_bandwidth_bytes_s: float
+    int8_peak_mac_s: float
+    threads: int
 
 
 class Engine(ABC):
@@ -58,6 +69,25 @@ class Engine(ABC):
         """
 
 
+def check_ids(engine: Engine, ids: Ids) -> Ids:
+    """`ids` as contiguous s32, if they are in the vocabulary and fit the engine's context.
+
+    Raises `InputError` otherwise.
+    """
+    ids = np.ascontiguousarray(ids, np.int32)
+    if ids.ndim != 1 or len(ids) == 0:
+        raise InputError("forward takes a list of at least one token id")
+    outside = (ids < 0) | (ids >= engine.vocabulary)
+    if outside.any():
+        raise InputError(f"token id {int(ids[outside][0])} is outside [0, {engine.vocabulary})")
+    if engine.position + len(ids) > engine.context:
+        raise InputError(
+            f"{len(ids)} tokens at position {engine.position} do not fit the context of "
+            f"{engine.context}; shorten the prompt or compile with a larger context"
+        )
+    return ids
+
+
 class Backend(ABC):
     """Base of the backends, registered by target name in the entry-point group `mqc.backends`."""
 
@@ -73,3 +103,7 @@ class Backend(ABC):
     @abstractmethod
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
         """An engine for a module that went through `choose-kernels` and `plan-memory`."""
+
+    @abstractmethod
+    def limits(self, **options: Any) -> Limits:
+        """What this machine can do at most, measured now, for the engine's options."""

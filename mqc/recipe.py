@@ -9,6 +9,7 @@ from typing import Any
 
 from mqc.errors import RecipeError
 from mqc.pipeline import Pipeline
+from mqc.registry import pass_class
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Recipe:
     weight_bits: 8 or 4; group: input channels per 4-bit group, 0 for per channel.
     keep8: globs of value names whose weights keep 8 bits.
     alpha: share of activation magnitude that `balance-scales` moves into weights.
-    ranges: `minmax`, `percentile` or `mse`; outside: share of values outside for `percentile`.
+    ranges: `minmax`, `percentile` or `mse`; outside_ppm: values that `percentile` leaves
+        outside, in parts per million.
     prefix: prefix tokens; None to find them, empty for none.
     precision: rules for `assign-precision` after its default plan, e.g. `%layers.0.*=16`.
     """
@@ -28,39 +30,33 @@ class Recipe:
     weight_bits: int = 8
     group: int = 0
     keep8: tuple[str, ...] = ()
-    alpha: float = 0.5
+    alpha: float = 0.65
     ranges: str = "percentile"
-    outside: float = 1e-5
+    outside_ppm: float = 1.0
     prefix: tuple[int, ...] | None = None
     precision: tuple[str, ...] = field(default=())
 
     def pipeline(self, backend: str) -> Pipeline:
         """The passes of this recipe for a backend."""
-
-        def texts(values: tuple[str, ...]) -> str:
-            return ",".join(f'"{v}"' for v in values)
-
-        prefix = ""
+        prefix: dict[str, Any] = {}
         if self.prefix is not None:
-            prefix = "{tokens=%s}" % ",".join(map(str, self.prefix)) if self.prefix else "{most=0}"
-        rules = f"{{rules={texts(self.precision)}}}" if self.precision else ""
-        keep8 = f" keep8={texts(self.keep8)}" if self.keep8 else ""
-        return Pipeline.parse(
-            ",".join(
-                [
-                    "fold-constants",
-                    "fold-norm",
-                    f"absorb-prefix{prefix}",
-                    f"balance-scales{{alpha={self.alpha}}}",
-                    f'observe-ranges{{method="{self.ranges}" outside={self.outside}}}',
-                    f"assign-precision{rules}",
-                    f"quantize-weights{{bits={self.weight_bits} group={self.group}{keep8}}}",
-                    "lower-to-int",
-                    f'choose-kernels{{backend="{backend}"}}',
-                    "plan-memory",
-                ]
-            )
-        )
+            prefix = {"tokens": self.prefix} if self.prefix else {"most": 0}
+        steps: list[tuple[str, dict[str, Any]]] = [
+            ("fold-constants", {}),
+            ("fold-norm", {}),
+            ("absorb-prefix", prefix),
+            ("balance-scales", {"alpha": self.alpha}),
+            ("observe-ranges", {"method": self.ranges, "outside_ppm": self.outside_ppm}),
+            ("assign-precision", {"rules": self.precision}),
+            (
+                "quantize-weights",
+                {"bits": self.weight_bits, "group": self.group, "keep8": self.keep8},
+            ),
+            ("lower-to-int", {}),
+            ("choose-kernels", {"backend": backend}),
+            ("plan-memory", {}),
+        ]
+        return Pipeline(tuple(pass_class(name)(**options) for name, options in steps))
 
 
 RECIPES = {

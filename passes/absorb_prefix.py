@@ -104,7 +104,7 @@ def _outlier_score(
             largest.setdefault(op, []).append(peaks)
 
     rows = np.array([[*prefix, *window] for window in sample], np.int64)
-    observe(ctx, module, rows, note, "searching a prefix")
+    observe(ctx, module, rows, note, AbsorbPrefix.name)
     ratios = [
         np.log2(peaks.max() / max(float(np.median(peaks)), 1e-9))
         for peaks in (np.concatenate(p) for p in largest.values())

@@ -17,13 +17,15 @@ from mqc.ir import CompilerContext, mqc_ops, set_level
 from mqc.pass_base import Pass
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
-#: stream and what enters a norm in 16 bits, and the input of the down projection.
+#: stream and what enters a norm in 16 bits, and the product before the down projection with its
+#: factors.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
     "->llm.add=16",
     "->llm.*_norm=16",
     "llm.mul->llm.linear=16",
+    "->llm.mul=16",
 )
 
 

@@ -76,7 +76,7 @@ def _channel_magnitudes(
         magnitudes[value] = peak if seen is None else np.maximum(seen, peak)
 
     windows = ctx.calibration.part(count, ctx.calibration.windows.shape[1])
-    observe(ctx, module, windows, note, "measuring channels")
+    observe(ctx, module, windows, note, BalanceScales.name)
     return magnitudes
 
 

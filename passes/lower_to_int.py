@@ -83,7 +83,7 @@ class _Lowering:
                     known=sorted(kind.name for kind in self.rules),
                 )  # fmt: skip
             self.values[op.results[0]] = rule(op)
-            self.ctx.progress("lowering", (i + 1) / len(ops))
+            self.ctx.progress(LowerToInt.name, (i + 1) / len(ops))
         returned = self.values[terminator.operands[0]]
         for stale in reversed(old[:-1]):
             stale.detach()

@@ -24,16 +24,16 @@ class ObserveRanges(Pass):
     the range that 8-bit quantization should cover.
 
     Options:
-        method: how `clip` is chosen: `minmax` takes the extremes, `percentile` leaves out the share
-            `outside` of the values, `mse` minimizes the squared error of an 8-bit grid.
-        outside: share of values left outside by `percentile`.
+        method: how `clip` is chosen: `minmax` takes the extremes, `percentile` leaves out `outside_ppm`
+            parts per million of the values, `mse` minimizes the squared error of an 8-bit grid.
+        outside_ppm: values left outside by `percentile`, in parts per million.
         windows: number of calibration windows to observe.
     """
 
     name = "observe-ranges"
     needs_calibration: ClassVar[bool] = True
-    method: str = "minmax"
-    outside: float = 1e-5
+    method: str = "percentile"
+    outside_ppm: float = 1.0
     windows: int = 16
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
@@ -47,12 +47,12 @@ class ObserveRanges(Pass):
         def note(op: MqcOp, result: Any) -> None:
             histograms[op].add(result)
 
-        observe(ctx, module, windows, note, "observing ranges")
+        observe(ctx, module, windows, note, self.name)
         _include_prefix(ctx, module, histograms)
         for op, histogram in histograms.items():
             clip = histogram.low, histogram.high
             if self.method == "percentile":
-                clip = histogram.percentile(self.outside)
+                clip = histogram.percentile(self.outside_ppm * 1e-6)
             elif self.method == "mse":
                 clip = histogram.least_squares(8)
             full = [histogram.low, histogram.high]

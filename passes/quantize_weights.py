@@ -56,7 +56,7 @@ class QuantizeWeights(Pass):
         done: dict[WeightAttr, tuple[WeightAttr, WeightAttr]] = {}
         linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
         for i, op in enumerate(linears):
-            ctx.progress("quantizing weights", (i + 1) / len(linears))
+            ctx.progress(self.name, (i + 1) / len(linears))
             if self.bits == 4 and not self._keeps8(op):
                 self._quantize4(ctx.weights, op)
             else:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Kernel
+from mqc.backend import Backend, Kernel, Limits
 from mqc.backends.cpu.engine import CpuEngine
+from mqc.backends.cpu.limits import measure
 from mqc.backends.cpu.select import select
 from mqc.dialects.core import MqcOp
 from mqc.weight_store import WeightStore
@@ -26,3 +27,6 @@ class CpuBackend(Backend):
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> CpuEngine:
         """Options: `threads` (default: all cores), `isa` (`auto`, `avx512vnni`, `avx2`, `portable`)."""
         return CpuEngine(module, weights, **options)
+
+    def limits(self, **options: Any) -> Limits:
+        return measure(**options)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Engine, Ids, Logits
+from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.backends.cpu.build import build, choose_isa
 from mqc.backends.cpu.emit import emit
 from mqc.dialects.core import channels
@@ -77,19 +77,9 @@ class CpuEngine(Engine):
     def forward(self, ids: Ids, rows: int | None = None) -> Logits:
         if self._handle is None:
             raise InputError("the engine is closed")
-        ids = np.ascontiguousarray(ids, np.int32)
+        ids = check_ids(self, ids)
         count = len(ids)
         wanted = count if rows is None else min(rows, count)
-        if count == 0:
-            raise InputError("forward needs at least one token")
-        if ids.min() < 0 or ids.max() >= self.vocabulary:
-            bad = int(ids[(ids < 0) | (ids >= self.vocabulary)][0])
-            raise InputError(f"token id {bad} is outside [0, {self.vocabulary})")
-        if self.position + count > self.context:
-            raise InputError(
-                f"{count} tokens at position {self.position} do not fit the context of "
-                f"{self.context}; shorten the prompt or compile with a larger context"
-            )
         logits = np.empty((wanted, self.vocabulary), np.int32)
         first = count - wanted
         for start in range(0, count, CHUNK):

@@ -1,0 +1,1 @@
+"""Compiled programs: running, sampling, saving and loading. Needs neither torch nor transformers."""

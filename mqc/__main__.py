@@ -1,0 +1,5 @@
+"""`python -m mqc`."""
+
+from mqc.cli import main
+
+main()

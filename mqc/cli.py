@@ -1,0 +1,262 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mqc.errors import InputError, MqcError, StorageError
+from mqc.runtime.artifact import load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Compile decoder LLMs to integer-only programs, and run them.",
+)
+_errors = Console(stderr=True)
+_out = Console()
+
+ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+Threads = Annotated[int | None, typer.Option(help="threads; all cores by default")]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress display on stderr, one line a step."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_errors) as display:
+        tasks: dict[str, Any] = {}
+
+        def report(message: str, share: float) -> None:
+            if message not in tasks:
+                tasks[message] = display.add_task(message, total=1.0)
+            display.update(tasks[message], completed=share)
+
+        yield report
+
+
+def _show(data: dict[str, Any], as_json: bool, title: str, rows: list[tuple[str, str]]) -> None:
+    if as_json:
+        print(json.dumps(data))
+        return
+    table = Table("", title, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    _out.print(table)
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder, or a Hugging Face id")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
+    recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",
+    calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
+    passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
+    context: Annotated[int, typer.Option(help="positions of the KV cache")] = 2048,
+    dump_ir: Annotated[Path | None, typer.Option(help="folder for the IR after each pass")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model to an integer-only program."""
+    from mqc.api import compile
+
+    text = _read_text(calibration) if calibration is not None else None
+    with _progress() as report:
+        program = compile(
+            model, target, recipe, calibration=text, passes=passes, context=context,
+            dump_ir=dump_ir, progress=report,
+        )  # fmt: skip
+        report("saving", 0.0)
+        program.save(output)
+        report("saving", 1.0)
+    _describe(output, as_json)
+
+
+@app.command()
+def run(
+    path: ProgramPath,
+    prompt: Annotated[str | None, typer.Option(help="text to complete")] = None,
+    chat: Annotated[str | None, typer.Option(help="message to answer, by the chat template")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="sample among the k most likely")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
+    seed: Annotated[int | None, typer.Option(help="for repeatable samples")] = None,
+    threads: Threads = None,
+    engine: Annotated[str, typer.Option(help="target, or oracle for the NumPy semantics")] = "target",
+    as_json: AsJson = False,
+) -> None:
+    """Complete a prompt, or answer a message."""
+    if (prompt is None) == (chat is None):
+        raise InputError("give either --prompt or --chat")
+    program = load(path).configure(threads=threads)
+    text = program.generate(
+        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, engine=engine,
+        stream=None if as_json else lambda piece: print(piece, end="", flush=True),
+    )  # fmt: skip
+    print(json.dumps({"text": text}) if as_json else "")
+
+
+@app.command("eval")
+def eval_command(
+    path: ProgramPath,
+    text: Annotated[Path | None, typer.Option(help="text file; WikiText-2 test by default")] = None,
+    windows: Annotated[int, typer.Option(help="windows to score")] = 30,
+    skip: Annotated[int, typer.Option(help="windows to leave out first")] = 0,
+    length: Annotated[int, typer.Option(help="tokens per window")] = 512,
+    no_float: Annotated[bool, typer.Option("--no-float", help="skip the float model")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity of the integer program beside the float model's, on the same windows."""
+    from mqc.runtime.perplexity import text_windows
+
+    program = load(path).configure(threads=threads)
+    if text is not None:
+        content = _read_text(text)
+    else:
+        from mqc.data import text as packaged
+
+        content = packaged("test")
+    parts = text_windows(program.tokenizer.encode(content), length, windows, skip)
+    data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
+    with _progress() as report:
+        if not no_float:
+            from mqc.float_model import float_perplexity, source_model
+
+            model = source_model(program.manifest)
+            for key, prefix in (("float_ppl", ()), ("float_prefix_ppl", program.prefix)):
+                name = key.replace("_", " ")
+                data[key] = float_perplexity(model, parts, prefix, lambda s, n=name: report(n, s))
+        data["int_ppl"] = program.perplexity(
+            content, windows, skip, length, progress=lambda share: report("int ppl", share)
+        )
+    data["mac_share_8bit"] = program.manifest.get("mac_share_8bit")
+    data["size_bytes"] = _folder_bytes(path)
+    data |= {"windows": windows, "length": length, "skip": skip, "prefix": list(program.prefix)}
+    rows = [("integer program", f"{data['int_ppl']:.3f}")]
+    if not no_float:
+        ratio = data["int_ppl"] / data["float_prefix_ppl"]
+        rows = [
+            ("float model", f"{data['float_ppl']:.3f}"),
+            (f"float model, prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}"),
+            (rows[0][0], f"{rows[0][1]} ({ratio:.4f} × float with the prefix)"),
+        ]
+    rows += [
+        ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
+        ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
+    ]
+    _show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
+
+
+@app.command()
+def bench(
+    path: ProgramPath,
+    prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")] = 512,
+    new_tokens: Annotated[int, typer.Option(help="tokens to decode")] = 64,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens per second, beside what the machine could do at most."""
+    from mqc.benchmark import measure
+
+    program = load(path).configure(threads=threads)
+    with _progress() as report:
+        data = measure(program, prompt_tokens, new_tokens, lambda share: report("measuring", share))
+    rows = [
+        ("prefill", f"{data['prefill_tok_s']:.1f} tok/s of at most {data['prefill_limit_tok_s']:.1f}"),
+        ("decode", f"{data['decode_tok_s']:.1f} tok/s of at most {data['decode_limit_tok_s']:.1f}"),
+        ("peak memory", f"{data['peak_rss_bytes'] / 1e6:.0f} MB"),
+        ("read bandwidth", f"{data['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s"),
+        ("int8 peak", f"{data['int8_peak_mac_s'] / 1e9:.1f} GMAC/s"),
+        ("threads", str(data["threads"])),
+    ]
+    _show(data, as_json, f"{prompt_tokens} + {new_tokens} tokens", rows)
+
+
+@app.command()
+def info(path: ProgramPath, as_json: AsJson = False) -> None:
+    """What a program is: source, recipe, target, sizes."""
+    _describe(path, as_json)
+
+
+def _describe(path: Path, as_json: bool) -> None:
+    program = load(path)
+    source = program.manifest.get("source", {})
+    data = {
+        **{k: v for k, v in program.manifest.items() if k != "files"},
+        "path": str(path),
+        "context": program.context,
+        "prefix": list(program.prefix),
+        "weight_bytes": program.size_bytes,
+        "size_bytes": _folder_bytes(path),
+    }
+    rows = [
+        ("source", f"{source.get('id', 'an object')} ({str(source.get('hash', ''))[:12]})"),
+        ("target", program.target),
+        ("recipe", str(data.get("recipe"))),
+        ("prefix tokens", str(data["prefix"])),
+        ("context", str(data["context"])),
+        ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
+        ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
+    ]
+    _show(data, as_json, str(path), rows)
+
+
+@app.command()
+def targets(as_json: AsJson = False) -> None:
+    """Targets that programs can be compiled for."""
+    from mqc.registry import backend_for, target_names
+
+    data = {name: backend_for(name).name for name in target_names()}
+    _show({"targets": data}, as_json, "backend", list(data.items()))
+
+
+@app.command()
+def passes(as_json: AsJson = False) -> None:
+    """Passes, with the level they take and give."""
+    from mqc.registry import pass_class, pass_names
+
+    data = {}
+    for name in pass_names():
+        found = pass_class(name)
+        summary = (found.__doc__ or "").strip().splitlines()[0]
+        data[name] = {"requires": found.requires, "ensures": found.ensures, "summary": summary}
+    rows = [(n, f"{d['requires']} → {d['ensures']}  {d['summary']}") for n, d in data.items()]
+    _show({"passes": data}, as_json, "level, summary", rows)
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error
+
+
+def main() -> None:
+    """Run the command line. An `MqcError` prints its message and exits with 1."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app(args=[a for a in arguments if a != "--debug"])
+    except (MqcError, OSError) as error:
+        if debug:
+            raise
+        named = error if isinstance(error, MqcError) else StorageError(str(error))
+        _errors.print(f"error: {type(named).__name__}: {named}", style="red", markup=False, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,144 @@
+"""Programs on disk.
+
+A folder of four files:
+
+- `manifest.json`: format version, target, recipe, source, and size and SHA-256 of the others
+- `program.mlir`: the `int` module, kernels chosen and memory planned
+- `weights.safetensors`: its tensors, laid out for the target, memory-mapped when loaded
+- `tokenizer.json`: the tokenizer and the chat template
+
+Nothing in it is executed: the C program is emitted again from the verified IR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mqc.errors import ArtifactError, IRError, StorageError
+from mqc.ir import CompilerContext, level, parse_module, print_module, weight_refs
+from mqc.runtime.program import Program
+from mqc.runtime.tokenizer import Tokenizer
+from mqc.weight_store import WeightStore
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+_FILES = ("program.mlir", "weights.safetensors", "tokenizer.json")
+#: Manifests are small; a larger one is not ours.
+_MANIFEST_LIMIT_BYTES = 1 << 20
+
+
+def save(program: Program, path: Path) -> None:
+    """Write a program; the folder appears whole or not at all.
+
+    An existing artifact at `path` is replaced; anything else there is left alone and refused.
+    Raises `StorageError`.
+    """
+    if path.exists() and not (path / _MANIFEST).is_file():
+        raise StorageError(f"{path} exists and is not an mqc program; choose another path")
+    work: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _write(work / "program.mlir", print_module(program.module))
+        program.weights.save(work / "weights.safetensors", weight_refs(program.module))
+        _write(work / "tokenizer.json", program.tokenizer.to_json())
+        manifest = {
+            **program.manifest,
+            "format_version": FORMAT_VERSION,
+            "files": {name: _describe(work / name) for name in _FILES},
+        }
+        _write(work / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        old: Path | None = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.rename(path, old / "program")
+        os.chmod(work, 0o755)
+        os.rename(work, path)
+        work = None
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if work is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(work)
+
+
+def load(path: str | Path) -> Program:
+    """Read a program. Needs neither torch nor transformers; weights are memory-mapped.
+
+    Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    for name in _FILES:
+        _check(folder / name, manifest["files"].get(name))
+    try:
+        text = (folder / "program.mlir").read_text(encoding="utf-8")
+        module = parse_module(text, str(folder / "program.mlir"), CompilerContext())
+        if level(module) != "int":
+            raise ArtifactError(f"{folder}: program.mlir is at level {level(module)}, not int")
+    except IRError as error:
+        raise ArtifactError(str(error)) from error
+    weights = WeightStore.load(folder / "weights.safetensors")
+    for ref in weight_refs(module):
+        weights[ref]
+    tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return Program(module, weights, tokenizer, manifest)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / _MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"{folder} is not an mqc program: it has no {_MANIFEST}")
+    if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
+        raise ArtifactError(f"{file} is too large to be a manifest")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{file} is not a manifest of mqc")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder} has format version {version}, this mqc reads {FORMAT_VERSION}; "
+            "compile the model again, or use the mqc that wrote it"
+        )
+    if not isinstance(manifest.get("target"), str):
+        raise ArtifactError(f"{file} names no target")
+    return manifest
+
+
+def _write(file: Path, text: str) -> None:
+    with open(file, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _check(file: Path, stated: Any) -> None:
+    if not isinstance(stated, dict) or not file.is_file():
+        raise ArtifactError(f"{file} is missing from the program")
+    size = file.stat().st_size
+    if size != stated.get("bytes"):
+        raise ArtifactError(f"{file} is truncated or altered: {size} bytes, not {stated.get('bytes')}")
+    if _sha256(file) != stated.get("sha256"):
+        raise ArtifactError(f"{file} was altered: its SHA-256 is not the manifest's")

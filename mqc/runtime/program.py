@@ -1,0 +1,215 @@
+"""A compiled program: what `mqc.compile` returns and `mqc.load` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Engine
+from mqc.dialects.core import plain
+from mqc.errors import InputError
+from mqc.ir import context_length, prefix_tokens, weight_refs
+from mqc.registry import backend_for
+from mqc.runtime.oracle import OracleEngine
+from mqc.runtime.perplexity import perplexity, text_windows
+from mqc.runtime.sampling import Sampling
+from mqc.runtime.tokenizer import Message, Tokenizer
+from mqc.weight_store import WeightStore
+
+Prompt = str | Sequence[int]
+
+
+class Program:
+    """An integer-only LLM, its tokenizer, and the engine that runs it.
+
+    manifest: `target`, `recipe`, `pipeline`, `source`, `mac_share_8bit`, `mqc_version`.
+    threads, isa: passed to the engine; None and `auto` use all of the machine.
+    """
+
+    def __init__(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        tokenizer: Tokenizer,
+        manifest: dict[str, Any],
+    ) -> None:
+        self.module, self.weights, self.tokenizer = module, weights, tokenizer
+        self.manifest = manifest
+        self.options: dict[str, Any] = {}
+        self._engines: dict[str, Engine] = {}
+
+    # ---- facts
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"])
+
+    @property
+    def context(self) -> int:
+        """Positions in all, the prefix included."""
+        return context_length(self.module)
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Tokens that stand in the cache before every prompt."""
+        return prefix_tokens(self.module)
+
+    @property
+    def logit_scale(self) -> float:
+        """Real value of one step of the s32 logits."""
+        return float(plain(self.module.attributes["mqc.logit_scale"]))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights, as stored."""
+        return self.weights.nbytes(weight_refs(self.module))
+
+    # ---- running
+
+    def configure(self, **options: Any) -> Program:
+        """Set options of the target's engine (for the CPU: `threads`, `isa`). Returns itself."""
+        self.options |= options
+        self._engines.pop("target", None)
+        return self
+
+    def engine(self, kind: str = "target") -> Engine:
+        """The engine of the target, or with `oracle` the NumPy semantics. Made on first use."""
+        if kind not in self._engines:
+            if kind == "oracle":
+                self._engines[kind] = OracleEngine(self.module, self.weights)
+            elif kind == "target":
+                backend = backend_for(self.target)
+                self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
+            else:
+                raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
+        return self._engines[kind]
+
+    def generate_tokens(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 100,
+        sampling: Sampling | None = None,
+        stop: Sequence[int] = (),
+        engine: str = "target",
+    ) -> Iterator[int]:
+        """Token ids that follow a prompt, one by one, until a stop token (not given out).
+
+        The tokenizer's end token stops too. Raises `InputError` if prompt and new tokens do not
+        fit the context, or the prompt is empty or holds ids outside the vocabulary.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+        if not len(prompt):
+            raise InputError("the prompt is empty")
+        runner = self.engine(engine)
+        room = runner.context - runner.prefix_length
+        if len(prompt) + max_new_tokens - 1 > room:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
+                f"context of {room}; shorten the prompt or compile with a larger context"
+            )
+        chosen = sampling or Sampling()
+        generator = chosen.generator()
+        ends = {*stop, self.tokenizer.eos}
+        runner.reset()
+        current = np.asarray(prompt, np.int32)
+        for _ in range(max_new_tokens):
+            logits = runner.forward(current, rows=1)
+            token = chosen.choose(logits[-1], self.logit_scale, generator)
+            if token in ends:
+                return
+            yield token
+            current = np.array([token], np.int32)
+
+    def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
+        """Pieces of text as they are generated; options as in `generate`."""
+        ids = self._prompt_ids(prompt, chat)
+        texts = options.pop("stop", ())
+        stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
+        sampling = Sampling(
+            **{k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
+        )
+        tokens = self.generate_tokens(ids, sampling=sampling, stop=stop, **options)
+        return self.tokenizer.decode_stream(tokens)
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Message],
+        max_new_tokens: int = 100,
+        *,
+        chat: bool = False,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[int | str] = (),
+        stream: Callable[[str], None] | None = None,
+        engine: str = "target",
+    ) -> str:
+        """Complete a prompt: text, or token ids; with `chat`, a message or a list of messages.
+
+        Args:
+            max_new_tokens: most tokens to add.
+            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+            stop: token ids, or texts of single tokens, that end the answer.
+            stream: called with each piece of text as it comes.
+            engine: `target`, or `oracle` for the NumPy semantics.
+
+        Raises `InputError` for prompts or options out of range.
+        """
+        pieces = []
+        for piece in self.stream(
+            prompt, chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, seed=seed, stop=stop, engine=engine,
+        ):  # fmt: skip
+            pieces.append(piece)
+            if stream is not None:
+                stream(piece)
+        return "".join(pieces)
+
+    def integer_logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.int32]:
+        """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
+        runner = self.engine(engine)
+        runner.reset()
+        return runner.forward(np.asarray(self._prompt_ids(prompt, False), np.int32))
+
+    def logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.float32]:
+        """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`."""
+        return self.integer_logits(prompt, engine).astype(np.float32) * np.float32(self.logit_scale)
+
+    def perplexity(
+        self,
+        text: str,
+        windows: int = 30,
+        skip: int = 0,
+        length: int = 512,
+        engine: str = "target",
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> float:
+        """Perplexity on consecutive windows of a text (`mqc.runtime.perplexity`)."""
+        parts = text_windows(self.tokenizer.encode(text), length, windows, skip)
+        return perplexity(lambda ids: self.logits(ids.tolist(), engine), parts, progress)
+
+    def save(self, path: str | Path) -> None:
+        """Write the program as a folder (`mqc.runtime.artifact`)."""
+        from mqc.runtime.artifact import save
+
+        save(self, Path(path))
+
+    # ---- helpers
+
+    def _prompt_ids(self, prompt: Any, chat: bool) -> list[int]:
+        if chat:
+            return self.tokenizer.chat(prompt)
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _stop_id(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        if len(ids) != 1:
+            raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
+        return ids
