@@ -101,9 +101,7 @@ def compile(
     text = _packaged_text() if calibration is None else calibration
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(512, min(context, longest) - 4)
-    ctx.calibration = Calibration.from_ids(
-        ids, vocabulary, length=length, bos=tokenizer.bos_token_id
-    )
+    ctx.calibration = Calibration.from_ids(ids, vocabulary, length=length, bos=tokenizer.bos_token_id)
 
     folder = dump_ir or os.environ.get("MQC_DUMP")
     after = []
@@ -138,5 +136,3 @@ def _packaged_text() -> str:
     from mqc.data import text
 
     return text("calibration")
-
-

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +139,7 @@ def eval_command(
             model = source_model(program.manifest)
             for key, prefix in (("float_ppl", ()), ("float_prefix_ppl", program.prefix)):
                 name = key.replace("_", " ")
-                data[key] = float_perplexity(model, parts, prefix, lambda s, n=name: report(n, s))
+                data[key] = float_perplexity(model, parts, prefix, partial(report, name))
         data["int_ppl"] = program.perplexity(
             content, windows, skip, length, progress=lambda share: report("int ppl", share)
         )
@@ -175,7 +176,10 @@ def bench(
     with _progress() as report:
         data = measure(program, prompt_tokens, new_tokens, lambda share: report("measuring", share))
     rows = [
-        ("prefill", f"{data['prefill_tok_s']:.1f} tok/s of at most {data['prefill_limit_tok_s']:.1f}"),
+        (
+            "prefill",
+            f"{data['prefill_tok_s']:.1f} tok/s of at most {data['prefill_limit_tok_s']:.1f}",
+        ),
         ("decode", f"{data['decode_tok_s']:.1f} tok/s of at most {data['decode_limit_tok_s']:.1f}"),
         ("peak memory", f"{data['peak_rss_bytes'] / 1e6:.0f} MB"),
         ("read bandwidth", f"{data['read_bandwidth_bytes_s'] / 1e9:.1f} GB/s"),

@@ -51,7 +51,7 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     nodes, and "must be 1" is one more node. A channel is free if its component holds neither that
     node nor its own reciprocal. Time and memory are linear in the number of channels.
     """
-    values = [op.results[0] for op in mqc_ops(module)]
+    values: list[SSAValue] = [op.results[0] for op in mqc_ops(module)]
     sizes = np.array([channels(v) for v in values])
     offsets = dict(zip(values, np.concatenate([[0], np.cumsum(sizes)[:-1]]).tolist(), strict=True))
     total = int(sizes.sum())
@@ -80,20 +80,20 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     plus, minus = label[:total], label[total:one]
     free = (plus != label[one]) & (minus != label[one]) & (plus != minus)
     root = np.where(free, np.minimum(plus, minus), -1)
-    names, group = np.unique(root, return_inverse=True)
-    group = group - (1 if len(names) and names[0] == -1 else 0)
-    group = np.where(free, group, -1)
-    sign = np.where(plus == root, 1, -1)
+    names, numbered = np.unique(root, return_inverse=True)
+    group: Index = np.where(free, numbered - int(len(names) > 0 and names[0] == -1), -1)
+    signs: Index = np.where(plus == root, 1, -1)
     # The first member of a group has sign +1, whichever label was smaller.
     count = int(group.max()) + 1 if free.any() else 0
     first_sign = np.ones(count, np.int64)
     chosen = np.flatnonzero(free)[::-1]
-    first_sign[group[chosen]] = sign[chosen]
-    sign = np.where(free, sign * first_sign[group], 1) if count else sign
+    first_sign[group[chosen]] = signs[chosen]
+    if count:
+        signs = np.where(free, signs * first_sign[group], 1)
     return EquivalenceGroups(
         count,
         {
-            value: (group[start : start + size], sign[start : start + size])
+            value: (group[start : start + size], signs[start : start + size])
             for (value, start), size in zip(offsets.items(), sizes.tolist(), strict=True)
         },
     )

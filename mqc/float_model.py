@@ -27,9 +27,7 @@ def source_model(manifest: dict[str, Any]) -> Any:
         )
     model = load_source(source["id"]).model
     if model_hash(model) != source.get("hash"):
-        raise ModelError(
-            f"the model at {source['id']!r} is not the one that was compiled; use --no-float"
-        )
+        raise ModelError(f"the model at {source['id']!r} is not the one that was compiled; use --no-float")
     return model
 
 

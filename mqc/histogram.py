@@ -46,7 +46,7 @@ class Histogram:
     @property
     def centers(self) -> Floats:
         width = 2 * self.limit / BINS
-        return -self.limit + width * (np.arange(BINS) + 0.5)
+        return np.asarray(-self.limit + width * (np.arange(BINS) + 0.5), np.float64)
 
     def percentile(self, share: float) -> tuple[float, float]:
         """Range that leaves out `share` of the values in all, half at each end."""

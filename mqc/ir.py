@@ -29,9 +29,7 @@ class CompilerContext(Context):
     or None where none were given; `progress` is called with a message and a share in [0, 1].
     """
 
-    def __init__(
-        self, weights: WeightStore | None = None, calibration: Calibration | None = None
-    ) -> None:
+    def __init__(self, weights: WeightStore | None = None, calibration: Calibration | None = None) -> None:
         super().__init__()
         from mqc.weight_store import WeightStore
 

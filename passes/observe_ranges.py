@@ -60,9 +60,7 @@ class ObserveRanges(Pass):
             op.attributes["clip"] = DenseArrayBase.from_list(f64, list(clip))
 
 
-def _include_prefix(
-    ctx: CompilerContext, module: ModuleOp, histograms: dict[MqcOp, Histogram]
-) -> None:
+def _include_prefix(ctx: CompilerContext, module: ModuleOp, histograms: dict[MqcOp, Histogram]) -> None:
     """Prefix rows share the cache's scale with the keys and values that follow them."""
     import torch
 

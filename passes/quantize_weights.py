@@ -102,9 +102,7 @@ class QuantizeWeights(Pass):
         )
         op.properties["weight_bits"] = attr(4)
         if self.group:
-            op.properties["group_scale"] = weights.add(
-                f"{name}.group_scale", factor.astype(np.uint8)
-            )
+            op.properties["group_scale"] = weights.add(f"{name}.group_scale", factor.astype(np.uint8))
 
 
 def _bias_floor(weights: WeightStore, op: LinearOp) -> Array | None:
@@ -116,9 +114,7 @@ def _bias_floor(weights: WeightStore, op: LinearOp) -> Array | None:
     return floor
 
 
-def _quantize8(
-    weights: WeightStore, ref: WeightAttr, floor: Array | None
-) -> tuple[WeightAttr, WeightAttr]:
+def _quantize8(weights: WeightStore, ref: WeightAttr, floor: Array | None) -> tuple[WeightAttr, WeightAttr]:
     weight = weights[ref]
     scale = np.maximum(np.abs(weight).max(1) / 127, 1e-12).astype(np.float32)
     if floor is not None:
@@ -138,5 +134,3 @@ def _best_step4(blocks: Array) -> Array:
         best = np.where(error < best_error, step, best)
         best_error = np.minimum(error, best_error)
     return best
-
-

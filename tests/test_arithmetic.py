@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from mqc import arithmetic as a
 
 s32 = st.integers(-(2**31), 2**31 - 1)
-multipliers = st.one_of(
-    st.integers(2**30, 2**31 - 1), st.integers(-(2**31) + 1, -(2**30)), st.just(0)
-)
+multipliers = st.one_of(st.integers(2**30, 2**31 - 1), st.integers(-(2**31) + 1, -(2**30)), st.just(0))
 
 
 def clamp32(x: int) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.backend import Backend, Kernel, Limits
 from mqc.backends.cpu.engine import CpuEngine
 from mqc.backends.cpu.limits import measure
 from mqc.backends.cpu.select import select
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Kernel, Limits
 from mqc.dialects.core import MqcOp
 from mqc.weight_store import WeightStore
 

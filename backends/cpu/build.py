@@ -46,8 +46,7 @@ def choose_isa(isa: str) -> str:
         return supported_isas()[0]
     if isa not in supported_isas():
         raise TargetError(
-            f"instruction set {isa!r} is not available here; this machine runs "
-            f"{', '.join(supported_isas())}"
+            f"instruction set {isa!r} is not available here; this machine runs {', '.join(supported_isas())}"
         )
     return isa
 
@@ -90,7 +89,10 @@ def build(source: str, isa: str) -> Path:
             text, result = Path(work) / "program.c", Path(work) / "program.so"
             text.write_text(source, encoding="utf-8")
             run = subprocess.run(
-                [path, *flags, str(text), "-o", str(result)], capture_output=True, text=True, check=False
+                [path, *flags, str(text), "-o", str(result)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if run.returncode:
                 first = "\n".join(run.stderr.splitlines()[:8])

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from mqc.backends.cpu.kernels import PARTS, source
 from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.arithmetic import EXP2_TABLE
-from mqc.backends.cpu.kernels import PARTS, source
 from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
 from mqc.errors import TargetError
@@ -67,9 +67,7 @@ class _Emitter:
             if "fused_into" not in op.attributes:
                 self.rules[type(op)](op)
         arena = plain(self.module.attributes["mqc.arena"])
-        exp2 = ",\n    ".join(
-            ", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist()
-        )
+        exp2 = ",\n    ".join(", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist())
         generated = "\n".join(
             [
                 "/* The program: one call per op. */",
@@ -127,16 +125,13 @@ class _Emitter:
             arrays.append(self.constant(full))
         low, high = int_ops.limits(op.results[0])
         low_text = "INT32_MIN" if low < -(2**30) else str(low)
-        return (
-            f"{{{', '.join(arrays)}, {int(left.max() > 0)}, {op.get('zero_point')}, {low_text}, {high}}}"
-        )
+        return f"{{{', '.join(arrays)}, {int(left.max() > 0)}, {op.get('zero_point')}, {low_text}, {high}}}"
 
     # ---- ops
 
     def requant(self, op: int_ops.RequantOp) -> None:
         count = channels(op.result)
-        arrays = (self.weights[ref] for ref in (op.multiplier, op.shift))
-        requant = self.scale(*arrays, count, op)  # type: ignore[call-arg]
+        requant = self.scale(self.weights[op.multiplier], self.weights[op.shift], count, op)
         producer = op.x.owner
         match producer:
             case int_ops.LinearOp():

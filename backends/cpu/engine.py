@@ -7,11 +7,11 @@ import os
 from typing import Any
 
 import numpy as np
+from mqc.backends.cpu.build import build, choose_isa
+from mqc.backends.cpu.emit import emit
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Engine, Ids, Logits, check_ids
-from mqc.backends.cpu.build import build, choose_isa
-from mqc.backends.cpu.emit import emit
 from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
 from mqc.ir import context_length, main_function, prefix_tokens
@@ -87,9 +87,7 @@ class CpuEngine(Engine):
             skip = min(max(first - start, 0), len(part))
             row = max(start - first, 0)
             target = logits.ctypes.data + row * self.vocabulary * 4
-            self._library.mqc_forward(
-                self._handle, part.ctypes.data, len(part), self.position, skip, target
-            )
+            self._library.mqc_forward(self._handle, part.ctypes.data, len(part), self.position, skip, target)
             self.position += len(part)
         return logits
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-from mqc.backend import Limits
 from mqc.backends.cpu.build import build, choose_isa
 from mqc.backends.cpu.kernels import source
+
+from mqc.backend import Limits
 from mqc.errors import TargetError
 
 _BYTES = 512 << 20

@@ -53,7 +53,8 @@ class IntOp(MqcOp):
     def expect_activation(self, *values: SSAValue) -> None:
         for value in values:
             self.expect(
-                element_type(value) in ACTIVATION_TYPES, f"{value.type} must have ui8 or ui16 elements"
+                element_type(value) in ACTIVATION_TYPES,
+                f"{value.type} must have ui8 or ui16 elements",
             )
 
     def expect_zero_point(self, name: str, value: SSAValue) -> None:
@@ -454,9 +455,7 @@ class AddOp(IntOp):
         for name, value in (("a", x), ("b", y)):
             d = (value.astype(np.int64) - self.get(f"{name}_zero")) << a.ADD_LEFT_SHIFT
             total = total + a.requantize(d, self.get(f"{name}_multiplier"), self.get(f"{name}_shift"))
-        return self.narrow(
-            a.shift_right_round(total, a.ADD_FRACTION_BITS) + self.get("zero_point")
-        )
+        return self.narrow(a.shift_right_round(total, a.ADD_FRACTION_BITS) + self.get("zero_point"))
 
 
 Int = Dialect(

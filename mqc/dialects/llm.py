@@ -284,9 +284,7 @@ class AttentionOp(LlmOp):
             "q, k, v and the result must have heads * head_dim channels",
         )
 
-    def compute(
-        self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def compute(self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)
         if past is None and self.prefix_k is not None and self.prefix_v is not None:
@@ -338,7 +336,8 @@ class ActivationOp(LlmOp):
     result = result_def(TensorType)
 
     @staticmethod
-    def function(x: torch.Tensor) -> torch.Tensor:
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        """The float function, elementwise."""
         raise NotImplementedError
 
     def verify_(self) -> None:
@@ -356,7 +355,10 @@ class SiluOp(ActivationOp):
     """
 
     name = "llm.silu"
-    function = staticmethod(F.silu)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.silu(x)
 
 
 @irdl_op_definition
@@ -367,7 +369,10 @@ class GeluOp(ActivationOp):
     """
 
     name = "llm.gelu"
-    function = staticmethod(F.gelu)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.gelu(x)
 
 
 @irdl_op_definition
@@ -380,7 +385,7 @@ class GeluTanhOp(ActivationOp):
     name = "llm.gelu_tanh"
 
     @staticmethod
-    def function(x: torch.Tensor) -> torch.Tensor:
+    def function(x: torch.Tensor, /) -> torch.Tensor:
         return F.gelu(x, approximate="tanh")
 
 
@@ -394,7 +399,7 @@ class QuickGeluOp(ActivationOp):
     name = "llm.quick_gelu"
 
     @staticmethod
-    def function(x: torch.Tensor) -> torch.Tensor:
+    def function(x: torch.Tensor, /) -> torch.Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -406,7 +411,10 @@ class ReluOp(ActivationOp):
     """
 
     name = "llm.relu"
-    function = staticmethod(F.relu)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.relu(x)
 
     def equivariance(self) -> list[Constraint]:
         return [tie_all(self.x, self.result, channels(self.x))]
@@ -420,7 +428,10 @@ class TanhOp(ActivationOp):
     """
 
     name = "llm.tanh"
-    function = staticmethod(torch.tanh)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return torch.tanh(x)
 
 
 @irdl_op_definition
@@ -431,7 +442,10 @@ class SigmoidOp(ActivationOp):
     """
 
     name = "llm.sigmoid"
-    function = staticmethod(torch.sigmoid)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return torch.sigmoid(x)
 
 
 @irdl_op_definition
@@ -461,9 +475,7 @@ class BinaryOp(LlmOp):
     result = result_def(TensorType)
 
     def verify_(self) -> None:
-        self.expect(
-            channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal"
-        )
+        self.expect(channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal")
 
 
 @irdl_op_definition
@@ -500,7 +512,15 @@ class MulOp(BinaryOp):
         return [Fix(fixed), tie_all(free, self.result, channels(self.result))]
 
 
-ACTIVATIONS: tuple[type[ActivationOp], ...] = (SiluOp, GeluOp, GeluTanhOp, QuickGeluOp, ReluOp, TanhOp, SigmoidOp)
+ACTIVATIONS: tuple[type[ActivationOp], ...] = (
+    SiluOp,
+    GeluOp,
+    GeluTanhOp,
+    QuickGeluOp,
+    ReluOp,
+    TanhOp,
+    SigmoidOp,
+)
 
 Llm = Dialect(
     "llm",

@@ -93,9 +93,7 @@ class UniformType(ParametrizedAttribute, TypeAttribute):
         """Round to the grid of this type; the gradient passes straight through inside the range."""
         import torch
 
-        inside = torch.clamp(
-            x / self.real_scale, self.low - self.zero, self.high - self.zero
-        )
+        inside = torch.clamp(x / self.real_scale, self.low - self.zero, self.high - self.zero)
         return (inside + (torch.round(inside) - inside).detach()) * self.real_scale
 
 

@@ -37,7 +37,12 @@ class Builder:
         self._used: set[str] = set()
 
     def op(
-        self, kind: str, operands: list[SSAValue], result: Attribute, name: str | None, **properties: Any
+        self,
+        kind: str,
+        operands: list[SSAValue],
+        result: Attribute,
+        name: str | None,
+        **properties: Any,
     ) -> SSAValue:
         """Append an op and return its result. The result's name is made unique by the op's."""
         short = kind.split(".")[-1]
@@ -83,7 +88,13 @@ class Builder:
             if array is not None
         }
         return self.op(
-            f"llm.{norm.kind}", [norm.x], norm.x.type, norm.name, eps=norm.eps, groups=norm.groups, **refs
+            f"llm.{norm.kind}",
+            [norm.x],
+            norm.x.type,
+            norm.name,
+            eps=norm.eps,
+            groups=norm.groups,
+            **refs,
         )
 
     def base(self, base: Any, wanted: Any) -> SSAValue:

@@ -80,8 +80,14 @@ class Rotary:
     axis: int
 
     def map(self, layout: Layout, axis: int) -> Rotary:
-        arrays = {k: layout(getattr(self, k)) for k in ("index", "pair", "sign", "column")}
-        return replace(self, **arrays, axis=axis)
+        return replace(
+            self,
+            index=layout(self.index),
+            pair=layout(self.pair),
+            sign=layout(self.sign),
+            column=layout(self.column),
+            axis=axis,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder
 from mqc.frontend.lanes import (
     Elementwise,
+    Index,
     Lanes,
     Length,
     Linear,
@@ -55,9 +57,7 @@ _ACTIVATIONS: dict[Any, Callable[..., torch.Tensor]] = {
 }
 
 
-def raise_program(
-    program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int
-) -> ModuleOp:
+def raise_program(program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> ModuleOp:
     """The `llm` module of a traced model; its tensors go to `weights`.
 
     Args:
@@ -72,9 +72,7 @@ def raise_program(
 
 
 class _Raising:
-    def __init__(
-        self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int
-    ) -> None:
+    def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
         index = TensorType(i64, [DYNAMIC_INDEX])
@@ -330,9 +328,7 @@ class _Raising:
         if any(t.shape[1] != width for t in tables):
             raise self._fail(node, "of position tables per head has no llm form")
         column = np.broadcast_to(np.arange(width), x.index.shape)
-        return Rotary(
-            x.base, x.index, rotated.index, rotated.sign, column, tables[0], tables[1], x.axis
-        )
+        return Rotary(x.base, x.index, rotated.index, rotated.sign, column, tables[0], tables[1], x.axis)
 
     # ---- matrix products and look-ups
 
@@ -390,11 +386,12 @@ class _Raising:
                 if name == "permute":
                     order = [d % rank for d in args[0]]
                 else:
-                    i, j = args[0] % rank, args[1] % rank
-                    order[i], order[j] = order[j], order[i]
+                    first, second = args[0] % rank, args[1] % rank
+                    order[first], order[second] = order[second], order[first]
                 return a.map(lambda x: x.transpose(order), order.index(a.axis))
             case "slice":
-                dim, start, stop, step = (*args, *(0, None, None, 1)[len(args) :])
+                defaults: list[Any] = [0, None, None, 1]
+                dim, start, stop, step = args + defaults[len(args) :]
                 if isinstance(stop, Length):
                     stop = None
                 if dim % rank == a.axis:
@@ -414,14 +411,16 @@ class _Raising:
             raise self._fail(node, "divides the tokens, which has no llm form")
         size = a.index.shape[dim]
         if name == "unbind":
-            return [a.map(lambda i, n=n: i.take(n, dim), a.axis - (dim < a.axis)) for n in range(size)]
+            return [
+                a.map(partial(np.take, indices=n, axis=dim), a.axis - (dim < a.axis)) for n in range(size)
+            ]
         if name == "split_with_sizes":
             cuts = np.cumsum(args[0])[:-1]
         else:
             part = -(-size // args[0]) if name == "chunk" else args[0]
             cuts = np.arange(part, size, part)
         count = len(cuts) + 1
-        return [a.map(lambda i, n=n: np.split(i, cuts, dim)[n], a.axis) for n in range(count)]
+        return [a.map(partial(_part, cuts=cuts, dim=dim, number=n), a.axis) for n in range(count)]
 
     def _cat(self, node: Node, parts: list[Any], dim: int = 0) -> Any:
         return self._join(node, parts, lambda arrays: np.concatenate(arrays, dim), 0)
@@ -442,8 +441,10 @@ class _Raising:
         if len(rotated) != 1:
             raise self._fail(node, "joins two rotary embeddings, which has no llm form")
         whole = [p if isinstance(p, Rotary) else _unrotated(p, rotated[0]) for p in parts]
-        arrays = [join([getattr(p, f) for p in whole]) for f in ("index", "pair", "sign", "column")]
-        return Rotary(parts[0].base, *arrays, rotated[0].cos, rotated[0].sin, axis)
+        index, pair, sign, column = (
+            join([getattr(p, f) for p in whole]) for f in ("index", "pair", "sign", "column")
+        )
+        return Rotary(parts[0].base, index, pair, sign, column, rotated[0].cos, rotated[0].sin, axis)
 
     # ---- emitting
 
@@ -503,7 +504,9 @@ def _flatten(values: list[Any]) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, int | float | bool | str | torch.dtype | torch.device | torch.layout)
+    return value is None or isinstance(
+        value, int | float | bool | str | torch.dtype | torch.device | torch.layout
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -542,8 +545,10 @@ def _same_lanes(a: Any, b: Any) -> Lanes | None:
     return x if same else None
 
 
+def _part(array: Index, cuts: Index, dim: int, number: int) -> Index:
+    return np.split(array, cuts, dim)[number]
+
+
 def _unrotated(lanes: Lanes, like: Rotary) -> Rotary:
     zero = np.zeros_like(lanes.index)
-    return Rotary(
-        lanes.base, lanes.index, lanes.index, zero, zero - 1, like.cos, like.sin, lanes.axis
-    )
+    return Rotary(lanes.base, lanes.index, lanes.index, zero, zero - 1, like.cos, like.sin, lanes.axis)

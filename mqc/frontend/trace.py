@@ -49,9 +49,7 @@ def _attention_function(  # type: ignore[no-untyped-def]
             f"layer {module.layer_idx}", "attention with learned sinks", "has no llm form"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    result = attention(
-        query, key, value, module.layer_idx, scale, sliding_window or 0, float(softcap or 0)
-    )
+    result = attention(query, key, value, module.layer_idx, scale, sliding_window or 0, float(softcap or 0))
     return result, None
 
 
@@ -65,9 +63,7 @@ class _LogitsOnly(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Any:
-        return self.model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
-        ).logits
+        return self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
 
 
 def check_model(model: Any) -> None:

@@ -38,9 +38,7 @@ class Sampling:
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
 
-    def choose(
-        self, logits: npt.NDArray[np.int32], scale: float, generator: np.random.Generator
-    ) -> int:
+    def choose(self, logits: npt.NDArray[np.int32], scale: float, generator: np.random.Generator) -> int:
         """Next token from s32 logits `[vocabulary]`. Greedy compares integers; ties go to the
         smaller id."""
         if self.temperature == 0:

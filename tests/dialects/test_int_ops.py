@@ -59,7 +59,12 @@ def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
             assert got[t, j] == (total + ((1 << shift) >> 1)) >> shift
 
 
-@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["n16k4", "n16k4.s4"]), st.integers(0, 99))
+@given(
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.sampled_from(["n16k4", "n16k4.s4"]),
+    st.integers(0, 99),
+)
 @settings(max_examples=40, deadline=None)
 def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
     low, high = (-8, 8) if layout.endswith("s4") else (-128, 128)
@@ -67,7 +72,12 @@ def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
     assert (unpack(pack(weight, layout), layout, n, k) == weight).all()
 
 
-@given(st.integers(1, 300), st.sampled_from([1, 7, 900, 20000]), st.integers(0, 2**32 - 1), st.booleans())
+@given(
+    st.integers(1, 300),
+    st.sampled_from([1, 7, 900, 20000]),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_norms_are_within_2_to_minus_12(size: int, spread: int, seed: int, layer: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -99,14 +109,14 @@ def test_layer_norm_error_on_ordinary_data() -> None:
 @pytest.mark.parametrize("function", [k.function for k in llm.ACTIVATIONS])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (-30.0, 90.0), (-8.0, 0.5)])
-def test_lut16_is_within_one_step_for_all_inputs(
-    function: Any, bits: int, low: float, high: float
-) -> None:
+def test_lut16_is_within_one_step_for_all_inputs(function: Any, bits: int, low: float, high: float) -> None:
     x = UniformType.of(16, (high - low) / 65535, round(-low / (high - low) * 65535))
     values = function(torch.linspace(low, high, 999, dtype=torch.float64)).numpy()
     bottom, top = min(values.min(), 0), max(values.max(), 0)
     steps = (1 << bits) - 1
-    y = UniformType.of(bits, max((top - bottom) / steps, 1e-9), round(-bottom / max(top - bottom, 1e-9) * steps))
+    y = UniformType.of(
+        bits, max((top - bottom) / steps, 1e-9), round(-bottom / max(top - bottom, 1e-9) * steps)
+    )
     w = Weights()
     table, segment = interpolation_table(function, x, y)
     lut = op(
@@ -175,7 +185,14 @@ def test_float_types_are_refused() -> None:
     from xdsl.dialects.builtin import f32
 
     with pytest.raises(VerifyException, match="not a tensor of integers"):
-        op(int_ops.MulOp, [tensor(f32, 2), tensor(u8, 2)], tensor(s32, 2), a_zero=0, b_zero=0, acc_shift=0)
+        op(
+            int_ops.MulOp,
+            [tensor(f32, 2), tensor(u8, 2)],
+            tensor(s32, 2),
+            a_zero=0,
+            b_zero=0,
+            acc_shift=0,
+        )
     with pytest.raises(VerifyException, match=r"must be \[4, 3\]"):
         w = Weights()
         op(

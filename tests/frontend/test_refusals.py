@@ -28,9 +28,7 @@ def test_weights_must_be_finite(value: float) -> None:
 
 
 def test_encoder_decoder() -> None:
-    config = CONFIG_MAPPING["t5"](
-        vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
-    )
+    config = CONFIG_MAPPING["t5"](vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(ModelError, match="encoder-decoder"):
         trace(AutoModelForSeq2SeqLM.from_config(config))
 
