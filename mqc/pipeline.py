@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.arg_spec import parse_pipeline
-from xdsl.utils.exceptions import ParseError, VerifyException
+from xdsl.utils.exceptions import ArgSpecParseError, ParseError, VerifyException
 
 from mqc.errors import CalibrationError, MqcError, PassError, RecipeError, StorageError
 from mqc.ir import CompilerContext, level, print_module, weight_refs
@@ -35,7 +35,7 @@ class Pipeline:
         """From text: `fold-norm,balance-scales{alpha=0.5},…`. Raises `RecipeError`."""
         try:
             specs = list(parse_pipeline(text))
-        except (ParseError, ValueError) as error:
+        except (ArgSpecParseError, ParseError, ValueError) as error:
             raise RecipeError(f"cannot read the pipeline {text!r}: {error}") from error
         passes = []
         for spec in specs:

@@ -1,0 +1,113 @@
+"""Every architecture becomes an integer program that the CPU runs as the oracle does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mqc.backends.cpu import CpuEngine
+
+from mqc.dialects.core import plain
+from mqc.errors import IRError, PassError, RecipeError
+from mqc.ir import mqc_ops
+from mqc.pipeline import Pipeline
+from mqc.proofs import check_accumulators
+from mqc.recipe import Recipe
+from mqc.runtime.oracle import OracleEngine
+from tests.compiled import imported, lower_for_cpu, quantized
+from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+
+W4 = Recipe("w4", weight_bits=4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_close_to_float_and_equal_on_the_cpu(architecture: str) -> None:
+    model = tiny_model(architecture)
+    ctx, module = quantized(model, Recipe(prefix=(9,)))
+    lower_for_cpu(ctx, module)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 29).astype(np.int32)
+    oracle = OracleEngine(module, ctx.weights).forward(ids)
+    with torch.no_grad():
+        want = model(torch.tensor([[9, *ids.tolist()]])).logits[0, 1:].numpy()
+    got = oracle * plain(module.attributes["mqc.logit_scale"])
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert error < 0.15, f"relative error {error:.3f}"
+    with CpuEngine(module, ctx.weights, threads=2) as engine:
+        assert (engine.forward(ids) == oracle).all()
+        engine.reset()
+        steps = [engine.forward(ids[i : i + 1]) for i in range(len(ids))]
+        assert (np.concatenate(steps) == oracle).all()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        W4,
+        Recipe("w4g", weight_bits=4, group=32),
+        Recipe("16", precision=("llm.silu=16", "%*gate_proj=16", "%*norm=16")),
+        Recipe("8", precision=("llm.*=8",), ranges="mse", prefix=()),
+        Recipe("minmax", ranges="minmax", alpha=0.5),
+    ],
+    ids=lambda r: r.name,
+)
+def test_recipes(recipe: Recipe) -> None:
+    changes = {"hidden_size": 64, "intermediate_size": 96} if recipe.group else {}
+    ctx, module = quantized(tiny_model("llama", **changes), recipe)
+    lower_for_cpu(ctx, module)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 29).astype(np.int32)
+    oracle = OracleEngine(module, ctx.weights).forward(ids)
+    for isa in ("portable", "auto"):
+        with CpuEngine(module, ctx.weights, threads=1, isa=isa) as engine:
+            assert (engine.forward(ids) == oracle).all()
+
+
+def test_the_proof_covers_all_products_and_refuses_a_planted_fault() -> None:
+    ctx, module = quantized(tiny_model("llama"))
+    linears = [op for op in mqc_ops(module) if op.name == "int.linear"]
+    channels = sum(plain_shape[0] for plain_shape in (op.properties["bias"].shape for op in linears))  # type: ignore[attr-defined]
+    assert check_accumulators(module, ctx.weights) == channels
+    broken = linears[3]
+    bias = np.full(broken.properties["bias"].shape, 2**31 - 1, np.int32)  # type: ignore[attr-defined]
+    broken.properties["bias"] = ctx.weights.add("bias", bias)
+    with pytest.raises(IRError, match=broken.value_name):
+        check_accumulators(module, ctx.weights)
+
+
+def test_order_is_checked() -> None:
+    ctx, module = imported(tiny_model("llama"))
+    with pytest.raises(PassError, match=r"lower-to-int, takes level quant"):
+        Pipeline.parse("fold-norm,lower-to-int").run(ctx, module)
+    ctx, module = imported(tiny_model("llama"))
+    with pytest.raises(PassError, match="run observe-ranges first"):
+        Pipeline.parse("assign-precision").run(ctx, module)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no-such-pass", "fold-norm{", "balance-scales{beta=1}", 'balance-scales{alpha="x"}', "fold-norm,,"],
+)
+def test_pipeline_text_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(RecipeError):
+        Pipeline.parse(text)
+
+
+def test_pipelines_are_edited() -> None:
+    pipeline = Recipe().pipeline("cpu")
+    names = [
+        p.name for p in pipeline.without("absorb-prefix").insert_after("fold-norm", *pipeline.passes[:1])
+    ]
+    assert names[:4] == ["fold-constants", "fold-norm", "fold-constants", "balance-scales"]
+    assert str(Pipeline.parse(str(pipeline))) == str(pipeline)
+    with pytest.raises(RecipeError, match="has no pass 'x'"):
+        pipeline.replace("x")
+
+
+@pytest.mark.parametrize("rule", ["x", "x=7", "=8"])
+def test_bad_precision_rules(rule: str) -> None:
+    with pytest.raises((RecipeError, PassError), match="must read selector"):
+        quantized(tiny_model("llama"), Recipe(precision=(rule,)))
+
+
+def test_groups_must_divide_the_inputs() -> None:
+    with pytest.raises(RecipeError, match="groups of 64"):
+        quantized(tiny_model("llama"), Recipe(weight_bits=4, group=64))
