@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mqc.dump import Dump
 from mqc.errors import InputError, MqcError
 from mqc.ir import CompilerContext, mqc_ops
-from mqc.pipeline import Dump, Pipeline
+from mqc.pipeline import Pipeline
 from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend_for
 from mqc.runtime.program import Program

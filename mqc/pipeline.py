@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, ParseError, VerifyException
 
-from mqc.errors import CalibrationError, MqcError, PassError, RecipeError, StorageError
-from mqc.ir import CompilerContext, level, print_module, weight_refs
+from mqc.errors import CalibrationError, MqcError, PassError, RecipeError
+from mqc.ir import CompilerContext, level, weight_refs
 from mqc.pass_base import Pass
 from mqc.registry import pass_class
 
@@ -104,31 +102,3 @@ class Pipeline:
                 callback(number, p, module)
             ctx.weights.keep_only(weight_refs(module))
             ctx.progress(p.name, 1.0)
-
-
-class Dump:
-    """Writes `NN-pass-name.mlir` after each pass, and its weights once in `NN-….safetensors`.
-
-    A tensor that an earlier dump holds is not written again: `read_dump` looks through all files.
-    """
-
-    def __init__(self, folder: Path, ctx: CompilerContext) -> None:
-        self.folder, self.ctx = folder, ctx
-        self.written: set[str] = set()
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot create the dump folder {folder}: {error}") from error
-
-    def write(self, stem: str, module: ModuleOp) -> None:
-        refs = {str(r): r for r in weight_refs(module) if str(r) not in self.written}
-        try:
-            (self.folder / f"{stem}.mlir").write_text(print_module(module), encoding="utf-8")
-            if refs:
-                self.ctx.weights.save(self.folder / f"{stem}.safetensors", refs.values())
-        except OSError as error:
-            raise StorageError(f"cannot write the dump {self.folder / stem}: {error}") from error
-        self.written.update(refs)
-
-    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
-        self.write(f"{number:02d}-{p.name}", module)

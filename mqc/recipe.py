@@ -61,8 +61,9 @@ class Recipe:
 
 RECIPES = {
     "w8a8": Recipe(),
-    "w4a8": Recipe("w4a8", weight_bits=4),
-    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64),
+    # 4-bit weights take less of the activations' outliers.
+    "w4a8": Recipe("w4a8", weight_bits=4, alpha=0.2),
+    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, alpha=0.4),
 }
 
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}

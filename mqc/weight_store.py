@@ -90,6 +90,10 @@ class WeightStore:
         keys = {self._key(ref) for ref in refs}
         self._tensors = {k: v for k, v in self._tensors.items() if k in keys}
 
+    def update(self, other: WeightStore) -> None:
+        """Take over all tensors of another store."""
+        self._tensors.update(other._tensors)
+
     def nbytes(self, refs: Iterable[WeightAttr]) -> int:
         """Bytes of the distinct tensors in `refs`."""
         return sum(self._tensors[k].nbytes for k in {self._key(ref) for ref in refs})

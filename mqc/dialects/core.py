@@ -19,7 +19,7 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Attribute, Dialect, ParametrizedAttribute, SSAValue
 from xdsl.irdl import IRDLOperation, irdl_attr_definition
-from xdsl.parser import Parser
+from xdsl.parser import AttrParser, Parser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
@@ -45,6 +45,19 @@ class WeightAttr(ParametrizedAttribute):
     key: StringAttr
     hash: StringAttr
     type: TensorType
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> list[Attribute]:
+        with parser.in_angle_brackets():
+            key = parser.parse_str_literal()
+            parser.parse_punctuation(",")
+            digest = parser.parse_str_literal()
+            parser.parse_punctuation(",")
+            position = parser.pos
+            kind = parser.parse_type()
+            if not isinstance(kind, TensorType):
+                parser.raise_error("expected a tensor type", position)
+        return [StringAttr(key), StringAttr(digest), kind]
 
     @property
     def shape(self) -> tuple[int, ...]:

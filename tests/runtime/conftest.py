@@ -1,0 +1,48 @@
+"""A tiny program with a real tokenizer, compiled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from mqc.runtime.program import Program
+from mqc.runtime.tokenizer import Tokenizer
+from tests.compiled import lower_for_cpu, quantized
+from tests.models import tiny_model
+
+TEMPLATE = "".join(
+    [
+        "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}",
+        "{% if add_generation_prompt %}<a>{% endif %}",
+    ]
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """62 single bytes and the unknown one: every printable letter in a vocabulary of 64."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [c for c in alphabet if c.isascii() and (c.isalnum() or c in "<>?.")][:60]
+    vocabulary = {c: i for i, c in enumerate(["<unk>", "<eos>", "Ã", "©", *letters][:64])}
+    raw = RawTokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    config = {"bos": 0, "eos": 1, "bos_token": "", "eos_token": "<eos>", "chat_template": TEMPLATE}
+    return Tokenizer(raw.to_str(), config)
+
+
+@pytest.fixture(scope="session")
+def program() -> Program:
+    ctx, module = quantized(tiny_model("llama"))
+    lower_for_cpu(ctx, module)
+    manifest = {"target": "cpu-int8", "recipe": "w8a8", "source": {"kind": "object"}, "mac_share_8bit": 0.8}
+    return Program(module, ctx.weights, byte_tokenizer(), manifest)
+
+
+@pytest.fixture
+def saved(program: Program, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.mqc"
+    program.save(path)
+    return path

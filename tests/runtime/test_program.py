@@ -1,0 +1,131 @@
+"""Generating, sampling, scoring; and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mqc.errors import ArtifactError, InputError
+from mqc.runtime.perplexity import perplexity, text_windows
+from mqc.runtime.program import Program
+from mqc.runtime.sampling import Sampling
+from mqc.runtime.tokenizer import Tokenizer
+from tests.runtime.conftest import byte_tokenizer
+
+
+def test_greedy_equals_the_oracle_and_stepwise_argmax(program: Program) -> None:
+    prompt = program.tokenizer.encode("hello")
+    tokens = list(program.generate_tokens(prompt, 12))
+    assert tokens == list(program.generate_tokens(prompt, 12, engine="oracle"))
+    logits = program.integer_logits([*prompt, *tokens])
+    assert [int(row.argmax()) for row in logits[len(prompt) - 1 : -1]] == tokens
+
+
+def test_streams_what_it_returns(program: Program) -> None:
+    pieces: list[str] = []
+    assert program.generate("hello", 12, stream=pieces.append) == "".join(pieces)
+    assert "".join(program.stream("hello", max_new_tokens=12)) == "".join(pieces)
+
+
+def test_sampling_is_repeatable(program: Program) -> None:
+    options = {"temperature": 1.5, "top_k": 20, "top_p": 0.95}
+    first = program.generate("hello", 20, seed=7, **options)
+    assert first == program.generate("hello", 20, seed=7, **options)
+    others = {program.generate("hello", 20, seed=s, **options) for s in range(5)}
+    assert len(others) > 1
+
+
+def test_stop_tokens(program: Program) -> None:
+    prompt = program.tokenizer.encode("hello")
+    tokens = list(program.generate_tokens(prompt, 12))
+    stop = tokens[4]
+    assert list(program.generate_tokens(prompt, 12, stop=[stop])) == tokens[: tokens.index(stop)]
+
+
+def test_chat_uses_the_template(program: Program) -> None:
+    assert program.tokenizer.chat("hi") == program.tokenizer.encode("<u>hi<a>")
+    assert program.generate("hi", 5, chat=True) == program.generate("<u>hi<a>", 5)
+
+
+def test_chat_template_is_sandboxed() -> None:
+    raw = byte_tokenizer()
+    for template in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception('no') }}",
+        "{% for",
+    ):
+        tokenizer = Tokenizer(raw._text, {"chat_template": template})
+        with pytest.raises(InputError, match="chat template refused"):
+            tokenizer.chat("x")
+    with pytest.raises(InputError, match="no chat template"):
+        Tokenizer(raw._text, {}).chat("x")
+
+
+def test_streaming_holds_back_half_characters() -> None:
+    tokenizer = byte_tokenizer()
+    ids = [tokenizer.encode("h")[0], 2, 3, tokenizer.encode("i")[0]]  # h, é in two bytes, i
+    assert list(tokenizer.decode_stream(ids)) == ["h", "é", "i"]
+
+
+def test_tokenizer_file_that_is_none() -> None:
+    for text in ("{", "[]", '{"tokenizer": {}, "config": {}}'):
+        with pytest.raises(ArtifactError):
+            Tokenizer.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.generate("h" * 70, 5), "do not fit the context"),
+        (lambda p: p.generate([64], 5), "outside"),
+        (lambda p: p.generate([-1], 5), "outside"),
+        (lambda p: p.generate("", 5), "prompt is empty"),
+        (lambda p: p.generate("h", 0), "max_new_tokens"),
+        (lambda p: p.generate("h", 5, temperature=-1), "temperature"),
+        (lambda p: p.generate("h", 5, temperature=float("nan")), "temperature"),
+        (lambda p: p.generate("h", 5, top_k=0), "top_k"),
+        (lambda p: p.generate("h", 5, top_p=1.5), "top_p"),
+        (lambda p: p.generate("h", 5, seed=-1), "seed"),
+        (lambda p: p.generate("h", 5, stop=["two"]), "stop text"),
+        (lambda p: p.generate("h", 5, engine="gpu"), "engine must be"),
+        (lambda p: p.perplexity("short"), "need 15360 tokens"),
+        (lambda p: p.perplexity("short", length=1), "length >= 2"),
+        (lambda p: p.logits([64]), "outside"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["target"])
+def test_refusals(program: Program, call, message: str, engine: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message):
+        call(program)
+
+
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True),
+    st.integers(1, 10),
+    st.floats(0.05, 1),
+    st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_sampling_keeps_to_top_k_and_top_p(logits: list[int], k: int, p: float, seed: int) -> None:
+    array = np.array(logits, np.int32)
+    chosen = Sampling(1.0, k, p, seed).choose(array, 0.01, np.random.default_rng(seed))
+    order = np.argsort(-array)
+    assert chosen in order[:k]
+    x = np.exp((array[order[:k]] - array.max()) * 0.01)
+    before = np.cumsum(x / x.sum())[: list(order).index(chosen)]
+    assert not len(before) or before[-1] < p + 1e-9
+
+
+def test_perplexity_is_cross_entropy() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(50, 50)).astype(np.float32) * 3
+    ids = rng.integers(0, 50, 400).tolist()
+    windows = text_windows(ids, 100, 3, skip=1)
+    assert [w.tolist() for w in windows] == [ids[100:200], ids[200:300], ids[300:400]]
+    got = perplexity(lambda w: table[w], windows)
+    x = torch.cat([torch.tensor(table[w[:-1]]) for w in windows])
+    y = torch.cat([torch.tensor(w[1:]).long() for w in windows])
+    assert got == pytest.approx(float(torch.nn.functional.cross_entropy(x, y).exp()), rel=1e-5)

@@ -1,0 +1,111 @@
+"""IR text, dumps and types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mqc.dialects.quant import UniformType, affine_range
+from mqc.dump import Dump, read_dump
+from mqc.errors import IRError
+from mqc.evaluation import Evaluation
+from mqc.ir import level, parse_module, prefix_tokens, print_module
+from mqc.recipe import Recipe
+from tests.compiled import imported
+from tests.models import tiny_model
+
+
+def evaluate(module, weights, ids: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+    evaluation = Evaluation(module, weights)
+    positions = np.arange(evaluation.position, evaluation.position + len(ids))
+    if level(module) == "int":
+        return evaluation.run(ids.astype(np.int32), positions)
+    with torch.no_grad():
+        return evaluation.run(torch.from_numpy(ids), torch.from_numpy(positions)).numpy()
+
+
+def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path: Path) -> None:
+    ctx, module = imported(tiny_model("llama"))
+    ids = np.arange(3, 20)
+    dump = Dump(tmp_path, ctx)
+    during = {}
+
+    def after(number, p, module) -> None:  # type: ignore[no-untyped-def]
+        dump.after(number, p, module)
+        during[f"{number:02d}-{p.name}"] = evaluate(module, ctx.weights, ids)
+
+    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [after])
+    assert len(during) == 10 and prefix_tokens(module) == (9,)
+    for stem, logits in during.items():
+        path = tmp_path / f"{stem}.mlir"
+        again, weights = read_dump(path)
+        assert print_module(again) == path.read_text()
+        assert (evaluate(again, weights, ids) == logits).all()
+    names = [f.stem for f in tmp_path.glob("*.safetensors")]
+    assert "06-assign-precision" not in names  # it changes no weight
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Could not parse"),
+        ('builtin.module {\n  llm.silu {a = "x}\n}', "<text>:2: a string does not end"),
+        ("builtin.module {", "<text>"),
+        ('builtin.module attributes {mqc.level = "llm"} {}', "no function @main"),
+        ("builtin.module {\nfunc.func @main() { func.return }\n}", "mqc.level"),
+        ("builtin.module {\n  llm.nonsense\n}", "nonsense"),
+    ],
+)
+def test_text_that_is_no_module(text: str, message: str) -> None:
+    with pytest.raises(IRError, match=message):
+        parse_module(text)
+
+
+def test_mutated_text_never_crashes() -> None:
+    _, module = imported(tiny_model("llama", num_hidden_layers=1))
+    text = print_module(module)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        place = int(rng.integers(len(text)))
+        kind = rng.integers(3)
+        if kind == 0:
+            mutated = text[:place] + text[place + int(rng.integers(1, 30)) :]
+        elif kind == 1:
+            mutated = text[:place] + chr(int(rng.integers(32, 127))) + text[place + 1 :]
+        else:
+            other = int(rng.integers(len(text)))
+            mutated = text[:place] + text[other : other + 20] + text[place:]
+        try:
+            parse_module(mutated)
+        except IRError:
+            continue
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.sampled_from([8, 16]))
+def test_affine_range_covers_its_range_and_zero(a: float, b: float, bits: int) -> None:
+    low, high = min(a, b, 0.0), max(a, b, 0.0)
+    grid = affine_range(a if a < b else b, b if a < b else a, bits)
+    slack = grid.real_scale / 2 * 1.001 + 1e-12
+    assert (grid.low - grid.zero) * grid.real_scale <= low + slack
+    assert (grid.high - grid.zero) * grid.real_scale >= high - slack
+    zero = torch.zeros(1)
+    assert float(grid.fake_quantize(zero)) == 0.0
+
+
+@given(st.integers(0, 255), st.floats(1e-6, 10))
+def test_fake_quantization_is_rounding_and_passes_gradients(zero: int, scale: float) -> None:
+    grid = UniformType.of(8, scale, zero)
+    x = torch.linspace(-20, 20, 101, dtype=torch.float64, requires_grad=True)
+    y = grid.fake_quantize(x)
+    stored = torch.clamp(torch.round(x / scale) + zero, 0, 255)
+    assert torch.allclose(y, (stored - zero) * scale, rtol=1e-9, atol=1e-12)
+    y.sum().backward()
+    real = (x / scale).detach()
+    assert x.grad is not None
+    assert (x.grad[(real > 1 - zero) & (real < 254 - zero)] == 1).all()
+    assert (x.grad[(real < -1 - zero) | (real > 256 - zero)] == 0).all()
