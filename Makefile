@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint fast docs bench clean
+.PHONY: demo test lint fast docs bench clean build/typecheck
 
 # Compile the embedded model, measure it on WikiText-2, and ask it a question.
 demo: $(STAMP)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mqc.dump import Dump
 from mqc.errors import InputError, MqcError
 from mqc.ir import CompilerContext, mqc_ops
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend_for
 from mqc.runtime.program import Program

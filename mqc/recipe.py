@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mqc.errors import RecipeError
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from mqc.registry import pass_class
 
 

@@ -10,7 +10,7 @@ from mqc.calibration import Calibration
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
 from mqc.ir import CompilerContext
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from mqc.recipe import Recipe
 from tests.models import VOCABULARY
 

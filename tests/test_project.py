@@ -37,7 +37,7 @@ def test_dialects_and_runtime_need_no_compiler_parts() -> None:
     for folder in ("mqc/dialects", "mqc/runtime"):
         for path in (ROOT / folder).rglob("*.py"):
             names = imports(path)
-            assert not any(n.startswith(("mqc.frontend", "mqc.api", "mqc.pipeline")) for n in names)
+            assert not any(n.startswith(("mqc.frontend", "mqc.api", "mqc.pass_manager")) for n in names)
             assert "runtime" not in folder or not any(n.startswith(("torch", "transformers")) for n in names)
 
 

@@ -16,7 +16,7 @@ from mqc.backends.cpu.limits import measure
 from mqc.dialects.int_ops import LinearOp
 from mqc.errors import InputError, StorageError, TargetError, ToolchainError
 from mqc.ir import mqc_ops
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from tests.compiled import lower_for_cpu, quantized
 from tests.models import VOCABULARY, tiny_model
 

@@ -17,7 +17,7 @@ from xdsl.parser import Parser
 from mqc.calibration import Calibration
 from mqc.dialects.core import WeightAttr
 from mqc.ir import CompilerContext, mqc_ops, print_module
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from mqc.weight_store import numpy_dtype
 
 HERE = Path(__file__).parent

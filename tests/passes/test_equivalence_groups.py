@@ -6,7 +6,7 @@ import numpy as np
 
 from mqc.equivalence_groups import EquivalenceGroups, discover
 from mqc.ir import mqc_ops
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from tests.compiled import imported
 from tests.models import tiny_model
 

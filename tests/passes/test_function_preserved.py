@@ -12,7 +12,7 @@ from mqc.passes.balance_scales import apply_scales
 from mqc.equivalence_groups import discover
 from mqc.evaluation import Evaluation
 from mqc.ir import CompilerContext, prefix_tokens
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from tests.compiled import imported
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 

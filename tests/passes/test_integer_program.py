@@ -10,7 +10,7 @@ from mqc.backends.cpu import CpuEngine
 from mqc.dialects.core import plain
 from mqc.errors import IRError, PassError, RecipeError
 from mqc.ir import mqc_ops
-from mqc.pipeline import Pipeline
+from mqc.pass_manager import Pipeline
 from mqc.proofs import check_accumulators
 from mqc.recipe import Recipe
 from mqc.runtime.oracle import OracleEngine

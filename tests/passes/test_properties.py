@@ -1,0 +1,124 @@
+"""Properties of single passes, against definitions written independently."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mqc.passes.quantize_weights import _best_step4, _quantize8
+
+from mqc.dialects.core import channels, plain
+from mqc.dialects.int_ops import bits
+from mqc.dialects.quant import affine_range
+from mqc.histogram import BINS, Histogram
+from mqc.ir import mqc_ops
+from mqc.pass_manager import Pipeline
+from mqc.proofs import acc_shift, accumulator_bound
+from mqc.weight_store import WeightStore
+from tests.compiled import imported, lower_for_cpu, quantized
+from tests.models import ARCHITECTURES, tiny_model
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 30.0]))
+@settings(max_examples=30, deadline=None)
+def test_histogram_counts_whatever_the_order(seed: int, outlier: float) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=500), rng.normal(size=300) * 0.1, np.array([outlier, -0.5])]
+    rng.shuffle(parts)  # type: ignore[arg-type]
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(torch.from_numpy(part).float())
+    everything = np.concatenate(parts).astype(np.float32)
+    assert histogram.counts.sum() == len(everything)
+    assert (histogram.low, histogram.high) == (everything.min(), everything.max())
+    low, high = histogram.percentile(0.02)
+    width = 2 * histogram.limit / BINS
+    assert np.mean((everything < low - width) | (everything > high + width)) <= 0.02
+    assert np.mean((everything < low) | (everything > high)) <= 0.02 + 2 / len(everything)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_least_squares_range_is_no_worse_than_the_extremes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_t(3, 4000)
+    histogram = Histogram()
+    histogram.add(torch.from_numpy(x).float())
+
+    def error(low: float, high: float) -> float:
+        grid = affine_range(low, high, 8)
+        return float(((grid.fake_quantize(torch.from_numpy(x)) - torch.from_numpy(x)) ** 2).sum())
+
+    # a bin is half a step of 8 bits at most: allow for the histogram's own rounding
+    assert error(*histogram.least_squares(8)) <= error(histogram.low, histogram.high) * 1.05
+
+
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_weights_round_to_within_half_a_step(n: int, k: int, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(n, k)).astype(np.float32)
+    store = WeightStore()
+    values, scale = (store[ref] for ref in _quantize8(store, store.add("w", weight), None))
+    assert np.abs(values.astype(int)).max() == 127
+    assert (np.abs(values * scale[:, None] - weight) <= scale[:, None] * 0.5001).all()
+    step = _best_step4(weight[:, None])[:, 0]
+    plainly = np.abs(weight).max(1) / 7.5
+
+    def error(s: np.ndarray) -> np.ndarray:
+        return ((np.clip(np.rint(weight / s[:, None]), -8, 7) * s[:, None] - weight) ** 2).sum(1)
+
+    assert (error(step) <= error(plainly) * 1.001 + 1e-9).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_values_that_live_together_do_not_overlap(architecture: str) -> None:
+    ctx, module = quantized(tiny_model(architecture))
+    lower_for_cpu(ctx, module)
+    ops = list(mqc_ops(module))
+    order = {op: i for i, op in enumerate(ops)}
+    spans = []
+    for op in ops:
+        if "offset" in op.attributes:
+            start = plain(op.attributes["offset"])
+            size = channels(op.results[0]) * bits(op.results[0]) // 8
+            users = [use.operation for use in op.results[0].uses]
+            # a fused op reads its operands when the requant after it runs
+            reads = [order[u] + ("fused_into" in u.attributes) for u in users]  # type: ignore[index]
+            spans.append((order[op], max(reads), start, start + size))
+    assert len(spans) > 20
+    for (a0, a1, a_low, a_high), (b0, b1, b_low, b_high) in combinations(spans, 2):
+        if a0 <= b1 and b0 <= a1:
+            assert a_high <= b_low or b_high <= a_low
+    assert max(s[3] for s in spans) <= plain(module.attributes["mqc.arena"])
+
+
+@given(st.integers(1, 2**40))
+def test_acc_shift_is_the_least(bound: int) -> None:
+    shift = acc_shift(bound)
+
+    def fits(s: int) -> bool:
+        return (bound + ((1 << s) >> 1)) >> s < 2**31
+
+    assert fits(shift) and (shift == 0 or not fits(shift - 1))
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 255), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_accumulator_bound_is_attained(n: int, k: int, zero: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight, bias = rng.integers(-128, 128, (n, k)), rng.integers(-1000, 1000, n)
+    bound = accumulator_bound(weight, bias, -zero, 255 - zero)
+    for j in range(n):
+        top = sum(max(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
+        bottom = sum(min(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
+        assert bound[j] == max(abs(top), abs(bottom))
+
+
+def test_no_prefix_on_request() -> None:
+    ctx, module = imported(tiny_model("llama"))
+    Pipeline.parse("fold-norm,absorb-prefix{most=0}").run(ctx, module)
+    assert "mqc.prefix" not in module.attributes

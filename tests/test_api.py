@@ -1,0 +1,113 @@
+"""`mqc.compile` as a user calls it, on a tiny model with a tokenizer of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import mqc
+from mqc.calibration import Calibration
+from mqc.errors import CalibrationError, InputError, ModelError, RecipeError, StorageError
+from mqc.frontend.trace import check_model
+from mqc.recipe import load_recipe
+from tests.models import tiny_model
+from tests.runtime.conftest import byte_tokenizer
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    import tokenizers
+
+    raw = tokenizers.Tokenizer.from_str(byte_tokenizer()._text)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<unk>", eos_token="<eos>")
+
+
+def test_compile_save_load_generate(tmp_path: Path) -> None:
+    steps: list[str] = []
+    program = mqc.compile(
+        tiny_model("llama"), tokenizer=tokenizer(), calibration=TEXT, dump_ir=tmp_path / "dump",
+        progress=lambda message, share: steps.append(message),
+    )  # fmt: skip
+    program.save(tmp_path / "x.mqc")
+    again = mqc.load(tmp_path / "x.mqc")
+    assert again.generate("the quick", 6) == program.generate("the quick", 6, engine="oracle")
+    assert 0 < again.manifest["mac_share_8bit"] <= 1 and again.manifest["recipe"] == "w8a8"
+    assert len(list((tmp_path / "dump").glob("*.mlir"))) == 11
+    assert {"tracing", "observe-ranges", "lower-to-int"} <= set(steps)
+
+
+def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.mqc", "b.mqc"):
+        mqc.compile(tiny_model("qwen2"), tokenizer=tokenizer(), calibration=TEXT).save(tmp_path / name)
+    for file in (tmp_path / "a.mqc").iterdir():
+        assert file.read_bytes() == (tmp_path / "b.mqc" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "too short"])
+def test_calibration_text_must_be_long_enough(text: str) -> None:
+    with pytest.raises(CalibrationError, match="at least 60 tokens"):
+        mqc.compile(tiny_model("llama"), tokenizer=tokenizer(), calibration=text)
+
+
+def test_calibration_with_another_tokenizer() -> None:
+    with pytest.raises(CalibrationError, match="outside"):
+        Calibration.from_ids([70] * 100, 64, length=10)
+
+
+def test_no_tokenizer() -> None:
+    with pytest.raises(InputError, match="tokenizer="):
+        mqc.compile(tiny_model("llama"))
+
+
+def test_vision_model() -> None:
+    model = tiny_model("llama")
+    model.config.vision_config = {"hidden_size": 8}
+    with pytest.raises(ModelError, match="images or audio"):
+        check_model(model)
+
+
+def test_dump_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot create the dump folder"):
+        mqc.compile(
+            tiny_model("llama"), tokenizer=tokenizer(), calibration=TEXT, dump_ir=tmp_path / "file" / "d"
+        )
+
+
+def test_recipe_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('weight_bits = 4\ngroup = 32\nalpha = 1\nprecision = ["llm.silu=16"]\nprefix = [3]\n')
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.weight_bits, recipe.alpha, recipe.prefix) == ("mine", 4, 1.0, (3,))
+    assert 'rules="llm.silu=16"' in str(recipe.pipeline("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bits = 4", "unknown field 'bits'"),
+        ("weight_bits = '4'", "weight_bits must be a int"),
+        ("prefix = ['a']", "prefix must be a list of int"),
+        ("= 4", "cannot read the recipe"),
+    ],
+)
+def test_bad_recipe_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_the_pass_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "writing-a-pass.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.S)
+    assert code is not None
+    # Dataclasses look their module up by name.
+    space = {"__name__": __name__}
+    exec(compile(code[1], "writing-a-pass.md", "exec"), space)
+    pipeline = mqc.pipeline("cpu-int8").insert_after("fold-norm", space["CountSilu"]())  # type: ignore[operator]
+    program = mqc.compile(tiny_model("llama"), tokenizer=tokenizer(), calibration=TEXT, passes=pipeline)
+    assert "mqc.silus = 2" in str(program.module)
