@@ -44,10 +44,7 @@ class Evaluation:
         """The constant as a torch tensor that shares the store's memory."""
         import torch
 
-        array = self._weights[ref]
-        if not array.flags.writeable:
-            array = array.copy()
-        return torch.from_numpy(array)
+        return torch.from_numpy(self._weights[ref])
 
     def run(self, ids: Any, positions: Any, observe: Observer | None = None) -> Any:
         """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence.

@@ -144,7 +144,7 @@ class WeightStore:
             header = json.loads(raw.read(size))
         header.pop("__metadata__", None)
         dtypes = {code: np.dtype(name) for name, (_, code) in _ELEMENTS.items()}
-        data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size) if header else None
+        data = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + size) if header else None
         store = cls()
         for key, entry in header.items():
             if entry["dtype"] not in dtypes:

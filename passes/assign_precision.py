@@ -9,6 +9,7 @@ from typing import ClassVar
 from xdsl.dialects import func
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, TensorType
 from xdsl.ir import Attribute
+from xdsl.rewriter import Rewriter
 
 from mqc.dialects.core import MqcOp, channels, tensor
 from mqc.dialects.quant import affine_range
@@ -71,8 +72,6 @@ class AssignPrecision(Pass):
 
 
 def _retype(op: MqcOp, new: TensorType) -> None:
-    from xdsl.rewriter import Rewriter
-
     Rewriter.replace_value_with_new_type(op.results[0], new)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 
 from mqc.calibration import observe
@@ -62,8 +63,6 @@ class ObserveRanges(Pass):
 
 def _include_prefix(ctx: CompilerContext, module: ModuleOp, histograms: dict[MqcOp, Histogram]) -> None:
     """Prefix rows share the cache's scale with the keys and values that follow them."""
-    import torch
-
     for op in mqc_ops(module):
         if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
             for value, ref in ((op.k, op.prefix_k), (op.v, op.prefix_v)):

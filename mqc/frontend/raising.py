@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder
 from mqc.frontend.lanes import (
     Elementwise,
-    Index,
     Lanes,
     Length,
     Linear,
@@ -35,6 +33,7 @@ from mqc.frontend.lanes import (
     Tokens,
     Weighted,
 )
+from mqc.frontend.layout import join, relayout
 from mqc.frontend.source import module_path, source_line
 from mqc.ir import set_level
 from mqc.weight_store import WeightStore
@@ -372,79 +371,26 @@ class _Raising:
     # ---- layout
 
     def _layout(self, node: Node, a: Lanes | Rotary, args: list[Any]) -> Any:
-        name = _name(node.target)
-        axis = _token_axis(node)
-        rank = a.index.ndim
-        match name:
-            case "view" | "reshape" | "_unsafe_view" | "unsqueeze" | "squeeze" | "flatten" | "unflatten":
-                shape = _shape(node)
-                if axis is None or np.prod(a.index.shape[: a.axis]) != np.prod(shape[:axis]):
-                    raise self._fail(node, "mixes tokens and channels, which has no llm form")
-                return a.map(lambda i: i.reshape(shape), axis)
-            case "transpose" | "permute":
-                order = list(range(rank))
-                if name == "permute":
-                    order = [d % rank for d in args[0]]
-                else:
-                    first, second = args[0] % rank, args[1] % rank
-                    order[first], order[second] = order[second], order[first]
-                return a.map(lambda x: x.transpose(order), order.index(a.axis))
-            case "slice":
-                defaults: list[Any] = [0, None, None, 1]
-                dim, start, stop, step = args + defaults[len(args) :]
-                if isinstance(stop, Length):
-                    stop = None
-                if dim % rank == a.axis:
-                    if start in (0, None) and (stop is None or stop >= 2**62) and step == 1:
-                        return a
-                    raise self._fail(node, "takes some of the tokens, which has no llm form")
-                return a.map(lambda i: i[(slice(None),) * (dim % rank) + (slice(start, stop, step),)], a.axis)
-            case "chunk" | "split" | "split_with_sizes" | "unbind":
-                return self._divide(node, name, a, args)
-            case "select":
-                return a.map(lambda i: i.take(args[1], args[0]), a.axis - (args[0] % rank < a.axis))
-        raise self._fail(node)
-
-    def _divide(self, node: Node, name: str, a: Lanes | Rotary, args: list[Any]) -> list[Any]:
-        dim = (args[1] if len(args) > 1 else (0 if name != "unbind" or not args else args[0])) % a.index.ndim
-        if dim == a.axis:
-            raise self._fail(node, "divides the tokens, which has no llm form")
-        size = a.index.shape[dim]
-        if name == "unbind":
-            return [
-                a.map(partial(np.take, indices=n, axis=dim), a.axis - (dim < a.axis)) for n in range(size)
-            ]
-        if name == "split_with_sizes":
-            cuts = np.cumsum(args[0])[:-1]
-        else:
-            part = -(-size // args[0]) if name == "chunk" else args[0]
-            cuts = np.arange(part, size, part)
-        count = len(cuts) + 1
-        return [a.map(partial(_part, cuts=cuts, dim=dim, number=n), a.axis) for n in range(count)]
+        args = [None if isinstance(v, Length) else v for v in args]
+        try:
+            return relayout(_name(node.target), a, args, _shape(node), _token_axis(node))
+        except ValueError as error:
+            raise self._fail(node, str(error)) from error
 
     def _cat(self, node: Node, parts: list[Any], dim: int = 0) -> Any:
-        return self._join(node, parts, lambda arrays: np.concatenate(arrays, dim), 0)
+        return self._join(node, parts, np.concatenate, dim)
 
     def _stack(self, node: Node, parts: list[Any], dim: int = 0) -> Any:
-        axis = parts[0].axis
-        shift = int(dim % (parts[0].index.ndim + 1) <= axis)
-        return self._join(node, parts, lambda arrays: np.stack(arrays, dim), shift)
+        return self._join(node, parts, np.stack, dim)
 
-    def _join(self, node: Node, parts: list[Any], join: Callable[..., Any], shift: int) -> Any:
-        if not all(isinstance(p, Lanes | Rotary) and p.base is parts[0].base for p in parts):
-            raise self._fail(node, "joins channels of different values, which has no llm form")
-        axis = parts[0].axis + shift
-        if all(isinstance(p, Lanes) for p in parts):
-            index, sign = (join([getattr(p, f) for p in parts]) for f in ("index", "sign"))
-            return Lanes(parts[0].base, index, sign, axis)
-        rotated = [p for p in parts if isinstance(p, Rotary)]
-        if len(rotated) != 1:
-            raise self._fail(node, "joins two rotary embeddings, which has no llm form")
-        whole = [p if isinstance(p, Rotary) else _unrotated(p, rotated[0]) for p in parts]
-        index, pair, sign, column = (
-            join([getattr(p, f) for p in whole]) for f in ("index", "pair", "sign", "column")
-        )
-        return Rotary(parts[0].base, index, pair, sign, column, rotated[0].cos, rotated[0].sin, axis)
+    def _join(self, node: Node, parts: list[Any], function: Any, dim: int) -> Any:
+        axis = _token_axis(node)
+        if axis is None:
+            raise self._fail(node)
+        try:
+            return join(parts, function, dim, axis)
+        except ValueError as error:
+            raise self._fail(node, str(error)) from error
 
     # ---- emitting
 
@@ -516,8 +462,9 @@ def _number(value: Any) -> float | None:
 
 
 def _shape(node: Node) -> tuple[int, ...]:
-    """Shape of an FX value with the token axis of size 1."""
-    return tuple(d if isinstance(d, int) else 1 for d in node.meta["val"].shape)
+    """Shape of an FX value with the token axis of size 1; empty if it is a list of values."""
+    shape = getattr(node.meta["val"], "shape", ())
+    return tuple(d if isinstance(d, int) else 1 for d in shape)
 
 
 def _token_axis(node: Node) -> int | None:
@@ -543,12 +490,3 @@ def _same_lanes(a: Any, b: Any) -> Lanes | None:
     x, y = (v.lanes if isinstance(v, Elementwise) else v for v in (a, b))
     same = x.base is y.base and np.array_equal(x.index, y.index) and np.array_equal(x.sign, y.sign)
     return x if same else None
-
-
-def _part(array: Index, cuts: Index, dim: int, number: int) -> Index:
-    return np.split(array, cuts, dim)[number]
-
-
-def _unrotated(lanes: Lanes, like: Rotary) -> Rotary:
-    zero = np.zeros_like(lanes.index)
-    return Rotary(lanes.base, lanes.index, lanes.index, zero, zero - 1, like.cos, like.sin, lanes.axis)

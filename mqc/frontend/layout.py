@@ -1,0 +1,117 @@
+"""Layout ops on symbolic values: views, transposes, slices, splits and joins of channel numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mqc.frontend.lanes import Index, Lanes, Rotary
+
+_VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
+_WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
+
+
+def relayout(
+    name: str, value: Lanes | Rotary, args: list[Any], shape: tuple[int, ...], axis: int | None
+) -> Any:
+    """Carry out an aten layout op.
+
+    Args:
+        name: of the op, without overload. args: its arguments after the tensor, None for the length.
+        shape: of the result, the token axis of size 1. axis: token axis of the result.
+
+    Returns a value, or a list of them where the op gives several. Raises `ValueError` with the
+    reason where the op has no `llm` form.
+    """
+    rank = value.index.ndim
+    if name in _VIEWS:
+        if axis is None or np.prod(value.index.shape[: value.axis]) != np.prod(shape[:axis]):
+            raise ValueError("mixes tokens and channels, which has no llm form")
+        return value.map(lambda i: i.reshape(shape), axis)
+    match name:
+        case "transpose":
+            order = list(range(rank))
+            first, second = args[0] % rank, args[1] % rank
+            order[first], order[second] = order[second], order[first]
+            return value.map(lambda i: i.transpose(order), order.index(value.axis))
+        case "permute":
+            order = [d % rank for d in args[0]]
+            return value.map(lambda i: i.transpose(order), order.index(value.axis))
+        case "slice":
+            return _slice(value, args)
+        case "select":
+            dim = args[0] % rank
+            _keep_tokens(dim, value)
+            return value.map(partial(np.take, indices=args[1], axis=dim), value.axis - (dim < value.axis))
+        case "unbind":
+            dim = (args[0] if args else 0) % rank
+            _keep_tokens(dim, value)
+            axis_after = value.axis - (dim < value.axis)
+            return [
+                value.map(partial(np.take, indices=n, axis=dim), axis_after)
+                for n in range(value.index.shape[dim])
+            ]
+        case "chunk" | "split" | "split_with_sizes":
+            return _split(name, value, args)
+    raise ValueError("has no llm form")
+
+
+def _keep_tokens(dim: int, value: Lanes | Rotary) -> None:
+    if dim == value.axis:
+        raise ValueError("takes some of the tokens, which has no llm form")
+
+
+def _slice(value: Lanes | Rotary, args: list[Any]) -> Lanes | Rotary:
+    defaults: list[Any] = [0, None, None, 1]
+    dim, start, stop, step = args + defaults[len(args) :]
+    dim %= value.index.ndim
+    if dim == value.axis and start in (0, None) and (stop is None or stop >= _WHOLE) and step == 1:
+        return value
+    _keep_tokens(dim, value)
+    taken = (slice(None),) * dim + (slice(start, stop, step),)
+    return value.map(lambda i: i[taken], value.axis)
+
+
+def _split(name: str, value: Lanes | Rotary, args: list[Any]) -> list[Lanes | Rotary]:
+    dim = (args[1] if len(args) > 1 else 0) % value.index.ndim
+    _keep_tokens(dim, value)
+    size = value.index.shape[dim]
+    if name == "split_with_sizes":
+        cuts = np.cumsum(args[0])[:-1]
+    else:
+        part = -(-size // args[0]) if name == "chunk" else args[0]
+        cuts = np.arange(part, size, part)
+    return [value.map(partial(_part, cuts, dim, n), value.axis) for n in range(len(cuts) + 1)]
+
+
+def _part(cuts: Index, dim: int, number: int, array: Index) -> Index:
+    return np.split(array, cuts, dim)[number]
+
+
+def join(parts: Sequence[Any], function: Callable[..., Index], dim: int, axis: int) -> Lanes | Rotary:
+    """Concatenate or stack (`function`) channels of one value along `dim`; `axis`: tokens after it.
+
+    A rotary embedding may be joined with channels that pass through. Raises `ValueError`.
+    """
+    first = parts[0]
+    if not all(isinstance(p, Lanes | Rotary) and p.base is first.base for p in parts):
+        raise ValueError("joins channels of different values, which has no llm form")
+    rotated = [p for p in parts if isinstance(p, Rotary)]
+    if not rotated:
+        index, sign = (function([getattr(p, f) for p in parts], dim) for f in ("index", "sign"))
+        return Lanes(first.base, index, sign, axis)
+    if len(rotated) > 1:
+        raise ValueError("joins two rotary embeddings, which has no llm form")
+    whole = [p if isinstance(p, Rotary) else _unrotated(p, rotated[0]) for p in parts]
+    index, pair, sign, column = (
+        function([getattr(p, f) for p in whole], dim) for f in ("index", "pair", "sign", "column")
+    )
+    return Rotary(first.base, index, pair, sign, column, rotated[0].cos, rotated[0].sin, axis)
+
+
+def _unrotated(lanes: Lanes, like: Rotary) -> Rotary:
+    zero = np.zeros_like(lanes.index)
+    return Rotary(lanes.base, lanes.index, lanes.index, zero, zero - 1, like.cos, like.sin, lanes.axis)
