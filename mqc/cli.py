@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -254,6 +255,8 @@ def _read_text(path: Path) -> str:
 
 def main() -> None:
     """Run the command line. An `MqcError` prints its message and exits with 1."""
+    # Libraries that load models draw bars of their own, over ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:

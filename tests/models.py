@@ -30,8 +30,6 @@ _OWN: dict[str, dict[str, Any]] = {
     "olmo2": _GATED,
 }
 ARCHITECTURES = sorted(_OWN)
-#: Architectures whose every op has an integer form.
-LOWERED = ARCHITECTURES
 
 
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:

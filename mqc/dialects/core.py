@@ -14,7 +14,6 @@ from xdsl.dialects.builtin import (
     Signedness,
     StringAttr,
     TensorType,
-    f32,
     i64,
 )
 from xdsl.ir import Attribute, Dialect, ParametrizedAttribute, SSAValue
@@ -193,10 +192,6 @@ class MqcOp(IRDLOperation):
             printer.print_attr_dict(attributes)
         printer.print_string(" : ")
         printer.print_operation_type(self)
-
-
-def is_float_tensor(value: SSAValue) -> bool:
-    return isinstance(value.type, TensorType) and value.type.get_element_type() == f32
 
 
 Mqc = Dialect("mqc", [], [WeightAttr])

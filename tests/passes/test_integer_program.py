@@ -93,9 +93,9 @@ def test_pipeline_text_that_cannot_be_read(text: str) -> None:
 
 def test_pipelines_are_edited() -> None:
     pipeline = Recipe().pipeline("cpu")
-    names = [
-        p.name for p in pipeline.without("absorb-prefix").insert_after("fold-norm", *pipeline.passes[:1])
-    ]
+    first = pipeline.passes[0]
+    names = [p.name for p in pipeline.without("absorb-prefix").insert_after("fold-norm", first)]
+    assert [p.name for p in pipeline.insert_before("fold-norm", first)][:2] == ["fold-constants"] * 2
     assert names[:4] == ["fold-constants", "fold-norm", "fold-constants", "balance-scales"]
     assert str(Pipeline.parse(str(pipeline))) == str(pipeline)
     with pytest.raises(RecipeError, match="has no pass 'x'"):
