@@ -106,7 +106,11 @@ class WeightStore:
         offset in the file of each tensor, by weight key.
         """
         arrays = {self._key(ref): self[ref] for ref in refs}
-        order = sorted(arrays, key=lambda k: (arrays[k].nbytes % ALIGNMENT != 0, -arrays[k].nbytes, k))
+        # Multiples of 64 bytes first, then wide elements before narrow ones: each stays aligned.
+        order = sorted(
+            arrays,
+            key=lambda k: (arrays[k].nbytes % ALIGNMENT != 0, -arrays[k].itemsize, -arrays[k].nbytes, k),
+        )
         header: dict[str, Any] = {}
         offset = 0
         for key in order:

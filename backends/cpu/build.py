@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -40,6 +42,14 @@ def supported_isas() -> tuple[str, ...]:
     return tuple(isa for isa, needs in _NEEDS.items() if needs <= flags)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on. More threads than that would wait for each other."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
 def choose_isa(isa: str) -> str:
     """`auto` → the best supported one. Raises `TargetError` for one that this machine lacks."""
     if isa == "auto":
@@ -51,15 +61,20 @@ def choose_isa(isa: str) -> str:
     return isa
 
 
-def compiler() -> str:
-    """Path of the C compiler: `$CC`, or the first of cc, gcc, clang. Raises `ToolchainError`."""
-    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
-        path = shutil.which(name)
-        if path:
-            return path
-    raise ToolchainError(
-        "no C compiler found (tried $CC, cc, gcc, clang); install one, e.g. apt-get install gcc"
-    )
+def compiler() -> list[str]:
+    """Command of the C compiler: `$CC` (it may hold options), or the first of cc, gcc, clang.
+
+    Raises `ToolchainError` if `$CC` is set and not found, or none is found.
+    """
+    chosen = shlex.split(os.environ.get("CC", ""))
+    if chosen:
+        if shutil.which(chosen[0]) is None:
+            raise ToolchainError(f"$CC is {chosen[0]!r}, which is not found; unset it or install it")
+        return chosen
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise ToolchainError("no C compiler found (tried cc, gcc, clang); install one, e.g. apt-get install gcc")
 
 
 def cache_folder() -> Path:
@@ -76,9 +91,9 @@ def build(source: str, isa: str) -> Path:
     Raises `ToolchainError` if there is no compiler or it fails, `StorageError` if the cache cannot
     be written.
     """
-    path = compiler()
+    command = compiler()
     flags = [*_FLAGS, *ISA_FLAGS[isa]]
-    key = hashlib.sha256("\0".join([source, *flags, _version(path)]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([source, *flags, _version(tuple(command))]).encode()).hexdigest()[:32]
     folder = cache_folder()
     library = folder / f"{key}.so"
     if library.is_file():
@@ -89,14 +104,14 @@ def build(source: str, isa: str) -> Path:
             text, result = Path(work) / "program.c", Path(work) / "program.so"
             text.write_text(source, encoding="utf-8")
             run = subprocess.run(
-                [path, *flags, str(text), "-o", str(result)],
+                [*command, *flags, str(text), "-o", str(result)],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             if run.returncode:
                 first = "\n".join(run.stderr.splitlines()[:8])
-                raise ToolchainError(f"{path} failed ({run.returncode}):\n{first}")
+                raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
             os.replace(result, library)
     except OSError as error:
         raise StorageError(
@@ -105,9 +120,19 @@ def build(source: str, isa: str) -> Path:
     return library
 
 
+def load_library(source: str, isa: str) -> ctypes.CDLL:
+    """Build and load a C source. A damaged file in the cache is built again."""
+    library = build(source, isa)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        library.unlink()
+        return ctypes.CDLL(str(build(source, isa)))
+
+
 @cache
-def _version(path: str) -> str:
-    run = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+def _version(command: tuple[str, ...]) -> str:
+    run = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if run.returncode:
-        raise ToolchainError(f"{path} --version failed: {run.stderr.strip()}")
+        raise ToolchainError(f"{command[0]} --version failed: {run.stderr.strip()}")
     return run.stdout

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any
 
 import numpy as np
-from mqc.backends.cpu.build import build, choose_isa
+from mqc.backends.cpu.build import choose_isa, load_library, usable_cores
 from mqc.backends.cpu.emit import emit
 from xdsl.dialects.builtin import ModuleOp
 
@@ -32,12 +31,12 @@ class CpuEngine(Engine):
         self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
     ) -> None:
         self._handle: int | None = None
-        self.threads = threads if threads is not None else os.cpu_count() or 1
+        self.threads = threads if threads is not None else usable_cores()
         if not 1 <= self.threads <= 256:
             raise InputError(f"threads must be in [1, 256], got {self.threads}")
         self.isa = choose_isa(isa)
         program = emit(module, weights)
-        self._library = ctypes.CDLL(str(build(program.source, self.isa)))
+        self._library = load_library(program.source, self.isa)
         self._declare()
         returned = main_function(module).body.block.last_op
         assert returned is not None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
-from mqc.backends.cpu.build import build, choose_isa
+from mqc.backends.cpu.build import choose_isa, load_library, usable_cores
 from mqc.backends.cpu.kernels import source
 
 from mqc.backend import Limits
@@ -22,9 +21,9 @@ def measure(threads: int | None = None, isa: str = "auto") -> Limits:
 
     Takes about two seconds. Raises `TargetError` if there is not enough memory.
     """
-    count = threads if threads is not None else os.cpu_count() or 1
+    count = threads if threads is not None else usable_cores()
     text = source("prelude.h", "dot.c", "limits.c")
-    library = ctypes.CDLL(str(build(text, choose_isa(isa))))
+    library = load_library(text, choose_isa(isa))
     for name in ("mqc_read_ns", "mqc_multiply_ns"):
         getattr(library, name).argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         getattr(library, name).restype = ctypes.c_uint64

@@ -52,7 +52,7 @@ def _producer(op: MqcOp) -> Kernel | None:
 def _requant(op: int_ops.RequantOp, result: str) -> Kernel | None:
     producer = op.x.owner
     returned = any(isinstance(use.operation, func.ReturnOp) for use in op.result.uses)
-    if (result == "s32") != returned:
+    if (result == "s32") != returned or (returned and op.get("zero_point") != 0):
         return None
     match producer:
         case int_ops.LinearOp():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mqc.backends.cpu import CpuBackend, CpuEngine
-from mqc.backends.cpu.build import build, cache_folder, choose_isa, supported_isas
+from mqc.backends.cpu.build import build, cache_folder, choose_isa, load_library, supported_isas
 from mqc.backends.cpu.emit import emit
 from mqc.backends.cpu.limits import measure
 
@@ -79,6 +79,20 @@ def test_failing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(ToolchainError, match=r"failed \(1\):\n.*error"):
         build("this is not C", "portable")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_compiler_that_is_named_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O1")
+    with pytest.raises(ToolchainError, match="which is not found"):
+        build("int x;", "portable")
+
+
+def test_damaged_cache_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MQC_CACHE", str(tmp_path))
+    source = "int answer(void) { return 42; }"
+    library = build(source, "portable")
+    library.write_bytes(library.read_bytes()[:100])
+    assert load_library(source, "portable").answer() == 42
 
 
 def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
