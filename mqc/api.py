@@ -16,6 +16,7 @@ from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend_for
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
+from mqc.verification import verify_module
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -95,7 +96,7 @@ def compile(
     longest = getattr(model.config, "max_position_embeddings", None) or context
     vocabulary = model.get_output_embeddings().weight.shape[0]
     module = raise_program(exported, ctx.weights, min(context, longest), vocabulary)
-    module.verify()
+    verify_module(module)
     report("tracing", 1.0)
     del exported
     origin["hash"] = model_hash(model)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mqc.errors import InputError, MqcError, StorageError
-from mqc.runtime.artifact import load
+from mqc.runtime.artifact import check_replaceable, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,6 +73,7 @@ def compile_command(
     from mqc.api import compile
 
     text = _read_text(calibration) if calibration is not None else None
+    check_replaceable(output)
     with _progress() as report:
         program = compile(
             model, target, recipe, calibration=text, passes=passes, context=context,
@@ -144,16 +145,16 @@ def eval_command(
         data["int_ppl"] = program.perplexity(
             content, windows, skip, length, progress=lambda share: report("int ppl", share)
         )
+    data["ratio"] = None if no_float else data["int_ppl"] / data["float_prefix_ppl"]
     data["mac_share_8bit"] = program.manifest.get("mac_share_8bit")
     data["size_bytes"] = _folder_bytes(path)
     data |= {"windows": windows, "length": length, "skip": skip, "prefix": list(program.prefix)}
     rows = [("integer program", f"{data['int_ppl']:.3f}")]
     if not no_float:
-        ratio = data["int_ppl"] / data["float_prefix_ppl"]
         rows = [
             ("float model", f"{data['float_ppl']:.3f}"),
             (f"float model, prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}"),
-            (rows[0][0], f"{rows[0][1]} ({ratio:.4f} × float with the prefix)"),
+            (rows[0][0], f"{rows[0][1]} ({data['ratio']:.4f} × float with the prefix)"),
         ]
     rows += [
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),

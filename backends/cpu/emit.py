@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from mqc.backends.cpu.kernels import PARTS, source
+from mqc.backends.cpu.select import select
 from xdsl.dialects import func
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import SSAValue
 
 from mqc.arithmetic import EXP2_TABLE
@@ -18,6 +19,8 @@ from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
 from mqc.errors import TargetError
 from mqc.evaluation import Evaluation
 from mqc.ir import context_length, mqc_ops
+from mqc.liveness import check_memory_plan
+from mqc.verification import verify_module
 from mqc.weight_store import Array, WeightStore
 
 
@@ -36,14 +39,19 @@ class CProgram:
 def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
     """Emit a module that went through `choose-kernels` and `plan-memory`.
 
-    Raises `TargetError` for an op without a kernel. The text depends on shapes and scalar
-    attributes only, so that programs of one architecture differ in a few numbers.
+    Only names that `select` gives reach the text, and numbers: a program that was altered cannot
+    choose what is compiled, nor address memory outside its tensors and the arena. The text depends
+    on shapes and scalar attributes only, so that programs of one architecture differ in a few
+    numbers. Raises `TargetError` for an op without its kernel, `IRError` for a memory plan that
+    does not hold.
     """
     return _Emitter(module, weights).run()
 
 
 class _Emitter:
     def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+        verify_module(module)
+        self.arena = check_memory_plan(module)
         self.module, self.weights = module, weights
         self.evaluation = Evaluation(module, weights)
         self.constants: list[Array] = []
@@ -62,17 +70,15 @@ class _Emitter:
 
     def run(self) -> CProgram:
         for op in mqc_ops(self.module):
-            if "kernel" not in op.attributes:
-                raise TargetError(f"cpu: {op.name} %{op.value_name} has no kernel; run choose-kernels")
+            _check_kernel(op)
             if "fused_into" not in op.attributes:
                 self.rules[type(op)](op)
-        arena = plain(self.module.attributes["mqc.arena"])
         exp2 = ",\n    ".join(", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist())
         generated = "\n".join(
             [
                 "/* The program: one call per op. */",
                 f"#define LAYERS {len(self.attentions)}",
-                f"#define ARENA_BYTES ((size_t){arena})",
+                f"#define ARENA_BYTES ((size_t){self.arena})",
                 f"#define PLANE_BYTES ((size_t){-(-self.widest // 4) * 4})",
                 "#define C(i) (r->constants[i])",
                 "#define A(offset) ((void *)(r->arena + (size_t)CHUNK * (offset)))",
@@ -219,6 +225,21 @@ class _Emitter:
         fields += [op.get("zero_point"), int_ops.limits(op.result)[1]]
         places = [self.place(v) for v in (op.a, op.b, op.result)]
         self.call(op, "Add", fields, [str(channels(op.result)), *places])
+
+
+def _check_kernel(op: MqcOp) -> None:
+    kernel = select(op)
+    if kernel is None:
+        raise TargetError(f"cpu: no kernel takes {op.name} %{op.value_name}")
+    for name, value in (("kernel", kernel.name), ("fused_into", kernel.fused_into)):
+        if op.attributes.get(name) != (None if value is None else StringAttr(value)):
+            raise TargetError(
+                f"cpu: {op.name} %{op.value_name} must state {name} = {value!r}; run choose-kernels"
+            )
+    if kernel.layout is not None and op.get("layout") != kernel.layout:
+        raise TargetError(
+            f"cpu: {op.name} %{op.value_name} must have layout {kernel.layout}; run choose-kernels"
+        )
 
 
 def _factor(op: MqcOp, prefix: str) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from importlib.resources import files
 from typing import Literal
 
@@ -21,7 +22,10 @@ def text(name: Literal["calibration", "test"]) -> str:
     Never calibrate on `test`. Raises `ArtifactError` if the packaged file was altered.
     """
     packed = (files(__package__) / f"wikitext2-{name}.txt.gz").read_bytes()
-    data = gzip.decompress(packed)
+    try:
+        data = gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(f"packaged text {name!r} was altered; reinstall mqc") from error
     if hashlib.sha256(data).hexdigest() != _SHA256[name]:
         raise ArtifactError(f"packaged text {name!r} was altered; reinstall mqc")
     return data.decode("utf-8")

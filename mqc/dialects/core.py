@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xdsl.dialects.builtin import (
     DYNAMIC_INDEX,
@@ -30,6 +30,9 @@ u16 = IntegerType(16, Signedness.UNSIGNED)
 s8 = IntegerType(8, Signedness.SIGNED)
 s16 = IntegerType(16, Signedness.SIGNED)
 s32 = IntegerType(32, Signedness.SIGNED)
+
+#: Most channels a value may have; kernels count them in 32 bits.
+MAX_CHANNELS = 1 << 24
 
 
 @irdl_attr_definition
@@ -66,6 +69,19 @@ class WeightAttr(ParametrizedAttribute):
 def tensor(element: Attribute, channels: int) -> TensorType:
     """The type of every value between ops: `tensor<?xchannels x element>`, `?` being tokens."""
     return TensorType(element, [DYNAMIC_INDEX, channels])
+
+
+#: The type of token ids and positions.
+INDICES = TensorType(i64, [DYNAMIC_INDEX])
+
+_SHAPE = f"must be tensor<?xchannels x element> with 1 to {MAX_CHANNELS} channels"
+
+
+def _is_value(kind: Attribute) -> bool:
+    if not isinstance(kind, TensorType) or kind.get_num_dims() != 2:
+        return False
+    tokens, count = kind.get_shape()
+    return tokens == DYNAMIC_INDEX and 0 < count <= MAX_CHANNELS
 
 
 def channels(value: SSAValue) -> int:
@@ -113,9 +129,12 @@ class MqcOp(IRDLOperation):
 
     Text: `%r = dialect.op %a, %b {property = …, attribute = …} : (types) -> type`.
     A subclass declares operands, properties and result, and from the same place derives
-    `evaluate` (its semantics), `verify_` (what types cannot say) and `macs` (its cost).
+    `evaluate` (its semantics), `check` (what types cannot say) and `macs` (its cost).
     The docstring's last line is the op's formula in backquotes; docs/ops.md shows it.
     """
+
+    #: Levels on which the op may stand.
+    LEVELS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def build_op(
@@ -144,6 +163,20 @@ class MqcOp(IRDLOperation):
     def evaluate(self, ctx: Evaluation, *operands: Any) -> Any:
         """Value of the result for values of the operands: `[tokens, channels]` arrays."""
         raise NotImplementedError(f"{self.name} declares no semantics")
+
+    def verify_(self) -> None:
+        for value in self.operands:
+            self.expect(_is_value(value.type) or value.type == INDICES, f"operand {value.type} {_SHAPE}")
+        for value in self.results:
+            self.expect(_is_value(value.type), f"result {value.type} {_SHAPE}")
+        self.check()
+
+    def check(self) -> None:
+        """Call `expect` for what the types of operands and properties cannot say."""
+
+    def lookups(self) -> list[tuple[SSAValue, int]]:
+        """Operands that index tables, each with the number of rows there are."""
+        return []
 
     def macs(self) -> int:
         """Multiply-accumulates per token, cache reads not counted."""

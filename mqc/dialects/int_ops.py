@@ -6,17 +6,28 @@ on the op that reads them; s32 values are accumulators, brought back by `int.req
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from xdsl.dialects.builtin import IntegerAttr, IntegerType, Signedness, StringAttr, TensorType
-from xdsl.ir import Dialect, SSAValue
+from xdsl.ir import Attribute, Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from mqc import arithmetic as a
-from mqc.dialects.core import MqcOp, WeightAttr, channels, element_type, s32, u8, u16
+from mqc.dialects.core import (
+    INDICES,
+    MqcOp,
+    WeightAttr,
+    channels,
+    element_type,
+    s8,
+    s16,
+    s32,
+    u8,
+    u16,
+)  # fmt: skip
 from mqc.evaluation import Evaluation
-from mqc.layouts import unpack
+from mqc.layouts import LAYOUTS, packed_shape, unpack
 from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, numpy_dtype
 
@@ -39,16 +50,19 @@ def limits(value: SSAValue) -> tuple[int, int]:
 
 
 class IntOp(MqcOp):
-    """An op of the `int` level: every operand and result has integer elements."""
+    """An op of the `int` level: every operand and result has integer elements.
+
+    A verified op addresses its weights within their bounds, whatever it is given; backends rely
+    on it. What depends on the module (`mqc.context`, the vocabulary) is `mqc.verification`'s.
+    """
+
+    LEVELS: ClassVar[tuple[str, ...]] = ("int",)
 
     def verify_(self) -> None:
         for value in (*self.operands, *self.results):
             element = element_type(value)
             self.expect(isinstance(element, IntegerType), f"{value.type} is not a tensor of integers")
-        self.check()
-
-    def check(self) -> None:
-        """What the types cannot say, for each op."""
+        super().verify_()
 
     def expect_activation(self, *values: SSAValue) -> None:
         for value in values:
@@ -66,10 +80,27 @@ class IntOp(MqcOp):
         self.expect(m == 0 or 2**30 <= m < 2**31, f"|{multiplier}| must be 0 or in [2^30, 2^31)")
         self.expect(-31 <= s <= 31, f"{shift} must be in [-31, 31]")
 
-    def expect_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+    def expect_weight(self, name: str, element: Attribute, *shapes: tuple[int, ...]) -> None:
         ref = self.properties[name]
         assert isinstance(ref, WeightAttr)
         self.expect(ref.shape in shapes, f"{name} must be {' or '.join(str(list(s)) for s in shapes)}")
+        self.expect(ref.type.get_element_type() == element, f"{name} must have {element} elements")
+
+    def expect_matrix(self, name: str, n: int, k: int, weight_bits: int = 8) -> None:
+        """A property holds an `[n, k]` matrix, as it is or in the layout that the op states."""
+        layout = self.get("layout")
+        if layout is None:
+            self.expect_weight(name, s8, (n, k))
+            return
+        self.expect(layout in LAYOUTS, f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+        self.expect(
+            layout.endswith(".s4") == (weight_bits == 4), f"{layout} does not hold {weight_bits} bits"
+        )
+        self.expect_weight(name, s8 if weight_bits == 8 else u8, packed_shape(layout, n, k))
+
+    def expect_channels(self, count: int, *values: SSAValue) -> None:
+        for value in values:
+            self.expect(channels(value) == count, f"{value.type} must have {count} channels")
 
     def narrow(self, x: Any) -> Array:
         """Clamp to the result's type."""
@@ -96,8 +127,14 @@ class EmbeddingOp(IntOp):
     def check(self) -> None:
         self.expect_activation(self.result)
         self.expect_zero_point("zero_point", self.result)
-        if self.layout is None:
-            self.expect_shape("table", (self.multiplier.shape[0], channels(self.result)))
+        rows = self.multiplier.shape[0] if self.multiplier.shape else 0
+        self.expect_weight("multiplier", s32, (rows,))
+        self.expect_weight("shift", s8, (rows,))
+        self.expect_matrix("table", rows, channels(self.result))
+        self.expect(self.indices.type == INDICES, f"{self.indices.type} must be {INDICES}")
+
+    def lookups(self) -> list[tuple[SSAValue, int]]:
+        return [(self.indices, self.multiplier.shape[0])]
 
     def rows(self, ctx: Evaluation, indices: Array) -> Array:
         table, count = ctx.array(self.table), channels(self.result)
@@ -137,12 +174,12 @@ class LinearOp(IntOp):
         self.expect_zero_point("x_zero", self.x)
         self.expect(self.get("weight_bits") in (4, 8), "weight_bits must be 4 or 8")
         self.expect(0 <= self.get("acc_shift") <= 31, "acc_shift must be in [0, 31]")
-        self.expect_shape("bias", (n,))
-        if self.layout is None:
-            self.expect_shape("weight", (n, k))
+        self.expect_weight("bias", s32, (n,))
+        self.expect_matrix("weight", n, k, self.get("weight_bits"))
         if self.group_scale is not None:
-            groups = self.group_scale.shape[1]
-            self.expect(self.group_scale.shape[0] == n and k % groups == 0, "groups must divide inputs")
+            groups = (*self.group_scale.shape, 0)[1]
+            self.expect(groups > 0 and k % groups == 0, "groups must divide inputs")
+            self.expect_weight("group_scale", u8, (n, groups))
 
     def matrix(self, ctx: Evaluation) -> Array:
         """The effective weight `[outputs, inputs]`, s8."""
@@ -184,8 +221,9 @@ class RequantOp(IntOp):
     def check(self) -> None:
         self.expect(element_type(self.x) == s32, "the operand must be si32")
         self.expect_zero_point("zero_point", self.result)
-        for name in ("multiplier", "shift"):
-            self.expect_shape(name, (1,), (channels(self.result),))
+        self.expect_channels(channels(self.x), self.result)
+        for name, element in (("multiplier", s32), ("shift", s8)):
+            self.expect_weight(name, element, (1,), (channels(self.result),))
 
     def evaluate(self, ctx: Evaluation, x: Array) -> Array:
         scaled = a.requantize(x, ctx.array(self.multiplier), ctx.array(self.shift))
@@ -206,7 +244,10 @@ class NormOp(IntOp):
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect(1 <= self.get("epsilon") < 2**62, "epsilon must be in [1, 2^62)")
-        size = channels(self.x) // self.get("groups")
+        self.expect_channels(channels(self.x), self.result)
+        groups = self.get("groups")
+        self.expect(groups > 0 and channels(self.x) % groups == 0, "groups must divide the channels")
+        size = channels(self.x) // groups
         self.expect(size <= 1 << 14, "a group may have at most 16384 channels")
 
     def deviations(self, blocks: Array) -> Array:
@@ -270,6 +311,19 @@ class RopeOp(IntOp):
         self.expect(element_type(self.x) == u8, "the operand must be ui8")
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
+        self.expect_channels(channels(self.x), self.result)
+        head_dim = self.get("head_dim")
+        self.expect(0 < head_dim <= 1 << 13, "head_dim must be in [1, 8192]")
+        self.expect(channels(self.x) % head_dim == 0, "head_dim must divide the channels")
+        self.expect(self.get("interleaved") in (0, 1), "interleaved must be 0 or 1")
+        rows, half = (*self.cos.shape, 0, 0)[:2]
+        self.expect(0 < 2 * half <= head_dim, "tables must be at most head_dim / 2 wide")
+        for name in ("cos", "sin"):
+            self.expect_weight(name, s16, (rows, half))
+        self.expect(self.positions.type == INDICES, f"{self.positions.type} must be {INDICES}")
+
+    def lookups(self) -> list[tuple[SSAValue, int]]:
+        return [(self.positions, self.cos.shape[0])]
 
     def evaluate(self, ctx: Evaluation, x: Array, positions: Array) -> Array:
         d = x.astype(np.int64).reshape(len(x), -1, self.get("head_dim")) - self.get("x_zero")
@@ -319,10 +373,21 @@ class AttentionOp(IntOp):
         self.expect_zero_point("zero_point", self.result)
         self.expect_scale("score_multiplier", "score_shift")
         self.expect_scale("multiplier", "shift")
+        self.expect(self.get("score_multiplier") >= 0, "score_multiplier must not be negative")
         heads, kv_heads = self.get("heads"), self.get("kv_heads")
-        self.expect(heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads")
+        self.expect(
+            0 < kv_heads <= heads and heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads"
+        )
         width = channels(self.q) // heads
-        self.expect(width <= 1 << 13, "head_dim may be at most 8192")
+        self.expect(0 < width <= 1 << 13, "head_dim must be in [1, 8192]")
+        self.expect_channels(width * heads, self.q, self.result)
+        self.expect_channels(width * kv_heads, self.k, self.v)
+        self.expect(self.window is None or 0 < self.get("window") < 2**31, "window must be positive")
+        self.expect((self.prefix_k is None) == (self.prefix_v is None), "a prefix has keys and values")
+        if self.prefix_k is not None:
+            rows = (*self.prefix_k.shape, 0)[0]
+            for name in ("prefix_k", "prefix_v"):
+                self.expect_weight(name, u8, (rows, width * kv_heads))
 
     def evaluate(self, ctx: Evaluation, q: Array, k: Array, v: Array) -> Array:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
@@ -369,16 +434,13 @@ class LutOp(IntOp):
 
     def check(self) -> None:
         self.expect_activation(self.x, self.result)
+        self.expect_channels(channels(self.x), self.result)
         if bits(self.x) == 8:
-            self.expect_shape("table", (256,))
-            self.expect(
-                self.table.type.get_element_type() == element_type(self.result),
-                "the table must have the result's element type",
-            )
+            self.expect_weight("table", element_type(self.result), (256,))
         else:
             self.expect(self.segment_bits is not None, "a ui16 operand needs segment_bits")
             self.expect(0 <= self.get("segment_bits") <= 8, "segment_bits must be in [0, 8]")
-            self.expect_shape("table", ((1 << (16 - self.get("segment_bits"))) + 1,))
+            self.expect_weight("table", s32, ((1 << (16 - self.get("segment_bits"))) + 1,))
 
     def evaluate(self, ctx: Evaluation, x: Array) -> Array:
         table = ctx.array(self.table)
@@ -411,6 +473,8 @@ class MulOp(IntOp):
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("a_zero", self.a)
         self.expect_zero_point("b_zero", self.b)
+        self.expect_channels(channels(self.a), self.b, self.result)
+        self.expect(0 <= self.get("acc_shift") <= 31, "acc_shift must be in [0, 31]")
         wide = bits(self.a) + bits(self.b) - self.get("acc_shift")
         self.expect(wide <= 30, "acc_shift must bring the product into 31 bits")
 
@@ -442,6 +506,7 @@ class AddOp(IntOp):
 
     def check(self) -> None:
         self.expect_activation(self.a, self.b, self.result)
+        self.expect_channels(channels(self.a), self.b, self.result)
         self.expect_zero_point("zero_point", self.result)
         for name, value in (("a", self.a), ("b", self.b)):
             self.expect_zero_point(f"{name}_zero", value)

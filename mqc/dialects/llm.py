@@ -8,16 +8,16 @@ is rounded to that type's grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType
-from xdsl.ir import Dialect
+from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
-from mqc.dialects.core import MqcOp, WeightAttr, channels
+from mqc.dialects.core import INDICES, MqcOp, WeightAttr, channels
 from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
 from mqc.evaluation import Evaluation
@@ -29,6 +29,8 @@ Scale = Array | None
 
 class LlmOp(MqcOp):
     """An op of the `llm` and `quant` levels: `compute` is its float function."""
+
+    LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
 
     def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
         result = self.compute(ctx, *operands)
@@ -69,8 +71,12 @@ class EmbeddingOp(LlmOp):
     table_scale = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         self.expect(self.table.shape[1:] == (channels(self.result),), "table must be [rows, channels]")
+        self.expect(self.indices.type == INDICES, f"{self.indices.type} must be {INDICES}")
+
+    def lookups(self) -> list[tuple[SSAValue, int]]:
+        return [(self.indices, self.table.shape[0])]
 
     def compute(self, ctx: Evaluation, indices: torch.Tensor) -> torch.Tensor:
         rows = F.embedding(indices, ctx.torch(self.table))
@@ -103,7 +109,7 @@ class LinearOp(LlmOp):
     weight_bits = opt_prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         expected = (channels(self.result), channels(self.x))
         self.expect(self.weight.shape == expected, f"weight must be {list(expected)}")
         if self.bias is not None:
@@ -146,7 +152,7 @@ class NormOp(LlmOp):
     groups = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         count, groups = channels(self.x), self.get("groups")
         self.expect(count == channels(self.result), "input and result must have the same channels")
         self.expect(groups > 0 and count % groups == 0, f"{groups} groups must divide {count} channels")
@@ -230,11 +236,15 @@ class RopeOp(LlmOp):
         heads = np.arange(channels(self.x) // head_dim)[:, None] * head_dim
         return (heads + first).reshape(-1), (heads + second).reshape(-1)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         head_dim = self.get("head_dim")
         self.expect(channels(self.x) % head_dim == 0, "head_dim must divide the channels")
         self.expect(self.cos.shape == self.sin.shape, "cos and sin must have the same shape")
         self.expect(2 * self.cos.shape[1] <= head_dim, "tables must be at most head_dim / 2 wide")
+        self.expect(self.positions.type == INDICES, f"{self.positions.type} must be {INDICES}")
+
+    def lookups(self) -> list[tuple[SSAValue, int]]:
+        return [(self.positions, self.cos.shape[0])]
 
     def compute(self, ctx: Evaluation, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         first, second = (torch.from_numpy(i) for i in self.pairs)
@@ -275,7 +285,7 @@ class AttentionOp(LlmOp):
     prefix_v = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         heads, kv_heads = self.get("heads"), self.get("kv_heads")
         self.expect(heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads")
         self.expect(
@@ -340,7 +350,7 @@ class ActivationOp(LlmOp):
         """The float function, elementwise."""
         raise NotImplementedError
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         self.expect(channels(self.x) == channels(self.result), "channels must not change")
 
     def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
@@ -474,7 +484,7 @@ class BinaryOp(LlmOp):
     b = operand_def(TensorType)
     result = result_def(TensorType)
 
-    def verify_(self) -> None:
+    def check(self) -> None:
         self.expect(channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal")
 
 

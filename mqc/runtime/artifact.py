@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from mqc.errors import ArtifactError, IRError, StorageError
-from mqc.ir import CompilerContext, level, parse_module, print_module, weight_refs
+from mqc.ir import CompilerContext, level, weight_refs
+from mqc.ir_text import parse_module, print_module
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 from mqc.weight_store import WeightStore
@@ -30,6 +31,13 @@ from mqc.weight_store import WeightStore
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _FILES = ("program.mlir", "weights.safetensors", "tokenizer.json")
+#: What the manifest must state besides its version and files.
+_FIELDS = {
+    "target": (str, "a text"),
+    "recipe": (str, "a text"),
+    "source": (dict, "an object"),
+    "mac_share_8bit": (float, "a fraction"),
+}
 #: Manifests are small; a larger one is not ours.
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
@@ -40,10 +48,9 @@ def save(program: Program, path: Path) -> None:
     An existing artifact at `path` is replaced; anything else there is left alone and refused.
     Raises `StorageError`.
     """
-    if path.exists() and not (path / _MANIFEST).is_file():
-        raise StorageError(f"{path} exists and is not an mqc program; choose another path")
     work: Path | None = None
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         _write(work / "program.mlir", print_module(program.module))
@@ -55,21 +62,48 @@ def save(program: Program, path: Path) -> None:
             "files": {name: _describe(work / name) for name in _FILES},
         }
         _write(work / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        old: Path | None = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, old / "program")
         os.chmod(work, 0o755)
-        os.rename(work, path)
+        _replace(work, path)
         work = None
-        if old is not None:
-            shutil.rmtree(old)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if work is not None:
             with contextlib.suppress(OSError):
                 shutil.rmtree(work)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `StorageError` unless `path` is free, or an artifact and nothing else."""
+    if not path.exists():
+        return
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        ours = set(_FILES) <= set(manifest["files"])
+        foreign = sorted({p.name for p in path.iterdir()} - {_MANIFEST, *_FILES})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ours, foreign = False, []
+    if not ours:
+        raise StorageError(f"{path} exists and is not an mqc program; choose another path")
+    if foreign:
+        raise StorageError(f"{path} also holds {foreign[0]}, which is not mqc's; move it away first")
+
+
+def _replace(work: Path, path: Path) -> None:
+    """Rename `work` to `path`; what stood there comes back if that fails."""
+    if not path.exists():
+        os.rename(work, path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        os.rename(path, aside / "program")
+        os.rename(work, path)
+    except BaseException:
+        if not path.exists() and (aside / "program").exists():
+            os.rename(aside / "program", path)
+        os.rmdir(aside)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(path: str | Path) -> Program:
@@ -103,18 +137,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} is too large to be a manifest")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ArtifactError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ArtifactError(f"{file} is not a manifest of mqc")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactError(
             f"{folder} has format version {version}, this mqc reads {FORMAT_VERSION}; "
             "compile the model again, or use the mqc that wrote it"
         )
-    if not isinstance(manifest.get("target"), str):
-        raise ArtifactError(f"{file} names no target")
+    for name, (kind, noun) in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise ArtifactError(f"{file}: {name} is missing or not {noun}")
     return manifest
 
 

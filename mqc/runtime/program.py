@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Engine
+from mqc.backend import Engine, Ids
 from mqc.dialects.core import plain
 from mqc.errors import InputError
 from mqc.ir import context_length, prefix_tokens, weight_refs
@@ -42,6 +42,7 @@ class Program:
         self.manifest = manifest
         self.options: dict[str, Any] = {}
         self._engines: dict[str, Engine] = {}
+        self._turns: dict[str, object] = {}
 
     # ---- facts
 
@@ -116,9 +117,14 @@ class Program:
         chosen = sampling or Sampling()
         generator = chosen.generator()
         ends = {*stop, self.tokenizer.eos}
-        runner.reset()
-        current = np.asarray(prompt, np.int32)
+        current = _ids(prompt, runner.vocabulary)
+        turn = self._take(engine)
         for _ in range(max_new_tokens):
+            if self._turns[engine] is not turn:
+                raise InputError(
+                    "another sequence was started on this program; finish the first, or load the "
+                    "program once more to run both"
+                )
             logits = runner.forward(current, rows=1)
             token = chosen.choose(logits[-1], self.logit_scale, generator)
             if token in ends:
@@ -175,8 +181,9 @@ class Program:
     def integer_logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.int32]:
         """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
         runner = self.engine(engine)
-        runner.reset()
-        return runner.forward(np.asarray(self._prompt_ids(prompt, False), np.int32))
+        ids = _ids(self._prompt_ids(prompt, False), runner.vocabulary)
+        self._take(engine)
+        return runner.forward(ids)
 
     def logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.float32]:
         """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`."""
@@ -203,6 +210,12 @@ class Program:
 
     # ---- helpers
 
+    def _take(self, kind: str) -> object:
+        """Start a sequence on an engine, which holds one at a time; the one before has ended."""
+        self.engine(kind).reset()
+        self._turns[kind] = object()
+        return self._turns[kind]
+
     def _prompt_ids(self, prompt: Any, chat: bool) -> list[int]:
         if chat:
             return self.tokenizer.chat(prompt)
@@ -213,3 +226,17 @@ class Program:
         if len(ids) != 1:
             raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
         return ids
+
+
+def _ids(ids: Sequence[int], vocabulary: int) -> Ids:
+    """Token ids as s32. Raises `InputError` for what is no integer, or outside the vocabulary."""
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise InputError(f"token ids must be a flat list of integers: {error}") from error
+    if array.dtype.kind not in "iu" and array.size:
+        raise InputError(f"token ids must be integers below {vocabulary}, got {list(ids)[:4]}")
+    outside = (array < 0) | (array >= vocabulary)
+    if outside.any():
+        raise InputError(f"token id {int(array[outside][0])} is outside [0, {vocabulary})")
+    return array.astype(np.int32)

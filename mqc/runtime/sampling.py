@@ -43,7 +43,9 @@ class Sampling:
         smaller id."""
         if self.temperature == 0:
             return int(logits.argmax())
-        x = logits.astype(np.float64) * (scale / self.temperature)
+        # Dividing last keeps 0 / temperature at 0, however small the temperature is.
+        with np.errstate(over="ignore"):
+            x = (logits.astype(np.float64) - int(logits.max())) * scale / self.temperature
         order = np.argsort(-x, kind="stable")
         if self.top_k is not None:
             order = order[: self.top_k]

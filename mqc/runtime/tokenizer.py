@@ -9,6 +9,9 @@ from typing import Any
 
 import tokenizers
 from jinja2 import TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mqc.errors import ArtifactError, InputError
@@ -105,22 +108,47 @@ class Tokenizer:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
+        environment.filters["tojson"] = _to_json
         try:
             text = environment.from_string(template).render(
                 messages=list(messages),
+                tools=None,
+                documents=None,
                 add_generation_prompt=True,
                 bos_token=self._config.get("bos_token", ""),
                 eos_token=self._config.get("eos_token", ""),
             )
-        except TemplateError as error:
+        except Exception as error:  # a template can raise anything: 1 / 0, 1 + "a", too long a range
             raise InputError(f"the chat template refused the messages: {error}") from error
         return self.encode(text)
 
 
 def _refuse(message: str) -> None:
     raise TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As Jinja's own filter, but without HTML escapes."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training: its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

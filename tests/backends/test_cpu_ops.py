@@ -22,7 +22,7 @@ from mqc.ir import CompilerContext, set_level
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import lower_for_cpu
 
-ROWS, CONTEXT = 50, 40
+ROWS, CONTEXT = 256, 40
 
 
 class Lab:

@@ -16,7 +16,8 @@ from xdsl.parser import Parser
 
 from mqc.calibration import Calibration
 from mqc.dialects.core import WeightAttr
-from mqc.ir import CompilerContext, mqc_ops, print_module
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir_text import print_module
 from mqc.pass_manager import Pipeline
 from mqc.weight_store import numpy_dtype
 

@@ -8,7 +8,7 @@ import torch
 from mqc.evaluation import Evaluation
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
-from mqc.ir import parse_module, print_module
+from mqc.ir_text import parse_module, print_module
 from mqc.weight_store import WeightStore
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import mqc
-from mqc.errors import ArtifactError, StorageError
+from mqc.errors import ArtifactError, MqcError, StorageError
 from mqc.runtime.program import Program
 from mqc.weight_store import WeightStore
 
@@ -149,3 +151,89 @@ def test_replaces_a_program_but_nothing_else(program: Program, saved: Path, tmp_
     (tmp_path / "mine").mkdir()
     with pytest.raises(StorageError, match="is not an mqc program"):
         program.save(tmp_path / "mine")
+
+
+def test_a_foreign_manifest_is_not_a_program(program: Program, saved: Path, tmp_path: Path) -> None:
+    """Browser extensions and web apps have a manifest.json too."""
+    other = tmp_path / "extension"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"name": "mine"}')
+    with pytest.raises(StorageError, match="is not an mqc program"):
+        program.save(other)
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"also holds notes\.txt"):
+        program.save(saved)
+    assert (other / "manifest.json").is_file() and (saved / "notes.txt").is_file()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_old_program_survives_a_failed_replacement(
+    program: Program, saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: int
+) -> None:
+    real, calls = os.rename, 0
+
+    def fail_once(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_once)
+    with pytest.raises((StorageError, KeyboardInterrupt)):
+        program.save(saved)
+    assert [p.name for p in saved.parent.iterdir()] == ["tiny.mqc"]
+    mqc.load(saved)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[]", '{"files": 1}'],
+)
+def test_manifest_that_is_none(saved: Path, text: str) -> None:
+    (saved / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not"):
+        mqc.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("target", 1), ("recipe", None), ("source", []), ("mac_share_8bit", "x"), ("format_version", True)],
+)
+def test_manifest_field_of_the_wrong_kind(saved: Path, field: str, value: object) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: |format version"):
+        mqc.load(saved)
+
+
+def restate(saved: Path, pattern: str, replacement: str) -> None:
+    """Change program.mlir and make the manifest agree, as someone who means harm would."""
+    file = saved / "program.mlir"
+    text, count = re.subn(pattern, replacement, file.read_text(), count=1)
+    assert count == 1
+    file.write_text(text)
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["files"]["program.mlir"] = {
+        "bytes": len(text.encode()),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r'kernel = "(lut_[a-z0-9_]+)"', r'kernel = "abort(); \1"'),
+        (r"offset = 64 : i64", 'offset = "0), abort(), A(0"'),
+        (r"offset = 64 : i64", "offset = -64 : i64"),
+        (r"offset = 64 : i64", "offset = 1048576 : i64"),
+        (r"mqc\.arena = \d+ : i64", "mqc.arena = 64 : i64"),
+        (r"mqc\.arena = \d+ : i64", 'mqc.arena = "1) + (0"'),
+    ],
+)
+def test_text_of_an_artifact_never_becomes_c(saved: Path, pattern: str, replacement: str) -> None:
+    restate(saved, pattern, replacement)
+    with pytest.raises(MqcError, match=r"run choose-kernels|run plan-memory"):
+        mqc.load(saved).engine()

@@ -55,6 +55,8 @@ def test_chat_template_is_sandboxed() -> None:
     for template in (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ raise_exception('no') }}",
+        "{{ 1 / 0 }}",
+        "{% for i in range(10**9) %}{% endfor %}",
         "{% for",
     ):
         tokenizer = Tokenizer(raw._text, {"chat_template": template})
@@ -62,6 +64,29 @@ def test_chat_template_is_sandboxed() -> None:
             tokenizer.chat("x")
     with pytest.raises(InputError, match="no chat template"):
         Tokenizer(raw._text, {}).chat("x")
+
+
+def test_chat_templates_find_what_transformers_gives_them() -> None:
+    raw = byte_tokenizer()
+    for template, text in (
+        ("{{ [messages[0].content] | tojson(ensure_ascii=False, indent=None) }}", '["x"]'),
+        ("{% if tools is not none %}{{ raise_exception('tools') }}{% endif %}x", "x"),
+        ("{% generation %}x{% endgeneration %}", "x"),
+    ):
+        assert Tokenizer(raw._text, {"chat_template": template}).chat("x") == raw.encode(text)
+
+
+def test_two_sequences_on_one_program_are_refused(program: Program) -> None:
+    first, second = program.stream("hello", max_new_tokens=9), program.stream("world", max_new_tokens=9)
+    next(first)
+    next(second)
+    with pytest.raises(InputError, match="another sequence was started"):
+        list(first)
+
+
+def test_the_smallest_temperature_is_greedy() -> None:
+    logits = np.array([3, 9, 7], np.int32)
+    assert Sampling(5e-324, seed=0).choose(logits, 0.5, np.random.default_rng(0)) == 1
 
 
 def test_streaming_holds_back_half_characters() -> None:
@@ -82,6 +107,10 @@ def test_tokenizer_file_that_is_none() -> None:
         (lambda p: p.generate("h" * 70, 5), "do not fit the context"),
         (lambda p: p.generate([64], 5), "outside"),
         (lambda p: p.generate([-1], 5), "outside"),
+        (lambda p: p.generate([2**40], 5), "outside"),
+        (lambda p: p.logits([2**70]), "must be integers"),
+        (lambda p: p.generate([1.5], 5), "must be integers"),
+        (lambda p: p.generate([[1], [2, 3]], 5), "flat list"),
         (lambda p: p.generate("", 5), "prompt is empty"),
         (lambda p: p.generate("h", 0), "max_new_tokens"),
         (lambda p: p.generate("h", 5, temperature=-1), "temperature"),

@@ -1,7 +1,7 @@
-// PASSES: absorb-prefix{tokens=3,5}
+// PASSES: absorb-prefix{tokens=3,1}
 
 /// the rows of both prefix tokens become constants of every attention
-// CHECK: builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64, mqc.prefix = array<i64: 3, 5>}
+// CHECK: builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64, mqc.prefix = array<i64: 3, 1>}
 // CHECK: %a = llm.attention %q, %k, %v
 // CHECK-SAME: prefix_k = #mqc.weight<"a.prefix_k", "{{[0-9a-f]+}}", tensor<2x2xf32>>
 // CHECK-SAME: prefix_v = #mqc.weight<"a.prefix_v", "{{[0-9a-f]+}}", tensor<2x2xf32>>
