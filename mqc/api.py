@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mqc.dump import Dump
 from mqc.errors import InputError, MqcError
+from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, mqc_ops
 from mqc.pass_manager import Pipeline
 from mqc.recipe import Recipe, load_recipe
@@ -49,6 +51,8 @@ def compile(
     passes: Pipeline | str | None = None,
     context: int = 2048,
     dump_ir: str | Path | None = None,
+    instruments: Iterable[Instrument] = (),
+    verify_each: bool = False,
     progress: Progress | None = None,
 ) -> Program:
     """Compile a decoder LLM to a program that holds no floating-point operation.
@@ -62,11 +66,15 @@ def compile(
         passes: a pipeline to run instead of the recipe's, as text or from `mqc.pipeline`.
         context: positions of the KV cache, prefix included; at most what the model was made for.
         dump_ir: folder for the IR after each pass; `MQC_DUMP` in the environment does the same.
+        instruments: called before and after each pass, e.g. `PrintIR(after_passes="fold-norm")`.
+        verify_each: verify weights and accumulators too after each pass.
         progress: called with the step's name and the share of it done, 0 to 1.
 
     Raises:
         ModelError, UnsupportedOpError: the model cannot be compiled.
-        CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`.
+        CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`. If a pass fails, the
+            module that it was given is written to the temporary folder, and the error's notes hold
+            the command that reproduces the failure.
 
     Time and memory grow linearly with the number of layers; memory peaks at about the f32 weights
     of the model, once more the same, and the activations of one calibration window.
@@ -105,13 +113,14 @@ def compile(
     length = min(512, min(context, longest) - 4)
     ctx.calibration = Calibration.from_ids(ids, vocabulary, length=length, bos=tokenizer.bos_token_id)
 
+    watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")
-    after = []
     if folder:
         dump = Dump(Path(folder), ctx)
-        dump.write("00-import", module)
-        after.append(dump.after)
-    steps.run(ctx, module, after)
+        dump.start(module)
+        watching.append(dump)
+    reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
+    steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
     manifest = {
         "mqc_version": version("mqc"),
         "target": target,

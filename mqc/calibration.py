@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.errors import CalibrationError
+from mqc.errors import CalibrationError, StorageError
 from mqc.evaluation import Evaluation, Observer
 from mqc.ir import CompilerContext
 
@@ -56,6 +60,31 @@ class Calibration:
         available = len(ids) // length
         picked = np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
         return cls(np.stack([array[i * length : (i + 1) * length] for i in picked]), bos)
+
+    def save(self, path: Path) -> None:
+        """Write the windows as a safetensors file. Raises `StorageError`."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        data = {"windows": self.windows.astype(np.int32)}
+        try:
+            save_file(data, partial, {} if self.bos is None else {"bos": str(self.bos)})
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote. Raises `CalibrationError`."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                windows = file.get_tensor("windows")
+                bos = (file.metadata() or {}).get("bos")
+        except (OSError, SafetensorError) as error:
+            raise CalibrationError(f"{path} holds no calibration windows: {error}") from error
+        if windows.ndim != 2 or windows.dtype != np.int32 or not windows.size or windows.min() < 0:
+            raise CalibrationError(f"{path}: windows must be token ids, i32 [count, length]")
+        return cls(windows.astype(np.int64), int(bos) if bos is not None and bos.isdigit() else None)
 
     def part(self, count: int, length: int) -> Windows:
         """The first `length` tokens of `count` windows spread over all."""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.dialects.core import WeightAttr
 from mqc.errors import IRError, StorageError
+from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, weight_refs
 from mqc.ir_text import parse_module, print_module, read_text
 from mqc.pass_base import Pass
 from mqc.weight_store import WeightStore
 
+#: File of a dump folder that holds the calibration windows.
+CALIBRATION = "calibration.safetensors"
 
-class Dump:
+
+class Dump(Instrument):
     """Writes `NN-pass-name.mlir` after each pass, and new weights in `NN-pass-name.safetensors`.
 
-    A tensor is written once, with the first module that refers to it.
+    A tensor is written once, with the first module that refers to it. `start` writes what the
+    pipeline was given as `00-import.mlir`, and the calibration windows, so that any later dump can
+    be taken through the rest of the pipeline by `mqc opt`.
     """
 
     def __init__(self, folder: Path, ctx: CompilerContext) -> None:
@@ -28,20 +36,40 @@ class Dump:
         except OSError as error:
             raise StorageError(f"cannot create the dump folder {folder}: {error}") from error
 
+    def start(self, module: ModuleOp) -> None:
+        self.write("00-import", module)
+        if self.ctx.calibration is not None:
+            self.ctx.calibration.save(self.folder / CALIBRATION)
+
+    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
+        self.write(f"{number:02d}-{p.name}", module)
+
     def write(self, stem: str, module: ModuleOp) -> None:
         """Write a module under a name. Raises `StorageError`."""
         refs = {str(ref): ref for ref in weight_refs(module) if str(ref) not in self._written}
-        try:
-            (self.folder / f"{stem}.mlir").write_text(print_module(module), encoding="utf-8")
-            if refs:
-                self.ctx.weights.save(self.folder / f"{stem}.safetensors", refs.values())
-        except OSError as error:
-            raise StorageError(f"cannot write the dump {self.folder / stem}: {error}") from error
+        write_module(self.folder / f"{stem}.mlir", module, self.ctx.weights, refs.values())
         self._written.update(refs)
 
-    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
-        """Callback for `Pipeline.run`."""
-        self.write(f"{number:02d}-{p.name}", module)
+
+def write_module(
+    path: Path, module: ModuleOp, weights: WeightStore, refs: Iterable[WeightAttr] | None = None
+) -> None:
+    """Write IR text, and beside it a `.safetensors` file of the tensors `refs`, all by default.
+
+    Each file appears whole or not at all. Raises `StorageError`.
+    """
+    wanted = list(weight_refs(module) if refs is None else refs)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if wanted:
+            weights.save(partial, wanted)
+            os.replace(partial, path.with_suffix(".safetensors"))
+        partial.write_text(print_module(module), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:
@@ -50,12 +78,24 @@ def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:
     Raises `IRError` if the text does not parse or verify, `ArtifactError` if a weight is missing.
     """
     module = parse_module(read_text(path), str(path))
-    files = sorted(path.parent.glob("*.safetensors"))
-    if not files:
-        raise IRError(f"{path.parent} holds no weights (*.safetensors) for {path.name}")
-    weights = WeightStore()
-    for file in files:
-        weights.update(WeightStore.load(file))
+    weights = folder_weights(path.parent)
     for ref in weight_refs(module):
         weights[ref]
     return module, weights
+
+
+def folder_weights(folder: Path) -> WeightStore:
+    """The tensors of all weight files of a folder, memory-mapped."""
+    weights = WeightStore()
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.name != CALIBRATION:
+            weights.update(WeightStore.load(file))
+    return weights
+
+
+def dump_files(folder: Path) -> list[Path]:
+    """The dumps of a folder, in the order of the passes. Raises `IRError` if there are none."""
+    files = sorted(folder.glob("[0-9][0-9]-*.mlir"))
+    if not files:
+        raise IRError(f"{folder} holds no dumps (NN-pass-name.mlir); write them with --dump-ir")
+    return files

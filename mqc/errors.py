@@ -20,7 +20,10 @@ from __future__ import annotations
 
 
 class MqcError(Exception):
-    """Base of all errors raised by mqc on purpose. Exit code 1 on the command line."""
+    """Base of all errors raised by mqc on purpose. Exit code 1 on the command line.
+
+    Notes (`add_note`) say what to do next; the command line prints them below the message.
+    """
 
 
 class ModelError(MqcError):

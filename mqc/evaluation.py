@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import MqcOp, WeightAttr
-from mqc.ir import main_function, prefix_tokens
+from mqc.dialects.core import MqcOp, WeightAttr, channels
+from mqc.errors import InputError
+from mqc.ir import context_length, level, main_function, prefix_tokens, returned_value
 from mqc.weight_store import Array, WeightStore
 
 Observer = Callable[[MqcOp, Any], None]
@@ -68,6 +70,38 @@ class Evaluation:
             for operand in self._last_use.get(op, ()):
                 values.pop(operand, None)
         raise AssertionError("a verified function ends in func.return")
+
+
+def evaluate(
+    module: ModuleOp, weights: WeightStore, ids: Array, observe: Callable[[MqcOp, Array], None] | None = None
+) -> Array:
+    """Logits `[tokens, vocabulary]` of one sequence behind the module's prefix, as NumPy, on any level.
+
+    Args:
+        ids: token ids `[tokens]`.
+        observe: called with every op and its result as a NumPy array.
+
+    Raises `InputError` if a token id is out of range or the context has no room.
+    """
+    vocabulary = channels(returned_value(module))
+    room = context_length(module) - len(prefix_tokens(module))
+    if ids.ndim != 1 or not 0 < len(ids) <= room or ids.min() < 0 or ids.max() >= vocabulary:
+        raise InputError(f"give 1 to {room} token ids in [0, {vocabulary})")
+    evaluation = Evaluation(module, weights)
+    positions = np.arange(evaluation.position, evaluation.position + len(ids))
+    if level(module) == "int":
+        result: Array = evaluation.run(ids.astype(np.int32), positions, observe)
+        return result
+    import torch
+
+    def note(op: MqcOp, value: Any) -> None:
+        if observe is not None:
+            observe(op, value.numpy())
+
+    with torch.no_grad():
+        logits = evaluation.run(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(positions), note)
+    result = logits.numpy()
+    return result
 
 
 def _last_uses(function: func.FuncOp) -> dict[Any, list[SSAValue]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
 from xdsl.dialects.func import Func, FuncOp
+from xdsl.ir import SSAValue
 
 from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
 from mqc.errors import IRError
@@ -67,6 +68,14 @@ def main_function(module: ModuleOp) -> FuncOp:
         if isinstance(op, FuncOp) and op.sym_name.data == "main":
             return op
     raise IRError("the module has no function @main")
+
+
+def returned_value(module: ModuleOp) -> SSAValue:
+    """The logits that @main returns."""
+    returned = main_function(module).body.block.last_op
+    if returned is None or not returned.operands:
+        raise IRError("@main must end in func.return of the logits")
+    return returned.operands[0]
 
 
 def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, ParseError
 
-from mqc.errors import CalibrationError, IRError, MqcError, PassError, RecipeError
+from mqc.errors import (
+    ArtifactError,
+    CalibrationError,
+    IRError,
+    MqcError,
+    PassError,
+    RecipeError,
+    TargetError,
+    UnsupportedOpError,
+)  # fmt: skip
+from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, level, weight_refs
 from mqc.pass_base import Pass
 from mqc.registry import pass_class
-from mqc.verification import verify_module
-
-AfterPass = Callable[[int, Pass, ModuleOp], None]
+from mqc.reproducer import write_reproducer
+from mqc.verification import verify_fully, verify_module
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,29 @@ class Pipeline:
     def without(self, name: str) -> Pipeline:
         return self.replace(name)
 
-    def run(self, ctx: CompilerContext, module: ModuleOp, after: Iterable[AfterPass] = ()) -> None:
+    def run(
+        self,
+        ctx: CompilerContext,
+        module: ModuleOp,
+        instruments: Iterable[Instrument] = (),
+        *,
+        verify_each: bool = False,
+        reproducer: Path | None = None,
+    ) -> None:
         """Apply the passes in order, verifying after each.
 
-        Weights that no op refers to any more are dropped after each pass. Raises `PassError` naming
-        the pass if it is given the wrong level, fails, or leaves an invalid module.
+        Weights that no op refers to any more are dropped after each pass.
+
+        Args:
+            instruments: called before and after each pass.
+            verify_each: also read every weight after each pass and prove that accumulators fit
+                (`verify_fully`); time grows with the bytes of the weights.
+            reproducer: folder for the module that a failing pass was given (`mqc.reproducer`).
+
+        Raises `PassError` naming the pass if it is given the wrong level, fails, or leaves an
+        invalid module; errors of the user's making (`MqcError`) as they are.
         """
+        instruments = list(instruments)
         for number, p in enumerate(self.passes, 1):
             if level(module) != p.requires:
                 raise PassError(
@@ -86,21 +113,36 @@ class Pipeline:
             if p.needs_calibration and ctx.calibration is None:
                 raise CalibrationError(f"pass {p.name} needs calibration text; give calibration=…")
             ctx.progress(p.name, 0.0)
+            for instrument in instruments:
+                instrument.before(number, p, module)
+            given = module.clone()
             try:
-                p.apply(ctx, module)
-            except (MqcError, KeyboardInterrupt):
+                _apply(p, number, ctx, module, verify_each)
+            except (IRError, UnsupportedOpError, TargetError) as error:
+                if reproducer is None:
+                    raise
+                command = write_reproducer(reproducer, given, ctx, p, verify_each)
+                error.add_note(f"to reproduce: {command}")
                 raise
-            except Exception as error:
-                raise PassError(
-                    f"pass {number}, {p.name}, failed: {type(error).__name__}: {error}"
-                ) from error
-            try:
-                verify_module(module)
-            except IRError as error:
-                raise PassError(f"pass {number}, {p.name}, left an invalid module: {error}") from error
-            if level(module) != p.ensures:
-                raise PassError(f"pass {number}, {p.name}, must leave level {p.ensures}")
-            for callback in after:
-                callback(number, p, module)
+            for instrument in instruments:
+                instrument.after(number, p, module)
             ctx.weights.keep_only(weight_refs(module))
             ctx.progress(p.name, 1.0)
+
+
+def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: bool) -> None:
+    try:
+        p.apply(ctx, module)
+    except (MqcError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise PassError(f"pass {number}, {p.name}, failed: {type(error).__name__}: {error}") from error
+    try:
+        if fully:
+            verify_fully(module, ctx.weights)
+        else:
+            verify_module(module)
+    except (IRError, ArtifactError) as error:
+        raise PassError(f"pass {number}, {p.name}, left an invalid module: {error}") from error
+    if level(module) != p.ensures:
+        raise PassError(f"pass {number}, {p.name}, must leave level {p.ensures}, it left {level(module)}")

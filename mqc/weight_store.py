@@ -65,12 +65,14 @@ class WeightStore:
 
     def add(self, name: str, array: Array) -> WeightAttr:
         """Store `array` under `name` and return the attribute that refers to it."""
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array)
+        array = np.require(array, requirements=["C", "W"])  # torch shares writable memory only
         element, _ = _ELEMENTS[array.dtype.name]
         ref = WeightAttr(StringAttr(name), StringAttr(content_hash(array)), TensorType(element, array.shape))
         self._tensors[self._key(ref)] = array
         return ref
+
+    def __contains__(self, ref: WeightAttr) -> bool:
+        return self._key(ref) in self._tensors
 
     def __getitem__(self, ref: WeightAttr) -> Array:
         """The tensor, of the shape and dtype that `ref` states. Raises `ArtifactError` if absent."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from xdsl.dialects import func
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
-from xdsl.ir import Block, SSAValue
+from xdsl.ir import Attribute, Block, SSAValue
 
 from mqc import arithmetic
 from mqc.dialects import int_ops, llm
@@ -36,8 +36,10 @@ class LowerToInt(Pass):
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
     6. `attention` → `int.attention`, prefix rows quantized
 
-    The returned logits become s32 with one scale, the module's `mqc.logit_scale`. Accumulators are
-    proved not to overflow. An op that reads or gives an unquantized value is an error.
+    Each result states the real numbers it stands for (`represents`, a quantized type), for people
+    and tools; no backend reads it. The returned logits become s32 with one scale, the module's
+    `mqc.logit_scale`. Accumulators are proved not to overflow. An op that reads or gives an
+    unquantized value is an error.
     """
 
     name = "lower-to-int"
@@ -55,6 +57,7 @@ class _Lowering:
         self.weights: WeightStore = ctx.weights
         self.ctx, self.module = ctx, module
         self.values: dict[SSAValue, SSAValue] = {}
+        self.location: Attribute | None = None
         self.rules: dict[type[MqcOp], Callable[[Any], SSAValue]] = {
             llm.EmbeddingOp: self.embedding,
             llm.LinearOp: self.linear,
@@ -83,7 +86,11 @@ class _Lowering:
                     f"%{op.value_name}", op.name, "has no integer form",
                     known=sorted(kind.name for kind in self.rules),
                 )  # fmt: skip
-            self.values[op.results[0]] = rule(op)
+            self.location = op.attributes.get("loc")
+            self.values[op.results[0]] = value = rule(op)
+            quantized = uniform(op.results[0])
+            if quantized is not None and isinstance(value.owner, MqcOp):
+                value.owner.attributes["represents"] = quantized
             self.ctx.progress(LowerToInt.name, (i + 1) / len(ops))
         returned = self.values[terminator.operands[0]]
         for stale in reversed(old[:-1]):
@@ -99,6 +106,8 @@ class _Lowering:
 
     def emit(self, kind: type[MqcOp], operands: list[SSAValue], result: Any, name: str, **p: Any) -> Any:
         op = kind.build_op([self.values.get(v, v) for v in operands], result, name, **p)
+        if self.location is not None:
+            op.attributes["loc"] = self.location
         self.block.add_op(op)
         return op.results[0]
 

@@ -13,21 +13,13 @@ from hypothesis import strategies as st
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.dump import Dump, read_dump
 from mqc.errors import IRError
-from mqc.evaluation import Evaluation
-from mqc.ir import level, prefix_tokens
+from mqc.evaluation import evaluate
+from mqc.instruments import Instrument
+from mqc.ir import prefix_tokens
 from mqc.ir_text import parse_module, print_module
 from mqc.recipe import Recipe
 from tests.compiled import imported
 from tests.models import tiny_model
-
-
-def evaluate(module, weights, ids: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
-    evaluation = Evaluation(module, weights)
-    positions = np.arange(evaluation.position, evaluation.position + len(ids))
-    if level(module) == "int":
-        return evaluation.run(ids.astype(np.int32), positions)
-    with torch.no_grad():
-        return evaluation.run(torch.from_numpy(ids), torch.from_numpy(positions)).numpy()
 
 
 def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path: Path) -> None:
@@ -36,11 +28,11 @@ def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path:
     dump = Dump(tmp_path, ctx)
     during = {}
 
-    def after(number, p, module) -> None:  # type: ignore[no-untyped-def]
-        dump.after(number, p, module)
-        during[f"{number:02d}-{p.name}"] = evaluate(module, ctx.weights, ids)
+    class Evaluate(Instrument):
+        def after(self, number, p, module) -> None:  # type: ignore[no-untyped-def]
+            during[f"{number:02d}-{p.name}"] = evaluate(module, ctx.weights, ids)
 
-    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [after])
+    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump, Evaluate()])
     assert len(during) == 10 and prefix_tokens(module) == (9,)
     for stem, logits in during.items():
         path = tmp_path / f"{stem}.mlir"

@@ -13,7 +13,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
-from mqc.ir import context_length, main_function, prefix_tokens
+from mqc.ir import context_length, prefix_tokens, returned_value
 from mqc.weight_store import WeightStore
 
 #: Most tokens in one call of the C program (CHUNK in prelude.h).
@@ -38,9 +38,7 @@ class CpuEngine(Engine):
         program = emit(module, weights)
         self._library = load_library(program.source, self.isa)
         self._declare()
-        returned = main_function(module).body.block.last_op
-        assert returned is not None
-        self.vocabulary = channels(returned.operands[0])
+        self.vocabulary = channels(returned_value(module))
         self.context = context_length(module)
         self.prefix_length = len(prefix_tokens(module))
         self._constants = program.constants

@@ -26,6 +26,7 @@ from mqc.dialects.core import (
     u8,
     u16,
 )  # fmt: skip
+from mqc.dialects.quant import UniformType
 from mqc.evaluation import Evaluation
 from mqc.layouts import LAYOUTS, packed_shape, unpack
 from mqc.rotary import rope_pairs
@@ -62,7 +63,18 @@ class IntOp(MqcOp):
         for value in (*self.operands, *self.results):
             element = element_type(value)
             self.expect(isinstance(element, IntegerType), f"{value.type} is not a tensor of integers")
+        real = self.represents
+        self.expect(
+            real is None or real.storage == element_type(self.results[0]),
+            f"represents {real} is not stored as {self.results[0].type}",
+        )
         super().verify_()
+
+    @property
+    def represents(self) -> UniformType | None:
+        """The quantized type whose stored integers the result holds, where the op states it."""
+        stated = self.attributes.get("represents")
+        return stated if isinstance(stated, UniformType) else None
 
     def expect_activation(self, *values: SSAValue) -> None:
         for value in values:

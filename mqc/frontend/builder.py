@@ -10,7 +10,7 @@ import torch
 from xdsl.dialects.builtin import f32
 from xdsl.ir import Attribute, Block, SSAValue
 
-from mqc.dialects.core import MqcOp, channels, tensor
+from mqc.dialects.core import MqcOp, attr, channels, tensor
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
 from mqc.rotary import rope_pairs
@@ -32,6 +32,9 @@ class Builder:
     def __init__(self, block: Block, weights: WeightStore, positions: SSAValue) -> None:
         self.block, self.weights, self.positions = block, weights, positions
         self.names: dict[int, str] = {}
+        #: Source line of each module path, and of the node being raised.
+        self.locations: dict[str, str] = {}
+        self.location = ""
         self.keep_alive: list[Any] = []
         self._done: dict[Any, SSAValue] = {}
         self._used: set[str] = set()
@@ -46,6 +49,7 @@ class Builder:
     ) -> SSAValue:
         """Append an op and return its result. The result's name is made unique by the op's."""
         short = kind.split(".")[-1]
+        location = self.locations.get(name or "", self.location)
         # xDSL drops a trailing "_1" from value names.
         name = re.sub(r"_(\d+)$", r".\1", name or short)
         if name in self._used:
@@ -55,6 +59,8 @@ class Builder:
             unique, count = f"{name}.{count}", count + 1
         self._used.add(unique)
         op = _OPS[kind].build_op(operands, result, unique, **properties)  # type: ignore[arg-type]
+        if location:
+            op.attributes["loc"] = attr(location)
         self.block.add_op(op)
         value: SSAValue = op.results[0]
         return value

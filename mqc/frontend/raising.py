@@ -105,6 +105,8 @@ class _Raising:
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node, targets, constants)
             elif node.op == "call_function":
+                self.build.location = source_line(node)
+                self.build.locations.setdefault(module_path(node), self.build.location)
                 self.values[node] = self._call(node)
             elif node.op == "output":
                 logits = self._emit(self.values[node.args[0][0]], node, "logits")  # type: ignore[index]

@@ -15,6 +15,8 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """`file.py:line` of the Python statement that produced the node; empty if unknown."""
-    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    """`file.py:line` of the model's statement that produced the node; empty if unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    # A layer of torch.nn says less than the line that calls it.
+    found = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
     return f"{found[-1][0].rsplit('/', 1)[-1]}:{found[-1][1]}" if found else ""

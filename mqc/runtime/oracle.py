@@ -8,7 +8,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.dialects.core import channels
 from mqc.evaluation import Evaluation
-from mqc.ir import context_length, main_function, prefix_tokens
+from mqc.ir import context_length, prefix_tokens, returned_value
 from mqc.weight_store import WeightStore
 
 
@@ -17,9 +17,7 @@ class OracleEngine(Engine):
 
     def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
         self._evaluation = Evaluation(module, weights)
-        returned = main_function(module).body.block.last_op
-        assert returned is not None
-        self.vocabulary = channels(returned.operands[0])
+        self.vocabulary = channels(returned_value(module))
         self.context = context_length(module)
         self.prefix_length = len(prefix_tokens(module))
         self.position = self.prefix_length

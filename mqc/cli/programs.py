@@ -1,60 +1,30 @@
-"""The command line."""
+"""Commands that make and run programs."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from mqc.errors import InputError, MqcError, StorageError
+from mqc.cli.common import (
+    AsJson,
+    PrintAfter,
+    PrintBefore,
+    PrintChange,
+    VerifyEach,
+    app,
+    progress,
+    read_text_file,
+    show,
+)  # fmt: skip
+from mqc.errors import InputError
 from mqc.runtime.artifact import check_replaceable, load
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Compile decoder LLMs to integer-only programs, and run them.",
-)
-_errors = Console(stderr=True)
-_out = Console()
-
 ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 Threads = Annotated[int | None, typer.Option(help="threads; all cores by default")]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A progress display on stderr, one line a step."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_errors) as display:
-        tasks: dict[str, Any] = {}
-
-        def report(message: str, share: float) -> None:
-            if message not in tasks:
-                tasks[message] = display.add_task(message, total=1.0)
-            display.update(tasks[message], completed=share)
-
-        yield report
-
-
-def _show(data: dict[str, Any], as_json: bool, title: str, rows: list[tuple[str, str]]) -> None:
-    if as_json:
-        print(json.dumps(data))
-        return
-    table = Table("", title, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    _out.print(table)
 
 
 @app.command("compile")
@@ -67,17 +37,23 @@ def compile_command(
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
     context: Annotated[int, typer.Option(help="positions of the KV cache")] = 2048,
     dump_ir: Annotated[Path | None, typer.Option(help="folder for the IR after each pass")] = None,
+    print_ir_before: PrintBefore = None,
+    print_ir_after: PrintAfter = None,
+    print_ir_after_change: PrintChange = False,
+    verify_each: VerifyEach = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a model to an integer-only program."""
     from mqc.api import compile
+    from mqc.instruments import PrintIR
 
-    text = _read_text(calibration) if calibration is not None else None
+    text = read_text_file(calibration) if calibration is not None else None
     check_replaceable(output)
-    with _progress() as report:
+    with progress() as report:
         program = compile(
             model, target, recipe, calibration=text, passes=passes, context=context,
-            dump_ir=dump_ir, progress=report,
+            dump_ir=dump_ir, progress=report, verify_each=verify_each,
+            instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
         )  # fmt: skip
         report("saving", 0.0)
         program.save(output)
@@ -127,14 +103,14 @@ def eval_command(
 
     program = load(path).configure(threads=threads)
     if text is not None:
-        content = _read_text(text)
+        content = read_text_file(text)
     else:
         from mqc.data import text as packaged
 
         content = packaged("test")
     parts = text_windows(program.tokenizer.encode(content), length, windows, skip)
     data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
-    with _progress() as report:
+    with progress() as report:
         if not no_float:
             from mqc.float_model import float_perplexity, source_model
 
@@ -160,7 +136,7 @@ def eval_command(
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
-    _show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
+    show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
 
 
 @app.command()
@@ -175,7 +151,7 @@ def bench(
     from mqc.benchmark import measure
 
     program = load(path).configure(threads=threads)
-    with _progress() as report:
+    with progress() as report:
         data = measure(program, prompt_tokens, new_tokens, lambda share: report("measuring", share))
     rows = [
         (
@@ -188,7 +164,7 @@ def bench(
         ("int8 peak", f"{data['int8_peak_mac_s'] / 1e9:.1f} GMAC/s"),
         ("threads", str(data["threads"])),
     ]
-    _show(data, as_json, f"{prompt_tokens} + {new_tokens} tokens", rows)
+    show(data, as_json, f"{prompt_tokens} + {new_tokens} tokens", rows)
 
 
 @app.command()
@@ -217,7 +193,7 @@ def _describe(path: Path, as_json: bool) -> None:
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
-    _show(data, as_json, str(path), rows)
+    show(data, as_json, str(path), rows)
 
 
 @app.command()
@@ -226,7 +202,7 @@ def targets(as_json: AsJson = False) -> None:
     from mqc.registry import backend_for, target_names
 
     data = {name: backend_for(name).name for name in target_names()}
-    _show({"targets": data}, as_json, "backend", list(data.items()))
+    show({"targets": data}, as_json, "backend", list(data.items()))
 
 
 @app.command()
@@ -240,31 +216,8 @@ def passes(as_json: AsJson = False) -> None:
         summary = (found.__doc__ or "").strip().splitlines()[0]
         data[name] = {"requires": found.requires, "ensures": found.ensures, "summary": summary}
     rows = [(n, f"{d['requires']} → {d['ensures']}  {d['summary']}") for n, d in data.items()]
-    _show({"passes": data}, as_json, "level, summary", rows)
+    show({"passes": data}, as_json, "level, summary", rows)
 
 
 def _folder_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error
-
-
-def main() -> None:
-    """Run the command line. An `MqcError` prints its message and exits with 1."""
-    # Libraries that load models draw bars of their own, over ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    try:
-        app(args=[a for a in arguments if a != "--debug"])
-    except (MqcError, OSError) as error:
-        if debug:
-            raise
-        named = error if isinstance(error, MqcError) else StorageError(str(error))
-        _errors.print(f"error: {type(named).__name__}: {named}", style="red", markup=False, highlight=False)
-        sys.exit(1)

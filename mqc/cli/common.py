@@ -1,0 +1,76 @@
+"""What the commands share: the app, the consoles, tables and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mqc.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong.",
+)
+errors = Console(stderr=True)
+#: Tables that go to a file or a pipe are not folded.
+out = Console(width=None if sys.stdout.isatty() else 160)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+PrintBefore = Annotated[
+    str | None,
+    typer.Option("--print-ir-before", metavar="[=PASS]", help="print the IR before passes"),
+]
+PrintAfter = Annotated[
+    str | None, typer.Option("--print-ir-after", metavar="[=PASS]", help="print the IR after passes")
+]
+PrintChange = Annotated[
+    bool, typer.Option("--print-ir-after-change", help="print the IR after passes that changed it")
+]
+VerifyEach = Annotated[
+    bool, typer.Option("--verify-each", help="check weights and accumulators too, after each pass")
+]
+#: Options whose value may be left out, on the command line as in MLIR's tools.
+OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress display on stderr, one line a step."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as display:
+        tasks: dict[str, Any] = {}
+
+        def report(message: str, share: float) -> None:
+            if message not in tasks:
+                tasks[message] = display.add_task(message, total=1.0)
+            display.update(tasks[message], completed=share)
+
+        yield report
+
+
+def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print `data` as JSON, or `rows` as a table. `title` heads the columns, separated by `|`."""
+    if as_json:
+        print(json.dumps(data))
+        return
+    table = Table(*("", *title.split("|")), header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def read_text_file(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -1,0 +1,278 @@
+"""Commands that work on IR text: `mqc opt` and `mqc ir …`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from mqc.cli.common import (
+    AsJson,
+    PrintAfter,
+    PrintBefore,
+    PrintChange,
+    VerifyEach,
+    app,
+    errors,
+    out,
+    progress,
+    show,
+)  # fmt: skip
+from mqc.errors import InputError, IRError, StorageError
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+
+    from mqc.weight_store import WeightStore
+
+ir = typer.Typer(no_args_is_help=True, help="Compare, run, verify, draw and reduce IR text.")
+app.add_typer(ir, name="ir")
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="IR text, with its weights in the same folder")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="give weights that no file holds random values by name")
+]
+
+
+def read(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStore]:
+    """A module and its weights; `-` reads the text from standard input, weights from this folder."""
+    from mqc.dump import folder_weights
+    from mqc.ir import weight_refs
+    from mqc.ir_text import parse_module, read_text
+    from mqc.random_weights import fill_random
+
+    if path.is_dir():
+        path = path / "program.mlir"
+    text = sys.stdin.read() if str(path) == "-" else read_text(path)
+    module = parse_module(text, str(path))
+    weights = folder_weights(Path(".") if str(path) == "-" else path.parent)
+    if random_weights:
+        fill_random(module, weights)
+    for ref in weight_refs(module):
+        if ref not in weights:
+            raise IRError(
+                f"{path}: weight {ref.key.data} is in no .safetensors file beside it; "
+                "--random-weights gives such weights random values"
+            )
+    return module, weights
+
+
+@app.command()
+def opt(
+    path: File,
+    passes: Annotated[str, typer.Option(help="pipeline: name{option=value},…")] = "",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="file to write, its weights beside it")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="windows that a dump wrote (calibration.safetensors)")
+    ] = None,
+    random_weights: RandomWeights = False,
+    print_ir_before: PrintBefore = None,
+    print_ir_after: PrintAfter = None,
+    print_ir_after_change: PrintChange = False,
+    verify_each: VerifyEach = False,
+) -> None:
+    """Read IR text, run passes, verify, write IR text.
+
+    Calibration windows are read from calibration.safetensors beside FILE if they are not given.
+    """
+    from mqc.calibration import Calibration
+    from mqc.dump import CALIBRATION, write_module
+    from mqc.instruments import PrintIR
+    from mqc.ir import CompilerContext
+    from mqc.ir_text import print_module
+    from mqc.pass_manager import Pipeline
+    from mqc.verification import verify_fully
+
+    pipeline = Pipeline.parse(passes)
+    module, weights = read(path, random_weights)
+    ctx = CompilerContext(weights)
+    windows = calibration or path.parent / CALIBRATION
+    if calibration is not None or (windows.is_file() and any(p.needs_calibration for p in pipeline)):
+        ctx.calibration = Calibration.load(windows)
+    if verify_each:
+        verify_fully(module, weights)
+    watching = [PrintIR(print_ir_before, print_ir_after, print_ir_after_change)]
+    reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
+    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
+    if output is None:
+        sys.stdout.write(print_module(module))
+    else:
+        write_module(output, module, ctx.weights)
+
+
+@ir.command("diff")
+def diff_command(
+    before: Annotated[Path, typer.Argument(metavar="A")],
+    after: Annotated[Path, typer.Argument(metavar="B")],
+    values: Annotated[str, typer.Option(help="only values whose name matches this glob")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """What B changed against A, op by op, aligned by value names."""
+    from fnmatch import fnmatchcase
+
+    from mqc.ir_diff import diff, render
+    from mqc.ir_text import parse_module, read_text
+
+    one, two = (parse_module(read_text(path), str(path)) for path in (before, after))
+    changes = [change for change in diff(one, two) if fnmatchcase(change.value, values)]
+    if as_json:
+        print(json.dumps({"changes": [dataclasses.asdict(change) for change in changes]}))
+    else:
+        print(render(changes))
+
+
+@ir.command("run")
+def run_command(
+    path: File,
+    ids: Annotated[str | None, typer.Option(help="token ids, separated by commas")] = None,
+    random: Annotated[int, typer.Option(help="number of random tokens, if no ids are given")] = 16,
+    seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
+    values: Annotated[str | None, typer.Option(help="also show values whose name matches this glob")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="safetensors file for the logits and the values")
+    ] = None,
+    random_weights: RandomWeights = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate IR text on tokens, by the semantics that its ops declare."""
+    from fnmatch import fnmatchcase
+
+    from safetensors.numpy import save_file
+
+    from mqc.dialects.core import MqcOp, channels
+    from mqc.evaluation import evaluate
+    from mqc.ir import level, returned_value
+    from mqc.weight_store import content_hash
+
+    module, weights = read(path, random_weights)
+    vocabulary = channels(returned_value(module))
+    tokens = _tokens(ids) if ids else np.random.default_rng(seed).integers(0, vocabulary, random)
+    kept: dict[str, Any] = {}
+
+    def note(op: MqcOp, value: Any) -> None:
+        if values is not None and fnmatchcase(op.value_name, values):
+            kept[op.value_name] = np.ascontiguousarray(value)
+
+    logits = evaluate(module, weights, tokens, note)
+    kept["logits"] = np.ascontiguousarray(logits)
+    if output is not None:
+        try:
+            save_file(kept, output)
+        except OSError as error:
+            raise StorageError(f"cannot write {output}: {error}") from error
+    best = np.argsort(-logits[-1].astype(np.float64), kind="stable")[:5].tolist()
+    facts = {
+        name: {
+            "shape": list(value.shape), "dtype": str(value.dtype), "min": value.min().item(),
+            "max": value.max().item(), "mean": float(value.mean()), "sha256": content_hash(value),
+        }
+        for name, value in kept.items()
+    }  # fmt: skip
+    data = {"level": level(module), "ids": tokens.tolist(), "next": best, "values": facts}
+    rows = [
+        (
+            name,
+            f"{f['dtype']}{f['shape']}",
+            *(f"{f[key]:.6g}" for key in ("min", "max", "mean")),
+            str(f["sha256"]),
+        )
+        for name, f in facts.items()
+    ]
+    show(data, as_json, "type|min|max|mean|sha256", rows)
+    if not as_json:
+        out.print(f"likeliest next tokens: {', '.join(map(str, best))}")
+
+
+@ir.command("verify")
+def verify_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE…")],
+    text_only: Annotated[bool, typer.Option("--text-only", help="do not read the weights")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check IR text: syntax, types, structure; and its weights by hash, and that no accumulator overflows."""
+    from mqc.ir import level, mqc_ops
+    from mqc.ir_text import parse_module, read_text
+    from mqc.verification import verify_fully
+
+    data, rows = {}, []
+    for path in paths:
+        if text_only:
+            module = parse_module(read_text(path), str(path))
+        else:
+            module, weights = read(path)
+            verify_fully(module, weights)
+        count = len(list(mqc_ops(module)))
+        data[str(path)] = {"level": level(module), "ops": count}
+        rows.append((str(path), level(module), str(count)))
+    show(data, as_json, "level|ops", rows)
+
+
+@ir.command("graph")
+def graph_command(
+    path: File,
+    values: Annotated[str, typer.Option(help="glob of value names")] = "layers.0.*",
+    output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
+) -> None:
+    """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
+    from mqc.ir_graph import svg
+    from mqc.ir_text import parse_module, read_text
+
+    drawing = svg(parse_module(read_text(path), str(path)), values)
+    try:
+        output.write_text(drawing, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {output}: {error}") from error
+
+
+@ir.command("reduce")
+def reduce_command(
+    path: File,
+    command: Annotated[
+        str, typer.Option(help="shell command that fails on the module; {} stands for its file")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write, its weights beside it")],
+    match: Annotated[str, typer.Option(help="text that the output of a failure must hold")] = "",
+    random_weights: RandomWeights = False,
+) -> None:
+    """Shrink a module while a command keeps failing on it (exit code other than 0)."""
+    from mqc.dump import write_module
+    from mqc.ir import mqc_ops
+    from mqc.ir_reduce import reduce_module
+
+    module, weights = read(path, random_weights)
+    if "{}" not in command:
+        raise InputError("the command must hold {}, which stands for the module's file")
+    total = len(list(mqc_ops(module)))
+    runs = 0
+    with tempfile.TemporaryDirectory(prefix="mqc-reduce-") as folder, progress() as report:
+        candidate = Path(folder) / "candidate.mlir"
+
+        def fails(tried: ModuleOp) -> bool:
+            nonlocal runs
+            runs += 1
+            write_module(candidate, tried, weights)
+            line = command.replace("{}", shlex.quote(str(candidate)))
+            done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+            return done.returncode != 0 and match in done.stdout + done.stderr
+
+        smallest = reduce_module(module, fails, lambda ops: report("reducing", 1 - ops / total))
+    write_module(output, smallest, weights)
+    errors.print(f"{total} ops reduced to {len(list(mqc_ops(smallest)))} by {runs} runs: {output}")
+
+
+def _tokens(text: str) -> Any:
+    try:
+        return np.array([int(part) for part in text.split(",")], np.int64)
+    except ValueError as error:
+        raise InputError(f"--ids takes integers separated by commas, got {text!r}") from error
