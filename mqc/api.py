@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mqc.dump import Dump
+from mqc.dump import RECIPE, TOKENIZER, Dump
 from mqc.errors import InputError, MqcError
 from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, mqc_ops
@@ -117,7 +117,8 @@ def compile(
     folder = dump_ir or os.environ.get("MQC_DUMP")
     if folder:
         dump = Dump(Path(folder), ctx)
-        dump.start(module)
+        packed = Tokenizer.from_huggingface(tokenizer).to_json()
+        dump.start(module, {RECIPE: chosen.to_toml(), TOKENIZER: packed})
         watching.append(dump)
     reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
     steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import MqcOp
-from mqc.errors import InputError
+from mqc.errors import InputError, TargetError
 from mqc.weight_store import WeightStore
 
 Ids = npt.NDArray[np.int32]
@@ -103,6 +103,14 @@ class Backend(ABC):
     @abstractmethod
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
         """An engine for a module that went through `choose-kernels` and `plan-memory`."""
+
+    def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
+        """Every value that the engine computes for token ids `[tokens]`, by name, as stored
+        `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
+
+        Raises `TargetError` by default: a backend need not be able to.
+        """
+        raise TargetError(f"backend {self.name} does not give its values; compare its logits")
 
     @abstractmethod
     def limits(self, **options: Any) -> Limits:

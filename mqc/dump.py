@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
@@ -16,16 +16,18 @@ from mqc.ir_text import parse_module, print_module, read_text
 from mqc.pass_base import Pass
 from mqc.weight_store import WeightStore
 
-#: File of a dump folder that holds the calibration windows.
+#: Files of a dump folder beside the modules: windows, the recipe, the tokenizer.
 CALIBRATION = "calibration.safetensors"
+RECIPE = "recipe.toml"
+TOKENIZER = "tokenizer.json"
 
 
 class Dump(Instrument):
     """Writes `NN-pass-name.mlir` after each pass, and new weights in `NN-pass-name.safetensors`.
 
     A tensor is written once, with the first module that refers to it. `start` writes what the
-    pipeline was given as `00-import.mlir`, and the calibration windows, so that any later dump can
-    be taken through the rest of the pipeline by `mqc opt`.
+    pipeline was given as `00-import.mlir`, and what tools need that read dumps: the calibration
+    windows, the recipe and the tokenizer.
     """
 
     def __init__(self, folder: Path, ctx: CompilerContext) -> None:
@@ -36,10 +38,13 @@ class Dump(Instrument):
         except OSError as error:
             raise StorageError(f"cannot create the dump folder {folder}: {error}") from error
 
-    def start(self, module: ModuleOp) -> None:
+    def start(self, module: ModuleOp, texts: Mapping[str, str]) -> None:
+        """Write the imported module, the calibration windows, and `texts` by file name."""
         self.write("00-import", module)
         if self.ctx.calibration is not None:
             self.ctx.calibration.save(self.folder / CALIBRATION)
+        for name, text in texts.items():
+            write_text(self.folder / name, text)
 
     def after(self, number: int, p: Pass, module: ModuleOp) -> None:
         self.write(f"{number:02d}-{p.name}", module)
@@ -64,7 +69,18 @@ def write_module(
         if wanted:
             weights.save(partial, wanted)
             os.replace(partial, path.with_suffix(".safetensors"))
-        partial.write_text(print_module(module), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    write_text(path, print_module(module))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises `StorageError`."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error

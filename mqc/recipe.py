@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -57,6 +58,16 @@ class Recipe:
             ("plan-memory", {}),
         ]
         return Pipeline(tuple(pass_class(name)(**options) for name, options in steps))
+
+    def to_toml(self) -> str:
+        """The text of a recipe file, every field stated. Inverse of `load_recipe`."""
+        lines = []
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            # JSON's strings, numbers and lists are TOML's too.
+            if value is not None and entry.name != "name":
+                lines.append(f"{entry.name} = {json.dumps(value)}")
+        return "\n".join(lines) + "\n"
 
 
 RECIPES = {

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 from mqc.backends.cpu.engine import CpuEngine
 from mqc.backends.cpu.limits import measure
 from mqc.backends.cpu.select import select
+from mqc.backends.cpu.values import values
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Kernel, Limits
+from mqc.backend import Backend, Ids, Kernel, Limits
 from mqc.dialects.core import MqcOp
 from mqc.weight_store import WeightStore
 
@@ -27,6 +28,9 @@ class CpuBackend(Backend):
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> CpuEngine:
         """Options: `threads` (default: all cores), `isa` (`auto`, `avx512vnni`, `avx2`, `portable`)."""
         return CpuEngine(module, weights, **options)
+
+    def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
+        return values(module, weights, ids, **options)
 
     def limits(self, **options: Any) -> Limits:
         return measure(**options)

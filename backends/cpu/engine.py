@@ -14,7 +14,7 @@ from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
 from mqc.ir import context_length, prefix_tokens, returned_value
-from mqc.weight_store import WeightStore
+from mqc.weight_store import Array, WeightStore
 
 #: Most tokens in one call of the C program (CHUNK in prelude.h).
 CHUNK = 128
@@ -66,6 +66,8 @@ class CpuEngine(Engine):
         self._library.mqc_write_cache.restype = None
         self._library.mqc_forward.argtypes = [pointer, pointer, number, number, number, pointer]
         self._library.mqc_forward.restype = None
+        self._library.mqc_arena.argtypes = [pointer]
+        self._library.mqc_arena.restype = pointer
 
     def reset(self) -> None:
         # Rows of an earlier sequence stay in the cache; no position is read before it is written.
@@ -87,6 +89,11 @@ class CpuEngine(Engine):
             self._library.mqc_forward(self._handle, part.ctypes.data, len(part), self.position, skip, target)
             self.position += len(part)
         return logits
+
+    def arena(self, size: int) -> Array:
+        """The first `size` bytes of the arena as they are, u8; valid until the next call."""
+        address = self._library.mqc_arena(self._handle)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def close(self) -> None:
         """Free cache and threads. The engine cannot be used after."""

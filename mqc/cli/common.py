@@ -63,7 +63,9 @@ def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[s
     if as_json:
         print(json.dumps(data))
         return
-    table = Table(*("", *title.split("|")), header_style="bold")
+    table = Table(header_style="bold")
+    for i, head in enumerate(("", *title.split("|"))):
+        table.add_column(head, no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
     out.print(table)

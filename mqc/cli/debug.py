@@ -1,1 +1,245 @@
-"""placeholder"""
+"""`mqc debug`: where numbers go wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from mqc.cli.common import AsJson, app, errors, out, progress, read_text_file, show
+from mqc.errors import InputError
+
+if TYPE_CHECKING:
+    from mqc.compare import Comparison, Side, ValueReport
+    from mqc.precision_plan import Plan
+    from mqc.recipe import Recipe
+
+debug = typer.Typer(no_args_is_help=True, help="Find the value that went wrong first, and why.")
+app.add_typer(debug, name="debug")
+
+#: Tokens on which single ops are judged, and how many of the worst if one is bad.
+ATTRIBUTION_TOKENS = 32
+WORST = 48
+
+Text = Annotated[Path | None, typer.Option(help="text to run on; the calibration windows by default")]
+Backend = Annotated[str | None, typer.Option(help="take TEST's values from this backend, e.g. cpu")]
+
+
+@debug.command("compare")
+def compare_command(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="dump folder, .mlir or program")],
+    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="the same; see below")] = None,
+    backend: Backend = None,
+    text: Text = None,
+    windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
+    length: Annotated[int, typer.Option(help="tokens per window")] = 128,
+    threshold: Annotated[float, typer.Option(help="dB below which a value is bad")] = 10.0,
+    attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
+    worst: Annotated[int, typer.Option(help="values to list")] = 12,
+    plan: Annotated[Path | None, typer.Option(help="file for the recipe that mends what was found")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two levels, dumps or engines on the same tokens, value by value.
+
+    With one dump folder: its last float module against its last. With one program: the oracle
+    against the target's engine. The KL that each op causes alone is measured for all ops, or, if a
+    bad one was found, for the 48 with the largest local errors.
+    """
+    from mqc.compare import attribute, compare
+    from mqc.precision_plan import propose
+
+    one, two = sides(reference, test, backend)
+    ids = token_windows([p for p in (test, reference) if p is not None], text, windows, length)
+    with progress() as report:
+        result = compare(one, two, ids, progress=report)
+        if attribution and two.backend is None:
+            ranked = sorted(result.values, key=lambda v: v.local_db)
+            found = result.first_bad(threshold) is not None
+            names = [v.name for v in (ranked[:WORST] if found else ranked)]
+            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
+    mended = None
+    if two.backend is None and result.kl > 0 and _represented(two):
+        mended = propose(result, two.module)
+    base = base_recipe([p for p in (test, reference) if p is not None])
+    if as_json:
+        show(_data(result, mended, base, threshold), True, "", [])
+    else:
+        _print(result, mended, base, threshold, worst)
+    if plan is not None and mended is not None:
+        from mqc.dump import write_text
+
+        write_text(plan, mended.recipe(base).to_toml())
+
+
+def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
+    """The two programs that paths and a backend's name stand for."""
+    from mqc.compare import Side
+    from mqc.dump import dump_files, read_dump
+    from mqc.ir import level
+    from mqc.registry import backend as backend_named
+
+    chosen = backend_named(backend) if backend is not None else None
+    if test is None and _is_program(reference):
+        from mqc.registry import backend_for
+        from mqc.runtime.artifact import load
+
+        program = load(reference)
+        runs = chosen or backend_for(program.target)
+        oracle = Side("the oracle", program.module, program.weights)
+        return oracle, Side(f"backend {runs.name}", program.module, program.weights, runs)
+    if test is None:
+        loaded = [(path, *read_dump(path)) for path in dump_files(_folder(reference))]
+        floats = [entry for entry in loaded if level(entry[1]) == "llm"]
+        if not floats or level(loaded[-1][1]) == "llm":
+            raise InputError(f"{reference} needs dumps of level llm and of a later one; give two files")
+        last, final = floats[-1], loaded[-1]
+        return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen)
+    one, two = _read(reference), _read(test)
+    return Side(str(reference), *one), Side(str(test), *two, backend=chosen)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    from mqc.dump import dump_files, read_dump
+
+    if _is_program(path):
+        from mqc.runtime.artifact import load
+
+        program = load(path)
+        return program.module, program.weights
+    return read_dump(dump_files(path)[-1] if path.is_dir() else path)
+
+
+def _is_program(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder of dumps; to compare two files, give both")
+    return path
+
+
+def token_windows(paths: list[Path], text: Path | None, windows: int, length: int) -> list[Any]:
+    """Windows of token ids: of a text, of a dump's calibration data, or of the packaged text.
+
+    The tokenizer is that of the program or of the dump folder.
+    """
+    from mqc.calibration import Calibration
+    from mqc.dump import CALIBRATION, TOKENIZER
+    from mqc.runtime.perplexity import text_windows
+    from mqc.runtime.tokenizer import Tokenizer
+
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
+    if text is None and saved:
+        return list(Calibration.load(saved[0]).part(windows, length))
+    tokenizers = [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    if not tokenizers:
+        raise InputError(f"none of {', '.join(map(str, folders))} holds {CALIBRATION} or {TOKENIZER}")
+    if text is None:
+        from mqc.data import text as packaged
+
+        content = packaged("calibration")
+    else:
+        content = read_text_file(text)
+    ids = Tokenizer.from_json(read_text_file(tokenizers[0])).encode(content)
+    return list(np.asarray(text_windows(ids, length, windows, 0)))
+
+
+def base_recipe(paths: list[Path]) -> Recipe:
+    """The recipe of a dump folder, or the default one."""
+    from mqc.dump import RECIPE
+    from mqc.recipe import Recipe, load_recipe
+
+    for folder in (path if path.is_dir() else path.parent for path in paths):
+        if (folder / RECIPE).is_file():
+            return load_recipe(folder / RECIPE)
+    return Recipe()
+
+
+def _represented(side: Side) -> bool:
+    from mqc.ir import mqc_ops
+
+    return any("represents" in op.attributes for op in mqc_ops(side.module))
+
+
+def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:
+    def named(value: ValueReport | None) -> str | None:
+        return None if value is None else value.name
+
+    data = {
+        "reference": result.reference, "test": result.test, "tokens": result.tokens, "kl": result.kl,
+        "threshold_db": threshold, "first_bad": named(result.first_bad(threshold)),
+        "first_below": named(result.first_below(threshold)), "worst": named(result.worst()),
+        "unaligned": result.unaligned, "values": [dataclasses.asdict(v) for v in result.values],
+        "plan": None if plan is None else dataclasses.asdict(plan),
+        "recipe": None if plan is None else plan.recipe(base).to_toml(),
+    }  # fmt: skip
+    return _finite(data)
+
+
+def _finite(data: Any) -> Any:
+    """Infinite decibels (no error at all) as null: JSON has no infinity."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _print(result: Comparison, plan: Plan | None, base: Recipe, threshold: float, worst: int) -> None:
+    out.print(f"{result.reference}  against  {result.test}, {result.tokens} tokens", highlight=False)
+    if all(math.isinf(v.sqnr_db) and v.sqnr_db > 0 for v in result.values):
+        out.print(f"all {len(result.values)} values are equal")
+        return
+    listed = sorted(result.values, key=lambda v: v.local_db)[:worst]
+    rows = [_row(value) for value in listed if not math.isinf(value.local_db)]
+    show({}, False, "op|type|local dB|cumul. dB|cosine|max error|clipped|used|KL alone", rows)
+    bad, below, most = result.first_bad(threshold), result.first_below(threshold), result.worst()
+    out.print(f"KL of the logits: {result.kl:.6f} nats per token")
+    out.print(
+        f"first bad op (local error below {threshold:g} dB): {_where(bad)}\n"
+        f"first value below {threshold:g} dB, earlier errors included: {_where(below)}\n"
+        f"largest local error: {_where(most)}",
+        highlight=False,
+    )
+    if any(v.kl for v in result.values):
+        costly = sorted(result.values, key=lambda v: -(v.kl or 0))[:worst]
+        total = sum(v.kl or 0 for v in result.values)
+        rows = [(f"%{v.name}", short(v.type), f"{v.kl:.6f}", f"{(v.kl or 0) / total:.1%}") for v in costly]
+        show({}, False, "type|KL alone|share of the sum", rows)
+    if plan is not None and (plan.precision or plan.keep8):
+        out.print(
+            f"a recipe that mends {plan.mended:.0%} of it (--plan FILE writes it, --recipe takes it):\n"
+        )
+        print(plan.recipe(base).to_toml())
+    if plan is not None and plan.beyond:
+        errors.print(f"no precision mends: {', '.join('%' + name for name in plan.beyond[:worst])}")
+
+
+def _row(v: ValueReport) -> tuple[str, ...]:
+    share = ["" if x is None else f"{x:.2%}" for x in (v.clipped, v.used)]
+    return (
+        f"%{v.name}", v.op, short(v.type), f"{v.local_db:.1f}", f"{v.sqnr_db:.1f}", f"{v.cosine:.5f}",
+        f"{v.max_error:.4g}", *share, "" if v.kl is None else f"{v.kl:.6f}",
+    )  # fmt: skip
+
+
+def short(kind: str) -> str:
+    """`u8 0.0379:170` for a quantized type: storage, scale to four digits, zero point."""
+    found = re.fullmatch(r"!quant\.uniform<(\w+):f32, ([^:]+):(-?\d+)>", kind)
+    return f"{found[1]} {float(found[2]):.4g}:{found[3]}" if found else kind
+
+
+def _where(value: ValueReport | None) -> str:
+    if value is None:
+        return "none"
+    place = f", {value.loc}" if value.loc else ""
+    return (
+        f"%{value.name} ({value.op}{place}): local {value.local_db:.1f} dB, cumulative {value.sqnr_db:.1f} dB"
+    )

@@ -53,3 +53,6 @@ void mqc_forward(Engine *e, const s32 *ids, int tokens, int position, int first_
     e->run.logits = logits;
     pool_call(&e->pool, &e->run);
 }
+
+/* Where values lie after a call, for debugging. */
+u8 *mqc_arena(Engine *e) { return e->run.arena; }

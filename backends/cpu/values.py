@@ -1,0 +1,45 @@
+"""Every value that the C program computes, for debugging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mqc.backends.cpu.engine import CHUNK, CpuEngine
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Ids
+from mqc.dialects.core import attr, channels, element_type
+from mqc.ir import returned_value
+from mqc.liveness import live_ranges
+from mqc.weight_store import Array, WeightStore, numpy_dtype
+
+
+def values(module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Array]:
+    """Values by name `[tokens, channels]`, as stored in the arena, and the logits.
+
+    The same kernels run, but no two values share memory: the arena has the size of all of them,
+    for 128 tokens.
+    """
+    apart = module.clone()
+    ranges = list(live_ranges(apart))
+    arena = 0
+    for value in ranges:
+        value.op.attributes["offset"] = attr(arena)
+        arena += value.size
+    apart.attributes["mqc.arena"] = attr(arena)
+    parts: dict[str, list[Array]] = {value.op.value_name: [] for value in ranges}
+    returned = returned_value(apart).name_hint or "logits"
+    parts[returned] = []
+    with CpuEngine(apart, weights, **options) as engine:
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            parts[returned].append(engine.forward(chunk))
+            memory = engine.arena(arena * CHUNK)
+            for value in ranges:
+                result = value.op.results[0]
+                dtype, width = numpy_dtype(element_type(result)), channels(result)
+                begin = int(value.op.attributes["offset"].value.data) * CHUNK  # type: ignore[attr-defined]
+                rows = memory[begin : begin + len(chunk) * width * dtype.itemsize]
+                parts[value.op.value_name].append(rows.view(dtype).reshape(len(chunk), width).copy())
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
