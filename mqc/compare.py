@@ -206,6 +206,7 @@ def compare(
     reference: Side,
     test: Side,
     windows: Iterable[Array],
+    watch: Callable[[str, Array, Array], None] = lambda name, wanted, computed: None,
     progress: Progress = lambda message, share: None,
 ) -> Comparison:
     """Compare two modules that compute the same function, on windows of token ids.
@@ -216,6 +217,8 @@ def compare(
 
     Args:
         windows: token ids, each `[tokens]`, evaluated by itself behind the prefix.
+        watch: called with each value's name and its real numbers in the reference and in the test,
+            each `[tokens, channels]`.
 
     Time: two evaluations of each program; memory: all values of one window. Raises `InputError` if
     no value has the same name and shape in both.
@@ -235,6 +238,7 @@ def compare(
         for j, name in enumerate(names):
             a, b = one.ops[name].results[0], two.ops[name].results[0]
             wanted, computed = one.real(a), two.real(b)
+            watch(name, wanted, computed)
             sums[name].add(wanted, computed, two.type(b), two.native[b])
             sums[name].add_local(*_local(one, two, name, sums))
             progress("comparing", (i + (j + 1) / len(names)) / len(parts))

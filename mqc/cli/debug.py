@@ -76,6 +76,35 @@ def compare_command(
         write_text(plan, mended.recipe(base).to_toml())
 
 
+@debug.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="DUMPS", help="dump folder")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write")] = Path("report.html"),
+    text: Text = None,
+    windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
+    length: Annotated[int, typer.Option(help="tokens per window")] = 128,
+    threshold: Annotated[float, typer.Option(help="dB below which a value is bad")] = 10.0,
+    attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
+) -> None:
+    """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
+    from mqc.compare import attribute, compare
+    from mqc.dump import write_text
+    from mqc.precision_plan import propose
+    from mqc.report import Histograms, render
+
+    one, two = sides(folder, None, None)
+    ids = token_windows([folder], text, windows, length)
+    histograms = Histograms()
+    with progress() as report:
+        result = compare(one, two, ids, watch=histograms.note, progress=report)
+        if attribution:
+            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], None, report)
+    plan = propose(result, two.module)
+    recipe = plan.recipe(base_recipe([folder])).to_toml()
+    write_text(output, render(folder, result, histograms, plan, recipe, two.module, threshold))
+    errors.print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
+
+
 def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
     """The two programs that paths and a backend's name stand for."""
     from mqc.compare import Side

@@ -1,0 +1,121 @@
+"""The HTML report, in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from mqc.dump import Dump
+from mqc.recipe import Recipe, load_recipe
+from tests.compiled import imported
+from tests.models import tiny_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dumps")
+    ctx, module = imported(tiny_model("llama"))
+    dump = Dump(folder, ctx)
+    dump.start(module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
+    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
+    out = folder / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "mqc", "debug", "report", folder, "-o", out, "--length", "24"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def data(report: Path) -> dict[str, list[dict[str, object]]]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', report.read_text(), re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_it_is_one_file_that_needs_no_network(report: Path) -> None:
+    text = report.read_text()
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", text) and "@import" not in text
+    assert not [m for m in re.findall(r"https?://[^\s\"'<]+", text) if m != "http://www.w3.org/2000/svg"]
+
+
+def test_what_it_holds(report: Path, tmp_path: Path) -> None:
+    content = data(report)
+    names = [v["name"] for v in content["values"]]
+    assert "layers.1.mlp.up_proj" in names and set(content["histograms"]) == set(names)
+    for histogram in content["histograms"].values():  # type: ignore[attr-defined]
+        assert sum(histogram["before"]) == sum(histogram["after"]) > 0
+    assert [p["name"] for p in content["passes"]][-1] == "10-plan-memory" and len(content["passes"]) == 10
+    assert sum(c["macs"] for c in content["costs"]) > 0  # type: ignore[misc]
+    (tmp_path / "plan.toml").write_text(content["plan"]["recipe"])  # type: ignore[call-overload]
+    assert load_recipe(tmp_path / "plan.toml").prefix == (9,)
+
+
+@pytest.fixture
+def page(report: Path) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (CI installs one)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 1400, "height": 900})
+        complaints: list[str] = []
+        opened.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.goto(report.as_uri())
+        yield opened
+        assert complaints == []
+        browser.close()
+
+
+def test_plots_are_drawn(page: Page, report: Path) -> None:
+    values = data(report)["values"]
+    assert page.locator("#sqnr circle").count() == 2 * len(values)
+    assert page.locator("#layers rect").count() == len({v["layer"] for v in values} - {None})
+    assert page.locator("#range rect.dot").count() == len(values)
+    for chart in ("sqnr", "layers", "range"):
+        box = page.locator(f"#{chart} svg").bounding_box()
+        assert box is not None and box["width"] >= 700 and box["height"] > 100
+        for shape in page.locator(f"#{chart} .dot").all()[:20]:
+            place = shape.bounding_box()
+            assert place is not None and place["y"] >= box["y"] - 1
+    assert page.locator("#summary tr").count() >= 10
+
+
+def test_filter_sort_and_drill_down(page: Page, report: Path) -> None:
+    values = data(report)["values"]
+    assert page.locator("#table tbody tr").count() == len(values)
+    page.locator("#filter").fill("layers.1.MLP")
+    expected = [v["name"] for v in values if "layers.1.mlp" in str(v["name"])]
+    assert page.locator("#table tbody tr").count() == len(expected) > 3
+    assert page.locator("#count").inner_text() == f"{len(expected)} of {len(values)} values"
+    page.locator("#table th", has_text="value").click()
+    shown = page.locator("#table tbody td:first-child").all_inner_texts()
+    assert shown == sorted(f"%{n}" for n in expected)
+    page.locator("#table tbody tr", has_text="up_proj").click()
+    assert page.locator("#detail h3").inner_text() == "%layers.1.mlp.up_proj"
+    assert page.locator("#detail .histogram rect").count() == 96
+    page.locator("#filter").fill("")
+    page.locator("#bits").select_option("16")
+    assert page.locator("#table tbody tr").count() == sum(v["bits"] == 16 for v in values) > 0
+    page.locator("#sqnr circle").nth(5).click(force=True)
+    assert page.locator("#detail h3").inner_text() == f"%{values[2]['name']}"
+
+
+def test_layers_and_passes_unfold(page: Page) -> None:
+    page.locator("#layer").select_option("layers.1")
+    shown = page.locator(".drawing:visible")
+    assert shown.count() == 1 and "layers.1.mlp.up_proj" in shown.inner_html()
+    entry = page.locator("#passes details", has_text="02-fold-norm")
+    assert not entry.locator(".change").first.is_visible()
+    entry.locator("summary").click()
+    assert "gain:" in entry.locator(".change").first.inner_text()
