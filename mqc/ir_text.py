@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
@@ -11,6 +12,9 @@ from xdsl.utils.exceptions import ParseError
 from mqc.errors import IRError
 from mqc.ir import CompilerContext
 from mqc.verification import verify_module
+
+# A string literal as MLIR's lexer takes it, or a comment.
+_STRING_OR_COMMENT = re.compile(r'"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|//[^\n]*')
 
 
 def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = None) -> ModuleOp:
@@ -22,7 +26,7 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
     except IRError as error:
         raise IRError(f"{name}: {error}") from error
     except ParseError as error:
-        raise IRError(f"{name}: {str(error).removeprefix(f'{name}:')}") from error
+        raise IRError(str(error)) from error  # starts with name:line:column
     except Exception as error:
         # Reading outside text must not end in a crash, whatever the parser trips over.
         raise IRError(f"{name}: malformed IR: {type(error).__name__}: {error}") from error
@@ -30,10 +34,10 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
 
 
 def _check_quotes(text: str, name: str) -> None:
-    """Refuse strings that do not end on their line: xDSL's lexer takes exponential time on them."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.lstrip().startswith("//") and (line.count('"') - line.count('\\"')) % 2:
-            raise IRError(f"{name}:{number}: a string does not end on its line")
+    """Refuse strings that do not end as they should: xDSL's lexer takes exponential time on them."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if '"' in _STRING_OR_COMMENT.sub("", line):
+            raise IRError(f"{name}:{number}: a string does not end on its line, or holds a bad escape")
 
 
 def print_module(module: ModuleOp) -> str:

@@ -61,6 +61,11 @@ class WeightAttr(ParametrizedAttribute):
                 parser.raise_error("expected a tensor type", position)
         return [StringAttr(key), StringAttr(digest), kind]
 
+    def verify(self) -> None:
+        # xDSL reads a string literal with other characters back as bytes.
+        if not (self.key.data.isascii() and self.key.data.isprintable()):
+            raise VerifyException(f"weight name {self.key.data!r} must be printable ASCII")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.type.get_shape())

@@ -19,4 +19,5 @@ def source_line(node: Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     # A layer of torch.nn says less than the line that calls it.
     found = [frame for frame in frames if "/torch/nn/" not in frame[0]] or frames
-    return f"{found[-1][0].rsplit('/', 1)[-1]}:{found[-1][1]}" if found else ""
+    place = f"{found[-1][0].rsplit('/', 1)[-1]}:{found[-1][1]}" if found else ""
+    return place.encode("ascii", "replace").decode()
