@@ -20,7 +20,7 @@ from mqc.backend import Backend
 from mqc.dialects.core import MqcOp, element_type, plain
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import InputError
-from mqc.evaluation import Evaluation
+from mqc.evaluation import Evaluation, check_tokens
 from mqc.ir import level, main_function, mqc_ops, prefix_tokens, returned_value
 from mqc.weight_store import Array, WeightStore, numpy_dtype
 
@@ -108,7 +108,8 @@ class Running:
         self.native: dict[SSAValue, Any] = {}
 
     def run(self, ids: Array) -> None:
-        """Evaluate all values for token ids `[tokens]`, behind the prefix."""
+        """Evaluate all values for token ids `[tokens]`, behind the prefix. Raises `InputError`."""
+        check_tokens(self.side.module, ids)
         block = main_function(self.side.module).body.block
         start = len(prefix_tokens(self.side.module))
         arguments: tuple[Any, Any] = ids.astype(np.int64), np.arange(start, start + len(ids))

@@ -72,6 +72,14 @@ class Evaluation:
         raise AssertionError("a verified function ends in func.return")
 
 
+def check_tokens(module: ModuleOp, ids: Array) -> None:
+    """Raise `InputError` unless `ids` `[tokens]` are of the vocabulary and fit behind the prefix."""
+    vocabulary = channels(returned_value(module))
+    room = context_length(module) - len(prefix_tokens(module))
+    if ids.ndim != 1 or not 0 < len(ids) <= room or ids.min() < 0 or ids.max() >= vocabulary:
+        raise InputError(f"give 1 to {room} token ids in [0, {vocabulary})")
+
+
 def evaluate(
     module: ModuleOp, weights: WeightStore, ids: Array, observe: Callable[[MqcOp, Array], None] | None = None
 ) -> Array:
@@ -83,10 +91,7 @@ def evaluate(
 
     Raises `InputError` if a token id is out of range or the context has no room.
     """
-    vocabulary = channels(returned_value(module))
-    room = context_length(module) - len(prefix_tokens(module))
-    if ids.ndim != 1 or not 0 < len(ids) <= room or ids.min() < 0 or ids.max() >= vocabulary:
-        raise InputError(f"give 1 to {room} token ids in [0, {vocabulary})")
+    check_tokens(module, ids)
     evaluation = Evaluation(module, weights)
     positions = np.arange(evaluation.position, evaluation.position + len(ids))
     if level(module) == "int":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from xdsl.context import Context
@@ -39,6 +40,8 @@ class CompilerContext(Context):
         self.register_dialect("llm", _llm)
         self.register_dialect("quant", _quant)
         self.register_dialect("int", _int)
+        for entry in entry_points(group="mqc.dialects"):
+            self.register_dialect(entry.name, entry.load)
 
     def progress(self, message: str, share: float) -> None:
         """Report that `share` of the work called `message` is done. Silent by default."""

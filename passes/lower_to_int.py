@@ -47,12 +47,14 @@ class LowerToInt(Pass):
     ensures: ClassVar[str] = "int"
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        _Lowering(ctx, module).run()
+        Lowering(ctx, module).run()
         set_level(module, "int")
         check_accumulators(module, ctx.weights)
 
 
-class _Lowering:
+class Lowering:
+    """One run of the pass. Ops of one's own (`LlmOp.lower`) are lowered with its methods."""
+
     def __init__(self, ctx: CompilerContext, module: ModuleOp) -> None:
         self.weights: WeightStore = ctx.weights
         self.ctx, self.module = ctx, module
@@ -67,7 +69,7 @@ class _Lowering:
             llm.AttentionOp: self.attention,
             llm.MulOp: self.mul,
             llm.AddOp: self.add,
-            **dict.fromkeys(llm.ACTIVATIONS, self.activation),
+            llm.ActivationOp: self.activation,
         }
 
     def run(self) -> None:
@@ -80,14 +82,10 @@ class _Lowering:
         terminator.detach()
         ops = list(mqc_ops(self.module))
         for i, op in enumerate(ops):
-            rule = self.rules.get(type(op))
-            if rule is None:
-                raise UnsupportedOpError(
-                    f"%{op.value_name}", op.name, "has no integer form",
-                    known=sorted(kind.name for kind in self.rules),
-                )  # fmt: skip
+            assert isinstance(op, llm.LlmOp)
+            rule = next((self.rules[kind] for kind in type(op).__mro__ if kind in self.rules), None)
             self.location = op.attributes.get("loc")
-            self.values[op.results[0]] = value = rule(op)
+            self.values[op.results[0]] = value = rule(op) if rule is not None else op.lower(self)
             quantized = uniform(op.results[0])
             if quantized is not None and isinstance(value.owner, MqcOp):
                 value.owner.attributes["represents"] = quantized
@@ -104,7 +102,12 @@ class _Lowering:
 
     # ---- shared
 
+    def known(self) -> list[str]:
+        """Names of the ops that there are rules for."""
+        return sorted(kind.name for kind in llm.Llm.operations if set(kind.__mro__) & set(self.rules))
+
     def emit(self, kind: type[MqcOp], operands: list[SSAValue], result: Any, name: str, **p: Any) -> Any:
+        """Append an `int` op on the integer values of `operands` (float ones are looked up)."""
         op = kind.build_op([self.values.get(v, v) for v in operands], result, name, **p)
         if self.location is not None:
             op.attributes["loc"] = self.location

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from mqc.backends.cpu.extensions import extension
 from mqc.backends.cpu.kernels import PARTS, source
 from mqc.backends.cpu.select import select
 from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp, StringAttr
-from xdsl.ir import SSAValue
+from xdsl.ir import Attribute, SSAValue
 
 from mqc.arithmetic import EXP2_TABLE
 from mqc.dialects import int_ops
@@ -59,6 +60,7 @@ class _Emitter:
         self.lines: list[str] = []
         self.attentions: list[int_ops.AttentionOp] = []
         self.tables: list[str] = []
+        self.sources: dict[str, str] = {}
         self.widest = 0
         self.rules: dict[type[MqcOp], Callable[[Any], None]] = {
             int_ops.EmbeddingOp: self.embedding,
@@ -72,7 +74,7 @@ class _Emitter:
         for op in mqc_ops(self.module):
             _check_kernel(op)
             if "fused_into" not in op.attributes:
-                self.rules[type(op)](op)
+                self.rules.get(type(op), self.external)(op)
         exp2 = ",\n    ".join(", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist())
         generated = "\n".join(
             [
@@ -89,7 +91,7 @@ class _Emitter:
             ]
         )
         table = f"/* 2^(-i / 2048), 30 fraction bits */\nstatic const s32 EXP2[2048] = {{\n    {exp2}}};\n"
-        head = source("prelude.h") + table + source(*PARTS[1:])
+        head = source("prelude.h") + table + source(*PARTS[1:]) + "\n".join(self.sources.values())
         return CProgram(f"{head}\n{generated}\n{source('api.c')}", self.constants, self.attentions)
 
     # ---- pieces of C
@@ -98,8 +100,9 @@ class _Emitter:
         self.constants.append(np.ascontiguousarray(array))
         return f"C({len(self.constants) - 1})"
 
-    def weight(self, ref: WeightAttr) -> str:
+    def weight(self, ref: Attribute) -> str:
         """A stored tensor, addressed where it lies (memory-mapped, if the store is)."""
+        assert isinstance(ref, WeightAttr)
         if ref not in self.numbers:
             self.constants.append(self.weights[ref])
             self.numbers[ref] = len(self.constants) - 1
@@ -225,6 +228,17 @@ class _Emitter:
         fields += [op.get("zero_point"), int_ops.limits(op.result)[1]]
         places = [self.place(v) for v in (op.a, op.b, op.result)]
         self.call(op, "Add", fields, [str(channels(op.result)), *places])
+
+    def external(self, op: MqcOp) -> None:
+        kernel = extension(op)
+        assert kernel is not None, "_check_kernel asked select"
+        self.sources[kernel.name] = kernel.source
+        arguments = [
+            str(channels(op.results[0])), *(self.place(v) for v in (*op.operands, *op.results)),
+            *(self.weight(op.properties[name]) for name in kernel.weights),
+            *(str(int(op.get(name))) for name in kernel.scalars),
+        ]  # fmt: skip
+        self.lines.append(f"    {kernel.name}(r, {', '.join(arguments)}); /* %{op.value_name} */")
 
 
 def _check_kernel(op: MqcOp) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mqc.backends.cpu.extensions import extension
 from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
@@ -36,7 +37,8 @@ def select(op: MqcOp) -> Kernel | None:
             return Kernel(f"lut_{kind(op.x)}_{result}")
         case int_ops.AddOp():
             return Kernel(f"add_{kind(op.a)}_{kind(op.b)}_{result}")
-    return None
+    found = extension(op)
+    return Kernel(found.name) if found is not None else None
 
 
 def _producer(op: MqcOp) -> Kernel | None:

@@ -54,7 +54,9 @@ def compare_command(
     from mqc.precision_plan import propose
 
     one, two = sides(reference, test, backend)
-    ids = token_windows([p for p in (test, reference) if p is not None], text, windows, length)
+    ids = token_windows(
+        [p for p in (test, reference) if p is not None], text, windows, min(length, room(two))
+    )
     with progress() as report:
         result = compare(one, two, ids, progress=report)
         if attribution and two.backend is None:
@@ -65,7 +67,7 @@ def compare_command(
     mended = None
     if two.backend is None and result.kl > 0 and _represented(two):
         mended = propose(result, two.module)
-    base = base_recipe([p for p in (test, reference) if p is not None])
+    base = base_recipe(paths)
     if as_json:
         show(_data(result, mended, base, threshold), True, "", [])
     else:
@@ -93,7 +95,7 @@ def report_command(
     from mqc.report import Histograms, render
 
     one, two = sides(folder, None, None)
-    ids = token_windows([folder], text, windows, length)
+    ids = token_windows([folder], text, windows, min(length, room(two)))
     histograms = Histograms()
     with progress() as report:
         result = compare(one, two, ids, watch=histograms.note, progress=report)
@@ -178,6 +180,13 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
         content = read_text_file(text)
     ids = Tokenizer.from_json(read_text_file(tokenizers[0])).encode(content)
     return list(np.asarray(text_windows(ids, length, windows, 0)))
+
+
+def room(side: Side) -> int:
+    """Tokens that fit behind the prefix."""
+    from mqc.ir import context_length, prefix_tokens
+
+    return context_length(side.module) - len(prefix_tokens(side.module))
 
 
 def base_recipe(paths: list[Path]) -> Recipe:

@@ -20,6 +20,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, r
 from mqc.dialects.core import INDICES, MqcOp, WeightAttr, channels
 from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
+from mqc.errors import UnsupportedOpError
 from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, WeightStore
@@ -46,6 +47,19 @@ class LlmOp(MqcOp):
 
     def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
         """Change the weights so that the op takes `x / input` and gives `y / output`."""
+
+    def lower(self, lowering: Any) -> SSAValue:
+        """The integer form of an op that `lower-to-int` has no rule for.
+
+        Args:
+            lowering: `mqc.passes.lower_to_int.Lowering`, whose `emit`, `requant`, `out` and `scalar`
+                make `int` ops.
+
+        Returns the integer value of the result. Raises `UnsupportedOpError` by default.
+        """
+        raise UnsupportedOpError(
+            f"%{self.value_name}", self.name, "has no integer form", known=lowering.known()
+        )
 
     def replace_weight(self, weights: WeightStore, name: str, array: Array) -> None:
         """Store `array` as the new value of property `name`."""

@@ -1,0 +1,129 @@
+"""The code of the documents runs as it stands, on a tiny model in the place of the embedded one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mqc
+from mqc import sources
+from mqc.dump import read_dump
+from mqc.evaluation import evaluate
+from mqc.ir import mqc_ops
+from mqc.ir_text import print_module
+from tests.models import tiny_model
+from tests.test_api import tokenizer
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run_page(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **config: Any) -> dict[str, Any]:
+    """Execute the Python blocks of a page in one module, which is returned."""
+    model = tiny_model("llama", **config)
+    source = sources.Source(model, tokenizer(), {"kind": "demo", "id": "tiny"})
+    monkeypatch.setattr(sources, "load_source", lambda name: source)
+    monkeypatch.chdir(folder)
+    module = type(sys)("tutorial")
+    monkeypatch.setitem(sys.modules, "tutorial", module)  # dataclasses look their module up by name
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.S), 1):
+        exec(compile(code, f"{name}, block {number}", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    space = run_page("writing-a-pass.md", monkeypatch, tmp_path)
+    text = (tmp_path / "dump" / "03-use-hard-swish.mlir").read_text()
+    assert text.count("acme.hard_swish") == 2 and "llm.silu" not in text
+    assert '%layers.0.mlp.act_fn = acme.hard_swish %layers.0.mlp.gate_proj {loc = "' in text
+    pinned = {op.value_name: op.results[0].type for op in mqc_ops(space["program"].module)}
+    assert "ui16" in str(pinned["layers.1.mlp.gate_proj"]) and "ui8" in str(pinned["layers.0.mlp.gate_proj"])
+    assert "ui8" in str(pinned["layers.1.self_attn.rope_q"])
+    program = space["program"]
+    ids = list(range(2, 30))
+    assert (program.integer_logits(ids) == program.integer_logits(ids, engine="oracle")).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_adding_an_op(activation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mqc.backends.cpu import extensions
+
+    monkeypatch.setattr(extensions, "_registered", dict(extensions._registered))
+    space = run_page("adding-an-op.md", monkeypatch, tmp_path, hidden_act=activation)
+    program = space["program"]
+    ids = list(range(2, 60))
+    assert (program.integer_logits(ids) == program.integer_logits(ids, engine="oracle")).all()
+    # The scale of up_proj moved through the gate: the equivariance was found.
+    names = [op.value_name for op in space["gates"]]
+    assert names == ["layers.0.mlp.mul", "layers.1.mlp.mul"]
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """Install the package of writing-a-backend.md into a folder; the environment to use it."""
+    page = (DOCS / "writing-a-backend.md").read_text()
+    files = re.findall(r"`(pyproject\.toml|einsum_backend\.py)`:\n\n```\w+\n(.*?)```", page, re.S)
+    source = folder / "source"
+    source.mkdir()
+    for name, content in files:
+        (source / name).write_text(content)
+    assert len(files) == 2 and len(dict(files)["einsum_backend.py"].splitlines()) < 150
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+         "--disable-pip-version-check", "--target", folder / "site", source],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return os.environ | {"PYTHONPATH": str(folder / "site")}
+
+
+def test_a_backend_outside_the_project(tmp_path: Path) -> None:
+    environment = installed(tmp_path)
+    listed = subprocess.run(
+        [sys.executable, "-m", "mqc", "targets", "--json"], env=environment, capture_output=True, text=True
+    )
+    assert '"einsum-int8": "einsum"' in listed.stdout, listed.stderr
+    code = """
+import sys, numpy as np, mqc
+from tests.models import tiny_model
+from tests.test_api import TEXT, tokenizer
+program = mqc.compile(tiny_model("mistral"), target="einsum-int8", tokenizer=tokenizer(), calibration=TEXT)
+program.save(sys.argv[1])
+ids = list(range(2, 40))
+again = mqc.load(sys.argv[1])
+assert (again.integer_logits(ids) == program.integer_logits(ids, engine="oracle")).all()
+assert again.generate("the quick", 6) == program.generate("the quick", 6, engine="oracle")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "x.mqc"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    compared = subprocess.run(
+        [sys.executable, "-m", "mqc", "debug", "compare", tmp_path / "x.mqc"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "values are equal" in compared.stdout, compared.stderr
+    # Without the package the target is unknown, and says so.
+    with pytest.raises(mqc.MqcError, match="unknown target 'einsum-int8'"):
+        mqc.load(tmp_path / "x.mqc").engine()
+
+
+def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mqc.recipe import Recipe
+    from tests.compiled import imported
+
+    ctx, module = imported(tiny_model("llama"))
+    from mqc.dump import Dump
+
+    dump = Dump(tmp_path / "dump", ctx)
+    dump.start(module, {})
+    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
+    space = run_page("debugging.md", monkeypatch, tmp_path)
+    again, weights = read_dump(tmp_path / "dump" / "04-balance-scales.mlir")
+    assert print_module(again) == print_module(space["module"])
+    assert (space["logits"] == evaluate(again, weights, np.array([1, 2, 3]))).all()
