@@ -46,7 +46,7 @@ class Dump(Instrument):
         for name, text in texts.items():
             write_text(self.folder / name, text)
 
-    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         self.write(f"{number:02d}-{p.name}", module)
 
     def write(self, stem: str, module: ModuleOp) -> None:

@@ -9,18 +9,19 @@ from typing import TextIO
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.errors import RecipeError
+from mqc.ir import CompilerContext
 from mqc.ir_text import print_module
 from mqc.pass_base import Pass
 from mqc.registry import pass_names
 
 
 class Instrument:
-    """Watches a pipeline run. Both methods get the pass, its number from 1, and the module."""
+    """Watches a pipeline run. Both methods get the pass, its number from 1, context and module."""
 
-    def before(self, number: int, p: Pass, module: ModuleOp) -> None:
+    def before(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         """Called with the module that the pass will be given."""
 
-    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         """Called with the module that the pass left, verified."""
 
 
@@ -49,13 +50,13 @@ class PrintIR(Instrument):
         self.out = out
         self._last = ""
 
-    def before(self, number: int, p: Pass, module: ModuleOp) -> None:
+    def before(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         if self.before_passes is not None and fnmatchcase(p.name, self.before_passes):
             self._print(f"before {p.name}", print_module(module))
         if self.changed:
             self._last = print_module(module)
 
-    def after(self, number: int, p: Pass, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         selected = self.after_passes is not None and fnmatchcase(p.name, self.after_passes)
         if selected or (self.changed and print_module(module) != self._last):
             self._print(f"after {p.name}", print_module(module))

@@ -114,7 +114,7 @@ class Pipeline:
                 raise CalibrationError(f"pass {p.name} needs calibration text; give calibration=…")
             ctx.progress(p.name, 0.0)
             for instrument in instruments:
-                instrument.before(number, p, module)
+                instrument.before(number, p, ctx, module)
             given = module.clone()
             try:
                 _apply(p, number, ctx, module, verify_each)
@@ -125,7 +125,7 @@ class Pipeline:
                 error.add_note(f"to reproduce: {command}")
                 raise
             for instrument in instruments:
-                instrument.after(number, p, module)
+                instrument.after(number, p, ctx, module)
             ctx.weights.keep_only(weight_refs(module))
             ctx.progress(p.name, 1.0)
 

@@ -33,13 +33,13 @@ def note(kept: dict[str, np.ndarray], op: MqcOp, value: np.ndarray) -> None:
 class Levels(Instrument):
     """Keeps the module after each level's last pass, and all weights."""
 
-    def __init__(self, ctx: CompilerContext) -> None:
-        self.ctx, self.weights = ctx, WeightStore()
+    def __init__(self) -> None:
+        self.weights = WeightStore()
         self.modules: dict[str, ModuleOp] = {}
 
-    def after(self, number: int, p: object, module: ModuleOp) -> None:
+    def after(self, number: int, p: object, ctx: CompilerContext, module: ModuleOp) -> None:
         self.modules[level(module)] = module.clone()
-        self.weights.update(self.ctx.weights)
+        self.weights.update(ctx.weights)
 
     def side(self, name: str) -> Side:
         return Side(name, self.modules[name], self.weights)
@@ -47,7 +47,7 @@ class Levels(Instrument):
 
 def compiled(recipe: Recipe, arch: str = "llama") -> Levels:
     ctx, module = imported(tiny_model(arch))
-    levels = Levels(ctx)
+    levels = Levels()
     recipe.pipeline("cpu").run(ctx, module, [levels])
     return levels
 

@@ -54,9 +54,8 @@ def compare_command(
     from mqc.precision_plan import propose
 
     one, two = sides(reference, test, backend)
-    ids = token_windows(
-        [p for p in (test, reference) if p is not None], text, windows, min(length, room(two))
-    )
+    paths = [path for path in (test, reference) if path is not None]
+    ids = token_windows(paths, text, windows, min(length, room(two)))
     with progress() as report:
         result = compare(one, two, ids, progress=report)
         if attribution and two.backend is None:

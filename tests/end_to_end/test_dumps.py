@@ -16,10 +16,10 @@ from mqc.dialects.int_ops import RequantOp
 from mqc.dump import dump_files, read_dump, write_module
 from mqc.evaluation import evaluate
 from mqc.instruments import Instrument
-from mqc.ir import mqc_ops
+from mqc.ir import CompilerContext, mqc_ops
 from mqc.ir_text import print_module
 from mqc.verification import verify_fully
-from mqc.weight_store import WeightStore, content_hash
+from mqc.weight_store import content_hash
 
 pytestmark = pytest.mark.slow
 
@@ -31,26 +31,16 @@ class Compilation(Instrument):
 
     def __init__(self) -> None:
         self.logits: dict[str, str] = {}
-        self.weights: WeightStore | None = None
 
-    def after(self, number: int, p: mqc.Pass, module: ModuleOp) -> None:
-        assert self.weights is not None
-        self.logits[f"{number:02d}-{p.name}"] = content_hash(evaluate(module, self.weights, IDS))
+    def after(self, number: int, p: mqc.Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+        self.logits[f"{number:02d}-{p.name}"] = content_hash(evaluate(module, ctx.weights, IDS))
 
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     folder = tmp_path_factory.mktemp("dump")
     watching = Compilation()
-    original = mqc.api._Context.__init__
-
-    def remember(self, report) -> None:  # type: ignore[no-untyped-def]
-        original(self, report)
-        watching.weights = self.weights
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mqc.api._Context, "__init__", remember)
-        mqc.compile("demo", dump_ir=folder, instruments=[watching])
+    mqc.compile("demo", dump_ir=folder, instruments=[watching])
     return folder, watching.logits
 
 
