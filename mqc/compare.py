@@ -394,3 +394,12 @@ class _Divergence:
         total = np.exp(x.astype(np.float32)).sum(-1, dtype=np.float64)
         result: Array = self._negative_entropy - np.einsum("tv,tv->t", self._p, x) + np.log(total)
         return np.maximum(result, 0.0)
+
+
+def finite(data: Any) -> Any:
+    """The data for JSON, which has no infinity: infinite decibels (no error at all) become None."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

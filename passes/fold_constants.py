@@ -36,7 +36,7 @@ class _FoldScale(RewritePattern):
                 use.operation.absorb(self.weights, [1 / shrink], None)
         else:
             return
-        rewriter.replace_matched_op([], [op.x])
+        rewriter.replace(op, [], [op.x])
 
 
 class FoldConstants(Pass):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -73,13 +74,18 @@ def installed(folder: Path) -> dict[str, str]:
     for name, content in files:
         (source / name).write_text(content)
     assert len(files) == 2 and len(dict(files)["einsum_backend.py"].splitlines()) < 150
+    return install(source, folder / "site")
+
+
+def install(source: Path, site: Path) -> dict[str, str]:
+    """Install a package into a folder of its own; the environment to use it."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-         "--disable-pip-version-check", "--target", folder / "site", source],
+         "--disable-pip-version-check", "--target", site, source],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return os.environ | {"PYTHONPATH": str(folder / "site")}
+    return os.environ | {"PYTHONPATH": str(site)}
 
 
 def test_a_backend_outside_the_project(tmp_path: Path) -> None:
@@ -127,3 +133,43 @@ def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     again, weights = read_dump(tmp_path / "dump" / "04-balance-scales.mlir")
     assert print_module(again) == print_module(space["module"])
     assert (space["logits"] == evaluate(again, weights, np.array([1, 2, 3]))).all()
+
+
+def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
+    """The hard-swish pass by name on the command line, from a package of its own."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "writing-a-pass.md").read_text(), re.S)
+    names = re.search(r"```toml\n(.*?)```", (DOCS / "writing-a-pass.md").read_text(), re.S)
+    assert names is not None
+    source = tmp_path / "source"
+    source.mkdir()
+    code = [blocks[1], blocks[2], blocks[4].split("\n\npinned =")[0]]
+    code.append('from xdsl.ir import Dialect\n\nAcme = Dialect("acme", [HardSwishOp])\n')
+    (source / "my_package.py").write_text("\n".join(code))
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "my-package"\nversion = "0.1"\n'
+        f'{names[1]}\n[tool.setuptools]\npy-modules = ["my_package"]\n'
+    )
+    environment = install(source, tmp_path / "site")
+    (tmp_path / "test.mlir").write_text(
+        'builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {\n'
+        "  func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x4xf32> {\n"
+        '    %x = llm.embedding %ids {table = #mqc.weight<"t", "0", tensor<4x4xf32>>}'
+        " : (tensor<?xi64>) -> tensor<?x4xf32>\n"
+        "    %s = llm.silu %x : (tensor<?x4xf32>) -> tensor<?x4xf32>\n"
+        "    func.return %s : tensor<?x4xf32>\n  }\n}\n"
+    )
+
+    def command(*arguments: object) -> str:
+        words = [sys.executable, "-m", "mqc", *map(str, arguments)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert {"use-hard-swish", "pin-layer"} <= set(json.loads(command("passes", "--json"))["passes"])
+    out = tmp_path / "out.mlir"
+    command("opt", tmp_path / "test.mlir", "--random-weights", "--passes", "use-hard-swish", "-o", out)
+    assert "%s = acme.hard_swish %x" in out.read_text()
+    assert '"ops": 2' in command("ir", "verify", out, "--json")
+    assert "acme.hard_swish" in command("ir", "diff", tmp_path / "test.mlir", out)
+    assert json.loads(command("ir", "run", out, "--ids", "1,2", "--json"))["level"] == "llm"

@@ -206,6 +206,8 @@ def _represented(side: Side) -> bool:
 
 
 def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:
+    from mqc.compare import finite
+
     def named(value: ValueReport | None) -> str | None:
         return None if value is None else value.name
 
@@ -217,16 +219,7 @@ def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float)
         "plan": None if plan is None else dataclasses.asdict(plan),
         "recipe": None if plan is None else plan.recipe(base).to_toml(),
     }  # fmt: skip
-    return _finite(data)
-
-
-def _finite(data: Any) -> Any:
-    """Infinite decibels (no error at all) as null: JSON has no infinity."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return finite(data)
 
 
 def _print(result: Comparison, plan: Plan | None, base: Recipe, threshold: float, worst: int) -> None:

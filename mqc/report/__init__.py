@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.compare import Comparison
+from mqc.compare import Comparison, finite
 from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.dump import dump_files
 from mqc.ir import mqc_ops
@@ -79,7 +79,7 @@ def render(
     return environment.get_template("report.html").render(
         title=f"{comparison.test} against {comparison.reference}",
         # A closing tag inside a string would end the script element.
-        data=json.dumps(_finite(data)).replace("<", "\\u003c"),
+        data=json.dumps(finite(data)).replace("<", "\\u003c"),
         graphs=_graphs(module),
         style=_part("report.css"),
         script=_part("report.js"),
@@ -168,12 +168,3 @@ def _graphs(module: ModuleOp) -> dict[str, str]:
 
 def _part(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _finite(data: Any) -> Any:
-    """Infinite decibels (no error at all) as null: JSON has no infinity."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
