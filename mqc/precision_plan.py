@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.compare import Comparison, ValueReport
 from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp
 from mqc.dialects.quant import UniformType
 from mqc.ir import mqc_ops
 from mqc.recipe import Recipe
+from mqc.value_report import Comparison, ValueReport
 
 #: Share of the divergence that precision can mend which the plan leaves as it is.
 _LEFT = 0.25

@@ -8,7 +8,7 @@ from xdsl.dialects.builtin import ModuleOp, f32
 from xdsl.rewriter import Rewriter
 
 from mqc.backend import Backend
-from mqc.compare import Side, attribute, compare
+from mqc.compare import attribute, compare
 from mqc.dialects.core import MqcOp, channels, tensor
 from mqc.dialects.int_ops import RequantOp
 from mqc.errors import TargetError
@@ -19,6 +19,7 @@ from mqc.pass_manager import Pipeline
 from mqc.precision_plan import propose
 from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend
+from mqc.value_trace import Side, Trace
 from mqc.weight_store import WeightStore
 from tests.compiled import imported, lower_for_cpu
 from tests.models import tiny_model
@@ -154,9 +155,7 @@ def test_a_backend_that_computes_an_op_wrongly_is_found(levels: Levels) -> None:
 
 def fault_after(module: ModuleOp, weights: WeightStore, ids: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """The oracle's values, if one value came out 9 larger."""
-    from mqc.compare import Running
-
-    running = Running(Side("", module, weights))
+    running = Trace(Side("", module, weights))
     running.run(ids)
     values = {op.value_name: running.native[op.results[0]] for op in running.ops.values()}
     values[name] = np.clip(values[name].astype(np.int64) + 9, 0, 65535).astype(values[name].dtype)

@@ -15,9 +15,10 @@ from mqc.cli.common import AsJson, app, errors, out, progress, read_text_file, s
 from mqc.errors import InputError
 
 if TYPE_CHECKING:
-    from mqc.compare import Comparison, Side, ValueReport
     from mqc.precision_plan import Plan
     from mqc.recipe import Recipe
+    from mqc.value_report import Comparison, ValueReport
+    from mqc.value_trace import Side
 
 debug = typer.Typer(no_args_is_help=True, help="Find the value that went wrong first, and why.")
 app.add_typer(debug, name="debug")
@@ -108,10 +109,10 @@ def report_command(
 
 def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
     """The two programs that paths and a backend's name stand for."""
-    from mqc.compare import Side
     from mqc.dump import dump_files, read_dump
     from mqc.ir import level
     from mqc.registry import backend as backend_named
+    from mqc.value_trace import Side
 
     chosen = backend_named(backend) if backend is not None else None
     if test is None and _is_program(reference):
@@ -206,7 +207,7 @@ def _represented(side: Side) -> bool:
 
 
 def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:
-    from mqc.compare import finite
+    from mqc.value_report import finite
 
     def named(value: ValueReport | None) -> str | None:
         return None if value is None else value.name

@@ -13,7 +13,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.compare import Comparison, finite
 from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.dump import dump_files
 from mqc.ir import mqc_ops
@@ -21,6 +20,7 @@ from mqc.ir_diff import Change, diff
 from mqc.ir_graph import svg
 from mqc.ir_text import parse_module, read_text
 from mqc.precision_plan import Plan
+from mqc.value_report import Comparison, finite
 from mqc.weight_store import Array, numpy_dtype
 
 #: Bars of a histogram, and changes listed per pass.
