@@ -125,7 +125,7 @@ def compile(
     manifest = {
         "mqc_version": version("mqc"),
         "target": target,
-        "recipe": chosen.name,
+        "recipe": chosen.name if passes is None else f"{chosen.name}, passes given",
         "pipeline": str(steps),
         "source": origin,
         "mac_share_8bit": mac_share_8bit(module),

@@ -26,7 +26,10 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
     except IRError as error:
         raise IRError(f"{name}: {error}") from error
     except ParseError as error:
-        raise IRError(str(error)) from error  # starts with name:line:column
+        hint = ""
+        if "is not registered" in str(error):
+            hint = "\na dialect of one's own is known by the entry-point group mqc.dialects of its package"
+        raise IRError(f"{error}{hint}") from error  # starts with name:line:column
     except Exception as error:
         # Reading outside text must not end in a crash, whatever the parser trips over.
         raise IRError(f"{name}: malformed IR: {type(error).__name__}: {error}") from error

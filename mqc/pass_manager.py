@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,10 @@ class Pipeline:
                     f"{level(module)}; the pipeline is {self}"
                 )
             if p.needs_calibration and ctx.calibration is None:
-                raise CalibrationError(f"pass {p.name} needs calibration text; give calibration=…")
+                raise CalibrationError(
+                    f"pass {p.name} needs calibration data: text for mqc.compile (--calibration), or for "
+                    "mqc opt the windows that a dump wrote, beside the file or by --calibration"
+                )
             ctx.progress(p.name, 0.0)
             for instrument in instruments:
                 instrument.before(number, p, ctx, module)
@@ -136,7 +140,11 @@ def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: 
     except (MqcError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise PassError(f"pass {number}, {p.name}, failed: {type(error).__name__}: {error}") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PassError(
+            f"pass {number}, {p.name}, failed at {place.filename}:{place.lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     try:
         if fully:
             verify_fully(module, ctx.weights)

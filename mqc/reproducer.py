@@ -12,6 +12,9 @@ from mqc.errors import StorageError
 from mqc.ir import CompilerContext
 from mqc.pass_base import Pass
 
+#: Name of the file.
+REPRODUCER = "reproducer.mlir"
+
 
 def write_reproducer(
     folder: Path, module: ModuleOp, ctx: CompilerContext, failed: Pass, verify_each: bool
@@ -24,7 +27,7 @@ def write_reproducer(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create {folder} for a reproducer: {error}") from error
-    path = folder / "reproducer.mlir"
+    path = folder / REPRODUCER
     write_module(path, module, ctx.weights)
     if ctx.calibration is not None:
         ctx.calibration.save(folder / CALIBRATION)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +37,13 @@ class AbsorbPrefix(Pass):
     """
 
     name = "absorb-prefix"
-    needs_calibration: ClassVar[bool] = True
     tokens: tuple[int, ...] | None = None
     most: int = 2
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        """Only to find the tokens."""
+        return self.tokens is None and self.most > 0
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
         if prefix_tokens(module):

@@ -151,14 +151,9 @@ def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
         f'{names[1]}\n[tool.setuptools]\npy-modules = ["my_package"]\n'
     )
     environment = install(source, tmp_path / "site")
-    (tmp_path / "test.mlir").write_text(
-        'builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {\n'
-        "  func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x4xf32> {\n"
-        '    %x = llm.embedding %ids {table = #mqc.weight<"t", "0", tensor<4x4xf32>>}'
-        " : (tensor<?xi64>) -> tensor<?x4xf32>\n"
-        "    %s = llm.silu %x : (tensor<?x4xf32>) -> tensor<?x4xf32>\n"
-        "    func.return %s : tensor<?x4xf32>\n  }\n}\n"
-    )
+    example = re.search(r"```\n(// CHECK.*?)```", (DOCS / "writing-a-pass.md").read_text(), re.S)
+    assert example is not None
+    (tmp_path / "test.mlir").write_text(example[1])
 
     def command(*arguments: object) -> str:
         words = [sys.executable, "-m", "mqc", *map(str, arguments)]
@@ -169,7 +164,7 @@ def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
     assert {"use-hard-swish", "pin-layer"} <= set(json.loads(command("passes", "--json"))["passes"])
     out = tmp_path / "out.mlir"
     command("opt", tmp_path / "test.mlir", "--random-weights", "--passes", "use-hard-swish", "-o", out)
-    assert "%s = acme.hard_swish %x" in out.read_text()
+    assert "%y = acme.hard_swish %x" in out.read_text()
     assert '"ops": 2' in command("ir", "verify", out, "--json")
     assert "acme.hard_swish" in command("ir", "diff", tmp_path / "test.mlir", out)
     assert json.loads(command("ir", "run", out, "--ids", "1,2", "--json"))["level"] == "llm"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -67,7 +68,7 @@ def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[s
     for i, head in enumerate(("", *title.split("|"))):
         table.add_column(head, no_wrap=i == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     out.print(table)
 
 

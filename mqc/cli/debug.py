@@ -34,7 +34,7 @@ Backend = Annotated[str | None, typer.Option(help="take TEST's values from this 
 @debug.command("compare")
 def compare_command(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="dump folder, .mlir or program")],
-    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="the same; see below")] = None,
+    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="the same kinds")] = None,
     backend: Backend = None,
     text: Text = None,
     windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
@@ -127,7 +127,10 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
         loaded = [(path, *read_dump(path)) for path in dump_files(_folder(reference))]
         floats = [entry for entry in loaded if level(entry[1]) == "llm"]
         if not floats or level(loaded[-1][1]) == "llm":
-            raise InputError(f"{reference} needs dumps of level llm and of a later one; give two files")
+            raise InputError(
+                f"the folder {reference} needs a dump of level llm and a later one, its last is "
+                f"{loaded[-1][0].name}; did the compilation finish? To compare two files, give both"
+            )
         last, final = floats[-1], loaded[-1]
         return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen)
     one, two = _read(reference), _read(test)

@@ -28,6 +28,7 @@ from mqc.cli.common import (
     show,
 )  # fmt: skip
 from mqc.errors import InputError, IRError, StorageError
+from mqc.reproducer import REPRODUCER
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -61,7 +62,7 @@ def read(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStor
         if ref not in weights:
             raise IRError(
                 f"{path}: weight {ref.key.data} is in no .safetensors file beside it; "
-                "--random-weights gives such weights random values"
+                "mqc opt, ir run and ir reduce take --random-weights"
             )
     return module, weights
 
@@ -104,7 +105,9 @@ def opt(
         verify_fully(module, weights)
     watching = [PrintIR(print_ir_before, print_ir_after, print_ir_after_change)]
     reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
-    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
+    # What already is one needs no copy, which would hold the weights again.
+    again = path.name == REPRODUCER
+    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=None if again else reproducer)
     if output is None:
         sys.stdout.write(print_module(module))
     else:
@@ -256,7 +259,7 @@ def reduce_command(
     total = len(list(mqc_ops(module)))
     runs = 0
     with tempfile.TemporaryDirectory(prefix="mqc-reduce-") as folder, progress() as report:
-        candidate = Path(folder) / "candidate.mlir"
+        candidate = Path(folder) / REPRODUCER
 
         def fails(tried: ModuleOp) -> bool:
             nonlocal runs

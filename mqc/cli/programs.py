@@ -9,17 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mqc.cli.common import (
+from mqc.cli.common import (  # fmt: skip
     AsJson,
     PrintAfter,
     PrintBefore,
     PrintChange,
     VerifyEach,
     app,
+    out,
     progress,
     read_text_file,
     show,
-)  # fmt: skip
+)
 from mqc.errors import InputError
 from mqc.runtime.artifact import check_replaceable, load
 
@@ -188,6 +189,7 @@ def _describe(path: Path, as_json: bool) -> None:
         ("source", f"{source.get('id', 'an object')} ({str(source.get('hash', ''))[:12]})"),
         ("target", program.target),
         ("recipe", str(data.get("recipe"))),
+        ("passes", str(data.get("pipeline"))),
         ("prefix tokens", str(data["prefix"])),
         ("context", str(data["context"])),
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
@@ -207,16 +209,20 @@ def targets(as_json: AsJson = False) -> None:
 
 @app.command()
 def passes(as_json: AsJson = False) -> None:
-    """Passes, with the level they take and give."""
+    """Passes, with the level they take and give, and the pipelines of the recipes."""
+    from mqc.recipe import RECIPES
     from mqc.registry import pass_class, pass_names
 
     data = {}
     for name in pass_names():
         found = pass_class(name)
-        summary = (found.__doc__ or "").strip().splitlines()[0]
+        summary = " ".join((found.__doc__ or "").strip().split("\n\n")[0].split())
         data[name] = {"requires": found.requires, "ensures": found.ensures, "summary": summary}
     rows = [(n, f"{d['requires']} → {d['ensures']}  {d['summary']}") for n, d in data.items()]
-    show({"passes": data}, as_json, "level, summary", rows)
+    pipelines = {name: str(recipe.pipeline("cpu")) for name, recipe in RECIPES.items()}
+    show({"passes": data, "pipelines": pipelines}, as_json, "level, summary", rows)
+    if not as_json:
+        out.print(f"pipeline of recipe w8a8 on cpu:\n{pipelines['w8a8']}", markup=False, highlight=False)
 
 
 def _folder_bytes(path: Path) -> int:

@@ -171,7 +171,9 @@ class MqcOp(IRDLOperation):
 
     def verify_(self) -> None:
         for value in self.operands:
-            self.expect(_is_value(value.type) or value.type == INDICES, f"operand {value.type} {_SHAPE}")
+            ranked = isinstance(value.type, TensorType) and value.type.get_num_dims() == 1
+            wanted = f"must be {INDICES}" if ranked else _SHAPE
+            self.expect(_is_value(value.type) or value.type == INDICES, f"operand {value.type} {wanted}")
         for value in self.results:
             self.expect(_is_value(value.type), f"result {value.type} {_SHAPE}")
         self.check()
