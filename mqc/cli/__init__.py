@@ -15,7 +15,7 @@ def main() -> None:
     # Libraries that load models draw bars of their own, over ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
     # Threads of torch that wait by spinning take the core from those that work, when another
-    # process runs or two threads share a core: float passes were 3 to 4 times slower.
+    # process runs: matrix products were 4 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = [f"{a}=*" if a in OPTIONAL_VALUE else a for a in sys.argv[1:]]
     debugging = "--debug" in arguments
