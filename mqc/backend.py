@@ -105,8 +105,8 @@ class Backend(ABC):
         """An engine for a module that went through `choose-kernels` and `plan-memory`."""
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
-        """Every value that the engine computes for token ids `[tokens]`, by name, as stored
-        `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
+        """Every value that the engine computes for token ids `[tokens]`, by name (`mqc.ir.ops_by_name`), as
+        stored `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
 
         Raises `TargetError` by default: a backend need not be able to.
         """

@@ -64,7 +64,7 @@ def compare(
             progress("comparing", (i + (j + 1) / len(names)) / len(parts))
         divergence += Divergence(_logits(one)).of(_logits(two)).sum()
         tokens += len(ids)
-    reports = [sums[name].report(two.ops[name], two.type(two.ops[name].results[0])) for name in names]
+    reports = [sums[n].report(n, two.ops[n], two.type(two.ops[n].results[0])) for n in names]
     unaligned = [name for name in two.ops if name not in sums]
     return Comparison(reference.label, test.label, tokens, reports, divergence / tokens, unaligned)
 
@@ -116,7 +116,7 @@ def _local(one: Trace, two: Trace, name: str, names: Container[str]) -> tuple[Ar
     same: dict[SSAValue, Any] = {}
     for value, native in given.items():
         if isinstance(value.owner, MqcOp):
-            twin = one.ops[value.owner.value_name].results[0]
+            twin = one.ops[two.names[value.owner]].results[0]
             same[twin] = one.from_real(twin, two.real(value, native))
     return one.real(a, one.again(a, same, one.native)), two.real(b, result)
 
@@ -130,8 +130,8 @@ def _inputs(one: Trace, two: Trace, target: SSAValue, names: Container[str]) -> 
         value = pending.pop()
         if not isinstance(value.owner, MqcOp):
             given[value] = two.native[value]
-        elif value.owner.value_name in names:
-            twin = one.ops[value.owner.value_name].results[0]
+        elif two.names[value.owner] in names:
+            twin = one.ops[two.names[value.owner]].results[0]
             given[value] = two.from_real(value, one.real(twin))
         else:
             pending += value.owner.operands

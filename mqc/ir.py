@@ -88,6 +88,21 @@ def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:
             yield op
 
 
+def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
+    """The ops of @main by value name, in order; a further op of the same name is `name#1`, ….
+
+    Names need not be unique: a pass may give one twice, and xDSL's parser drops the number that its
+    printer appends.
+    """
+    named: dict[str, MqcOp] = {}
+    count: dict[str, int] = {}
+    for op in mqc_ops(module):
+        seen = count.get(op.value_name, 0)
+        count[op.value_name] = seen + 1
+        named[f"{op.value_name}#{seen}" if seen else op.value_name] = op
+    return named
+
+
 def weight_refs(module: ModuleOp) -> Iterator[WeightAttr]:
     """Every weight attribute in the module."""
     for op in mqc_ops(module):

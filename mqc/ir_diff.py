@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Attribute
 
 from mqc.dialects.core import MqcOp, WeightAttr
-from mqc.ir import main_function, mqc_ops
+from mqc.ir import main_function, ops_by_name
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def diff(before: ModuleOp, after: ModuleOp) -> list[Change]:
     header = _fields(_module(before), _module(after))
     if header:
         changes.append(Change("changed", "module", "builtin.module", header))
-    old = _by_name(before)
-    new = _by_name(after)
+    old = ops_by_name(before)
+    new = ops_by_name(after)
     removed = [(i, name) for i, name in enumerate(old) if name not in new]
     place = {name: i for i, name in enumerate(old)}
     for name, op in new.items():
@@ -60,18 +60,6 @@ def render(changes: list[Change]) -> str:
     count = {kind: sum(change.kind == kind for change in changes) for kind in sign}
     lines.append(", ".join(f"{n} {kind}" for kind, n in count.items()))
     return "\n".join(lines)
-
-
-def _by_name(module: ModuleOp) -> dict[str, MqcOp]:
-    """Ops by value name; a second op of the same name gets a number, as the printer gives it."""
-    named: dict[str, MqcOp] = {}
-    for op in mqc_ops(module):
-        name, count = op.value_name, 0
-        while name in named:
-            count += 1
-            name = f"{op.value_name}#{count}"
-        named[name] = op
-    return named
 
 
 def _one(kind: str, name: str, ops: dict[str, MqcOp]) -> Change:

@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp
 from mqc.dialects.quant import UniformType
-from mqc.ir import mqc_ops
+from mqc.ir import ops_by_name
 from mqc.recipe import Recipe
 from mqc.value_report import Comparison, ValueReport
 
@@ -45,7 +45,7 @@ def propose(comparison: Comparison, module: ModuleOp, at_most: int = 24) -> Plan
     it takes them; else, a matrix product of 4-bit weights gets 8-bit weights. Values are judged by
     `kl` where any was measured, else by their local noise.
     """
-    ops = {op.value_name: op for op in mqc_ops(module)}
+    ops = ops_by_name(module)
     measured = any(v.kl is not None for v in comparison.values)
     cost = {v.name: _cost(v, measured) for v in comparison.values}
     total = sum(cost.values())

@@ -101,10 +101,10 @@ class Sums:
         self.local_signal += float((wanted * wanted).sum())
         self.local_noise += float(((computed - wanted) ** 2).sum())
 
-    def report(self, op: MqcOp, kind: UniformType | None) -> ValueReport:
+    def report(self, name: str, op: MqcOp, kind: UniformType | None) -> ValueReport:
         element = kind if kind is not None else element_type(op.results[0])
         return ValueReport(
-            name=op.value_name, op=op.name, type=str(element), loc=str(plain(op.attributes.get("loc")) or ""),
+            name=name, op=op.name, type=str(element), loc=str(plain(op.attributes.get("loc")) or ""),
             sqnr_db=_decibels(self.signal, self.noise),
             local_db=_decibels(self.local_signal, self.local_noise),
             cosine=self.product / max(math.sqrt(self.signal * self.power), 1e-300),

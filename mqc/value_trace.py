@@ -15,7 +15,7 @@ from mqc.backend import Backend
 from mqc.dialects.core import MqcOp, element_type, plain
 from mqc.dialects.quant import UniformType, uniform
 from mqc.evaluation import Evaluation, check_tokens
-from mqc.ir import level, main_function, mqc_ops, prefix_tokens, returned_value
+from mqc.ir import level, main_function, ops_by_name, prefix_tokens, returned_value
 from mqc.weight_store import Array, WeightStore, numpy_dtype
 
 
@@ -37,7 +37,8 @@ class Trace:
 
     def __init__(self, side: Side) -> None:
         self.side, self.level = side, level(side.module)
-        self.ops = {op.value_name: op for op in mqc_ops(side.module)}
+        self.ops = ops_by_name(side.module)
+        self.names = {op: name for name, op in self.ops.items()}
         self._evaluation = Evaluation(side.module, side.weights)
         self._returned = returned_value(side.module)
         self.native: dict[SSAValue, Any] = {}

@@ -64,6 +64,19 @@ def test_a_program_equals_itself(levels: Levels) -> None:
     assert result.kl < 1e-7 and result.first_bad(100) is None and not result.unaligned
 
 
+def test_names_given_twice(levels: Levels) -> None:
+    """A pass may name two values alike; both are compared."""
+    module = levels.modules["int"].clone()
+    first, second = [op for op in mqc_ops(module) if op.name == "int.lut"]
+    second.results[0].name_hint = first.value_name
+    side = Side("twice", module, levels.weights)
+    result = compare(side, side, [IDS])
+    assert [v.name for v in result.values if v.op == "int.lut"] == [first.value_name, f"{first.value_name}#1"]
+    assert result.kl < 1e-7
+    on_cpu = compare(side, Side("cpu", module, levels.weights, backend("cpu")), [IDS])
+    assert {v.sqnr_db for v in on_cpu.values} == {np.inf}
+
+
 def test_figures_against_their_definitions(levels: Levels) -> None:
     """Cumulative figures of one value, computed from scratch."""
     name = "layers.1.mlp.up_proj"

@@ -9,8 +9,8 @@ from mqc.backends.cpu.engine import CHUNK, CpuEngine
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Ids
-from mqc.dialects.core import attr, channels, element_type
-from mqc.ir import returned_value
+from mqc.dialects.core import MqcOp, attr, channels, element_type
+from mqc.ir import ops_by_name, returned_value
 from mqc.liveness import live_ranges
 from mqc.weight_store import Array, WeightStore, numpy_dtype
 
@@ -28,18 +28,20 @@ def values(module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> 
         value.op.attributes["offset"] = attr(arena)
         arena += value.size
     apart.attributes["mqc.arena"] = attr(arena)
-    parts: dict[str, list[Array]] = {value.op.value_name: [] for value in ranges}
-    returned = returned_value(apart).name_hint or "logits"
-    parts[returned] = []
+    names = {op: name for name, op in ops_by_name(apart).items()}
+    parts: dict[str, list[Array]] = {names[value.op]: [] for value in ranges}
+    last = returned_value(apart).owner
+    assert isinstance(last, MqcOp)
+    parts[names[last]] = []
     with CpuEngine(apart, weights, **options) as engine:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
-            parts[returned].append(engine.forward(chunk))
+            parts[names[last]].append(engine.forward(chunk))
             memory = engine.arena(arena * CHUNK)
             for value in ranges:
                 result = value.op.results[0]
                 dtype, width = numpy_dtype(element_type(result)), channels(result)
                 begin = int(value.op.attributes["offset"].value.data) * CHUNK  # type: ignore[attr-defined]
                 rows = memory[begin : begin + len(chunk) * width * dtype.itemsize]
-                parts[value.op.value_name].append(rows.view(dtype).reshape(len(chunk), width).copy())
+                parts[names[value.op]].append(rows.view(dtype).reshape(len(chunk), width).copy())
     return {name: np.concatenate(rows) for name, rows in parts.items()}
