@@ -28,6 +28,10 @@ DEFAULT_PLAN = (
     "llm.mul->llm.linear=16",
     "->llm.mul=16",
 )
+#: A 16-bit value has room for this many times the extremes that calibration saw, …
+BEYOND = 1.25
+#: … but for no more than this many times the range that 8 bits would cover.
+OUTLIERS = 4.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class AssignPrecision(Pass):
     2. `->llm.linear`: values that such an op uses; `llm.mul->llm.linear`: both;
     3. `%layers.*.down_proj`: values by name (a glob).
 
-    8-bit values take the op's `clip`, 16-bit ones its `range`. Logits stay unquantized here; they
-    leave the integer program as s32.
+    8-bit values take the op's `clip`; 16-bit ones 1.25 times its `range`, but at most four times its
+    `clip`: one token in 10,000 that emits 25,000 must not cost all others their precision.
+    Logits stay unquantized here; they leave the integer program as s32.
 
     Options:
         plan: rules that replace the default plan.
@@ -63,10 +68,11 @@ class AssignPrecision(Pass):
             for selector, wanted in rules:
                 if _matches(selector, op):
                     bits = wanted
-            low, high = _pair(op, "clip" if bits == 8 else "range")
-            # Room for values somewhat beyond what calibration saw costs 16 bits nothing.
-            margin = 1.0 if bits == 8 else 1.25
-            quantized = affine_range(low * margin, high * margin, bits)
+            low, high = _pair(op, "clip")
+            if bits == 16:
+                lowest, highest = _pair(op, "range")
+                low, high = max(lowest * BEYOND, low * OUTLIERS), min(highest * BEYOND, high * OUTLIERS)
+            quantized = affine_range(low, high, bits)
             _retype(op, tensor(quantized, channels(result)))
         set_level(module, "quant")
 

@@ -36,9 +36,9 @@ class LowerToInt(Pass):
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
     6. `attention` → `int.attention`, prefix rows quantized
 
-    Each result states the real numbers it stands for (`represents`, a quantized type), for people
-    and tools; no backend reads it. The returned logits become s32 with one scale, the module's
-    `mqc.logit_scale`. Accumulators are proved not to overflow. An op that reads or gives an
+    Each result states the real numbers it stands for (`represents`, a quantized type), for people,
+    tools, and targets that want real scales (QDQ). The returned logits become s32 with one scale,
+    the module's `mqc.logit_scale`. Accumulators are proved not to overflow. An op that reads or gives an
     unquantized value is an error.
     """
 
@@ -261,7 +261,10 @@ class Lowering:
         else:
             table, segment_bits = interpolation_table(op.function, x, y)
         ref = self.weights.add(f"{op.value_name}.table", table)
-        return self.emit(int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits)
+        return self.emit(
+            int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits,
+            function=op.name.removeprefix("llm."),
+        )  # fmt: skip
 
     def mul(self, op: llm.MulOp) -> SSAValue:
         a, b = quantization(op, op.a), quantization(op, op.b)
