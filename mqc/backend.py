@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,6 +89,29 @@ def check_ids(engine: Engine, ids: Ids) -> Ids:
     return ids
 
 
+def check_options(target: str, known: Mapping[str, type], given: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an option that the target does not have, or of another type."""
+    for name, value in given.items():
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise InputError(f"target {target} has no option {name!r} here; it has {listed}")
+        if not isinstance(value, known[name]):
+            raise InputError(f"option {name} must be {known[name].__name__}, got {value!r}")
+
+
+def parse_options(target: str, known: Mapping[str, type], texts: Sequence[str]) -> dict[str, Any]:
+    """Options from `name=value` texts; a tuple is integers with commas. Raises `InputError`."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        check_options(target, known, {name: known[name]()} if name in known else {name: value})
+        try:
+            found[name] = tuple(map(int, value.split(","))) if known[name] is tuple else known[name](value)
+        except ValueError as error:
+            raise InputError(f"option {name} must be {known[name].__name__}, got {value!r}") from error
+    return found
+
+
 class Backend(ABC):
     """Base of the backends, registered by target name in the entry-point group `mqc.backends`."""
 
@@ -95,6 +119,11 @@ class Backend(ABC):
     name: ClassVar[str]
     #: Targets of `mqc.compile` that it serves.
     targets: ClassVar[Sequence[str]]
+    #: Passes that it wants after `choose-kernels`.
+    passes: ClassVar[Sequence[str]] = ()
+    #: Options of `engine` and of `export`, each with its type; `tuple` is one of integers.
+    options: ClassVar[Mapping[str, type]] = {}
+    export_options: ClassVar[Mapping[str, type]] = {}
 
     @abstractmethod
     def select(self, op: MqcOp) -> Kernel | None:
@@ -102,7 +131,14 @@ class Backend(ABC):
 
     @abstractmethod
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
-        """An engine for a module that went through `choose-kernels` and `plan-memory`."""
+        """An engine for a module that went through `choose-kernels` and `passes`."""
+
+    def export(self, module: ModuleOp, weights: WeightStore, folder: Path, **options: Any) -> None:
+        """Write the files that a user takes to the target into an empty folder.
+
+        Raises `TargetError` by default: what the backend runs may not be of use elsewhere.
+        """
+        raise TargetError(f"backend {self.name} exports no files")
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         """Every value that the engine computes for token ids `[tokens]`, by name (`mqc.ir.ops_by_name`), as

@@ -4,8 +4,11 @@
             operand of one 512-bit dot-product instruction.
 `n16k4.s4`  u8 `[N/16, K/4, 32]`: the same 64 values as 4-bit two's complement; byte i holds
             value i in its low half and value i + 32 in its high half.
+`kn`        s8 `[K, N]`: transposed, the second operand of an ONNX matrix product.
+`kn.s4`     u8 `[ceil(K·N / 2)]`: the values of `kn` in C order as 4-bit two's complement, two a byte,
+            the first in the low half: an ONNX INT4 tensor.
 
-N is padded to a multiple of 16 and K to a multiple of 4 with zeros.
+The `n16k4` layouts pad N to a multiple of 16 and K to a multiple of 4 with zeros.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ import numpy as np
 
 from mqc.weight_store import Array
 
-LAYOUTS = ("n16k4", "n16k4.s4")
+LAYOUTS = ("n16k4", "n16k4.s4", "kn", "kn.s4")
 
 
 def packed_shape(layout: str, n: int, k: int) -> tuple[int, ...]:
     """Shape of a matrix of `n` outputs and `k` inputs in a layout. Raises `ValueError`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if layout.startswith("kn"):
+        return (k, n) if layout == "kn" else (-(-k * n // 2),)
     blocks = (-(-n // 16), -(-k // 4))
     return (*blocks, 16, 4) if layout == "n16k4" else (*blocks, 32)
 
@@ -31,6 +36,12 @@ def pack(weight: Array, layout: str) -> Array:
     """`[N, K]` s8 in the given layout. One copy of the matrix."""
     n, k = weight.shape
     shape = packed_shape(layout, n, k)
+    if layout == "kn":
+        return np.ascontiguousarray(weight.T)
+    if layout == "kn.s4":
+        nibbles = np.zeros(2 * shape[0], np.uint8)
+        nibbles[: n * k] = weight.T.reshape(-1).view(np.uint8) & 15
+        return nibbles[0::2] | (nibbles[1::2] << 4)
     padded = weight
     if n % 16 or k % 4:
         padded = np.zeros((-(-n // 16) * 16, -(-k // 4) * 4), np.int8)
@@ -47,9 +58,15 @@ def pack(weight: Array, layout: str) -> Array:
 
 def unpack(packed: Array, layout: str, n: int, k: int) -> Array:
     """Inverse of `pack` for a matrix of `n` outputs and `k` inputs."""
+    if layout == "kn":
+        return packed.T
     blocks: Any = packed
-    if layout == "n16k4.s4":
-        values = np.concatenate([packed & 15, packed >> 4], -1).astype(np.int8)
+    if layout.endswith(".s4"):
+        nibbles = (packed & 15, packed >> 4)
+        if layout == "kn.s4":
+            values = np.stack(nibbles, -1).reshape(-1)[: n * k].reshape(k, n).astype(np.int8)
+            return ((values ^ 8) - 8).T
+        values = np.concatenate(nibbles, -1).astype(np.int8)
         blocks = ((values ^ 8) - 8).reshape(*packed.shape[:2], 16, 4)
     matrix = blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * 16, blocks.shape[1] * 4)
     result: Array = matrix[:n, :k]

@@ -10,6 +10,7 @@ from typing import Any
 
 from mqc.errors import RecipeError
 from mqc.pass_manager import Pipeline
+from mqc.registry import backend as find_backend
 from mqc.registry import pass_class
 
 
@@ -55,7 +56,7 @@ class Recipe:
             ),
             ("lower-to-int", {}),
             ("choose-kernels", {"backend": backend}),
-            ("plan-memory", {}),
+            *((name, {}) for name in find_backend(backend).passes),
         ]
         return Pipeline(tuple(pass_class(name)(**options) for name, options in steps))
 

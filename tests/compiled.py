@@ -36,3 +36,7 @@ def quantized(model: PreTrainedModel, recipe: Recipe | None = None) -> tuple[Com
 
 def lower_for_cpu(ctx: CompilerContext, module: ModuleOp) -> None:
     Pipeline.parse('choose-kernels{backend="cpu"},plan-memory').run(ctx, module)
+
+
+def lower_for_onnx(ctx: CompilerContext, module: ModuleOp) -> None:
+    Pipeline.parse('choose-kernels{backend="onnx"}').run(ctx, module)

@@ -30,7 +30,11 @@ def data(*arguments: object) -> dict[str, object]:
 
 def test_info_targets_passes(saved: Path) -> None:  # noqa: F811
     assert data("info", saved)["target"] == "cpu-int8"
-    assert data("targets") == {"targets": {"cpu-int8": "cpu"}}
+    found = data("targets")["targets"]
+    assert {name: entry["backend"] for name, entry in found.items()} == {
+        "cpu-int8": "cpu",
+        "onnx-int8": "onnx",
+    }
     assert data("passes")["passes"]["fold-norm"]["ensures"] == "llm"  # type: ignore[index]
     assert "cpu-int8" in mqc("targets").stdout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mqc.backends.cpu.engine import CpuEngine
@@ -21,6 +21,8 @@ class CpuBackend(Backend):
 
     name: ClassVar[str] = "cpu"
     targets: ClassVar[Sequence[str]] = ("cpu-int8",)
+    passes: ClassVar[Sequence[str]] = ("plan-memory",)
+    options: ClassVar[Mapping[str, type]] = {"threads": int, "isa": str}
 
     def select(self, op: MqcOp) -> Kernel | None:
         return select(op)

@@ -37,6 +37,10 @@ PrintAfter = Annotated[
 PrintChange = Annotated[
     bool, typer.Option("--print-ir-after-change", help="print the IR after passes that changed it")
 ]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("-O", "--option", metavar="NAME=VALUE", help="option of the target, see mqc targets"),
+]
 VerifyEach = Annotated[
     bool, typer.Option("--verify-each", help="check weights and accumulators too, after each pass")
 ]

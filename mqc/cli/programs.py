@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mqc.backend import parse_options
 from mqc.cli.common import (  # fmt: skip
     AsJson,
+    Options,
     PrintAfter,
     PrintBefore,
     PrintChange,
@@ -22,7 +24,9 @@ from mqc.cli.common import (  # fmt: skip
     show,
 )
 from mqc.errors import InputError
+from mqc.registry import backend_for
 from mqc.runtime.artifact import check_replaceable, load
+from mqc.runtime.program import Program
 
 ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
 Threads = Annotated[int | None, typer.Option(help="threads; all cores by default")]
@@ -73,13 +77,14 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
     seed: Annotated[int | None, typer.Option(help="for repeatable samples")] = None,
     threads: Threads = None,
+    option: Options = None,
     engine: Annotated[str, typer.Option(help="target, or oracle for the NumPy semantics")] = "target",
     as_json: AsJson = False,
 ) -> None:
     """Complete a prompt, or answer a message."""
     if (prompt is None) == (chat is None):
         raise InputError("give either --prompt or --chat")
-    program = load(path).configure(threads=threads)
+    program = _configured(path, threads, option)
     text = program.generate(
         chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, engine=engine,
@@ -97,12 +102,13 @@ def eval_command(
     length: Annotated[int, typer.Option(help="tokens per window")] = 512,
     no_float: Annotated[bool, typer.Option("--no-float", help="skip the float model")] = False,
     threads: Threads = None,
+    option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity of the integer program beside the float model's, on the same windows."""
     from mqc.runtime.perplexity import text_windows
 
-    program = load(path).configure(threads=threads)
+    program = _configured(path, threads, option)
     if text is not None:
         content = read_text_file(text)
     else:
@@ -146,12 +152,13 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")] = 512,
     new_tokens: Annotated[int, typer.Option(help="tokens to decode")] = 64,
     threads: Threads = None,
+    option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Tokens per second, beside what the machine could do at most."""
     from mqc.benchmark import measure
 
-    program = load(path).configure(threads=threads)
+    program = _configured(path, threads, option)
     with progress() as report:
         data = measure(program, prompt_tokens, new_tokens, lambda share: report("measuring", share))
     rows = [
@@ -169,9 +176,35 @@ def bench(
 
 
 @app.command()
+def export(
+    path: ProgramPath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the files that go to the target, e.g. ONNX models."""
+    program = load(path)
+    known = backend_for(program.target).export_options
+    with progress() as report:
+        report("exporting", 0.0)
+        program.export(output, **parse_options(program.target, known, option or []))
+        report("exporting", 1.0)
+    data = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
+    rows = [(name, f"{size / 1e6:.2f} MB") for name, size in data.items()]
+    show({"path": str(output), "files": data}, as_json, str(output), rows)
+
+
+@app.command()
 def info(path: ProgramPath, as_json: AsJson = False) -> None:
     """What a program is: source, recipe, target, sizes."""
     _describe(path, as_json)
+
+
+def _configured(path: Path, threads: int | None, option: list[str] | None) -> Program:
+    """The program with its engine's options set."""
+    program = load(path)
+    given = parse_options(program.target, backend_for(program.target).options, option or [])
+    return program.configure(threads=threads, **given)
 
 
 def _describe(path: Path, as_json: bool) -> None:
@@ -201,10 +234,21 @@ def _describe(path: Path, as_json: bool) -> None:
 @app.command()
 def targets(as_json: AsJson = False) -> None:
     """Targets that programs can be compiled for."""
-    from mqc.registry import backend_for, target_names
+    from mqc.registry import target_names
 
-    data = {name: backend_for(name).name for name in target_names()}
-    show({"targets": data}, as_json, "backend", list(data.items()))
+    data = {}
+    for name in target_names():
+        found = backend_for(name)
+        data[name] = {
+            "backend": found.name,
+            "options": {k: v.__name__ for k, v in found.options.items()},
+            "export_options": {k: v.__name__ for k, v in found.export_options.items()},
+        }
+    rows = [
+        (n, str(d["backend"]), ", ".join(d["options"]), ", ".join(d["export_options"]) or "no export")
+        for n, d in data.items()
+    ]
+    show({"targets": data}, as_json, "backend|options of run, eval and bench|options of export", rows)
 
 
 @app.command()

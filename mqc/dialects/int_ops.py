@@ -432,7 +432,8 @@ class AttentionOp(IntOp):
 @irdl_op_definition
 class LutOp(IntOp):
     """Function of one value by table. Of a u8: 256 entries of the result's type. Of a u16:
-    2^(16−segment_bits) + 1 s32 knots with 4 fraction bits, interpolated linearly.
+    2^(16−segment_bits) + 1 s32 knots with 4 fraction bits, interpolated linearly. `function` names
+    the real function, for targets that have it as an op.
 
     `y = table[x]`, or with i = x >> b, r = x & (2^b − 1):
     `y = clamp(shift_right_round(table[i]·(2^b − r) + table[i+1]·r, b + 4))`
@@ -442,6 +443,7 @@ class LutOp(IntOp):
     x = operand_def(TensorType)
     table = prop_def(WeightAttr)
     segment_bits = opt_prop_def(IntegerAttr)
+    function = opt_prop_def(StringAttr)
     result = result_def(TensorType)
 
     def check(self) -> None:

@@ -18,12 +18,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mqc.backend import check_options
 from mqc.errors import ArtifactError, IRError, StorageError
 from mqc.ir import CompilerContext, level, weight_refs
 from mqc.ir_text import parse_module, print_module
+from mqc.registry import backend_for
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 from mqc.weight_store import WeightStore
@@ -31,6 +34,8 @@ from mqc.weight_store import WeightStore
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _FILES = ("program.mlir", "weights.safetensors", "tokenizer.json")
+#: Entry of the manifests that `export` writes: its options.
+_EXPORT = "export"
 #: What the manifest must state besides its version and files.
 _FIELDS = {
     "target": (str, "a text"),
@@ -48,20 +53,49 @@ def save(program: Program, path: Path) -> None:
     An existing artifact at `path` is replaced; anything else there is left alone and refused.
     Raises `StorageError`.
     """
+
+    def fill(folder: Path) -> None:
+        _write(folder / "program.mlir", print_module(program.module))
+        program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
+        _write(folder / "tokenizer.json", program.tokenizer.to_json())
+
+    _write_folder(path, fill, {**program.manifest, "format_version": FORMAT_VERSION})
+
+
+def export(program: Program, path: Path, **options: Any) -> None:
+    """Write the files that a user takes to the target, a manifest and the tokenizer, as `save` does.
+
+    Raises `StorageError`; `TargetError` and `InputError` as the backend's `export` does.
+    """
+    known = backend_for(program.target).export_options
+    check_options(program.target, known, options)
+    metadata = {
+        "mqc_version": str(program.manifest.get("mqc_version")),
+        "recipe": str(program.manifest.get("recipe")),
+        "pipeline": str(program.manifest.get("pipeline")),
+        "source": json.dumps(program.manifest.get("source", {})),
+        "prefix": json.dumps(program.prefix),
+    }
+
+    def fill(folder: Path) -> None:
+        backend = backend_for(program.target)
+        backend.export(program.module, program.weights, folder, metadata=metadata, **options)
+        _write(folder / "tokenizer.json", program.tokenizer.to_json())
+
+    facts = {"prefix": program.prefix, "context": program.context, "logit_scale": program.logit_scale}
+    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: {k: str(v) for k, v in options.items()}})
+
+
+def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
+    """A folder with what `fill` writes and a manifest; it appears whole or not at all."""
     work: Path | None = None
     try:
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        _write(work / "program.mlir", print_module(program.module))
-        program.weights.save(work / "weights.safetensors", weight_refs(program.module))
-        _write(work / "tokenizer.json", program.tokenizer.to_json())
-        manifest = {
-            **program.manifest,
-            "format_version": FORMAT_VERSION,
-            "files": {name: _describe(work / name) for name in _FILES},
-        }
-        _write(work / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        fill(work)
+        files = {file.name: _describe(file) for file in sorted(work.iterdir())}
+        _write(work / _MANIFEST, json.dumps({**manifest, "files": files}, indent=2) + "\n")
         os.chmod(work, 0o755)
         _replace(work, path)
         work = None
@@ -74,13 +108,13 @@ def save(program: Program, path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise `StorageError` unless `path` is free, or an artifact and nothing else."""
+    """Raise `StorageError` unless `path` is free, or a folder that mqc wrote and nothing else."""
     if not path.exists():
         return
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        ours = set(_FILES) <= set(manifest["files"])
-        foreign = sorted({p.name for p in path.iterdir()} - {_MANIFEST, *_FILES})
+        ours = set(_FILES) <= set(manifest["files"]) or _EXPORT in manifest
+        foreign = sorted({p.name for p in path.iterdir()} - {_MANIFEST, *manifest["files"]})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours, foreign = False, []
     if not ours:
@@ -141,6 +175,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ArtifactError(f"{file} is not a manifest of mqc")
+    if _EXPORT in manifest:
+        raise ArtifactError(
+            f"{folder} holds the files exported for {manifest.get('target')}; give the folder that "
+            "mqc compile wrote"
+        )
     version = manifest.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactError(

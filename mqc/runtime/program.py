@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Engine, Ids
+from mqc.backend import Engine, Ids, check_options
 from mqc.dialects.core import plain
 from mqc.errors import InputError
 from mqc.ir import context_length, prefix_tokens, weight_refs
@@ -28,7 +28,7 @@ class Program:
     """An integer-only LLM, its tokenizer, and the engine that runs it.
 
     manifest: `target`, `recipe`, `pipeline`, `source`, `mac_share_8bit`, `mqc_version`.
-    threads, isa: passed to the engine; None and `auto` use all of the machine.
+    options: of the target's engine, set by `configure`.
     """
 
     def __init__(
@@ -73,8 +73,11 @@ class Program:
     # ---- running
 
     def configure(self, **options: Any) -> Program:
-        """Set options of the target's engine (for the CPU: `threads`, `isa`). Returns itself."""
-        self.options |= options
+        """Set options of the target's engine (`Backend.options`; for the CPU `threads`, `isa`), where not
+        None. Returns itself. Raises `InputError` for options that the target does not have."""
+        given = {name: value for name, value in options.items() if value is not None}
+        check_options(self.target, backend_for(self.target).options, given)
+        self.options |= given
         self._engines.pop("target", None)
         return self
 
@@ -207,6 +210,12 @@ class Program:
         from mqc.runtime.artifact import save
 
         save(self, Path(path))
+
+    def export(self, path: str | Path, **options: Any) -> None:
+        """Write the files for the target as a folder; options are the backend's (`export_options`)."""
+        from mqc.runtime.artifact import export
+
+        export(self, Path(path), **options)
 
     # ---- helpers
 

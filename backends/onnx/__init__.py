@@ -1,0 +1,53 @@
+"""The ONNX backend: QDQ models that every runtime takes, and a strict form equal to the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mqc.backends.onnx.select import select
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Engine, Kernel, Limits
+from mqc.dialects.core import MqcOp
+from mqc.errors import TargetError
+from mqc.registry import backend
+from mqc.weight_store import WeightStore
+
+
+class OnnxBackend(Backend):
+    """ONNX graphs, run by ONNX Runtime."""
+
+    name: ClassVar[str] = "onnx"
+    targets: ClassVar[Sequence[str]] = ("onnx-int8",)
+    options: ClassVar[Mapping[str, type]] = {"style": str, "provider": str, "threads": int}
+
+    export_options: ClassVar[Mapping[str, type]] = {"style": str, "tokens": tuple, "context": int}
+
+    def select(self, op: MqcOp) -> Kernel | None:
+        return select(op)
+
+    def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
+        """Options: `style` (`qdq`, `integer`), `provider` (an execution provider), `threads`."""
+        _check_packages()
+        from mqc.backends.onnx.engine import OnnxEngine
+
+        return OnnxEngine(module, weights, **options)
+
+    def export(self, module: ModuleOp, weights: WeightStore, folder: Path, **options: Any) -> None:
+        """Options: those of `mqc.backends.onnx.files.write`."""
+        _check_packages()
+        from mqc.backends.onnx.files import write
+
+        write(module, weights, folder, **options)
+
+    def limits(self, **options: Any) -> Limits:
+        return backend("cpu").limits(threads=options.get("threads"))
+
+
+def _check_packages() -> None:
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise TargetError(f"target onnx-int8 needs the package {package}: pip install 'mqc[onnx]'")

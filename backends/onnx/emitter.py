@@ -1,0 +1,217 @@
+"""What both ONNX forms share: inputs, outputs, the cache, and the walk over the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from mqc.backends.onnx.graph import DataFile, Graph, Shape
+from mqc.backends.onnx.select import RULES
+from onnx import TensorProto
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc.dialects import int_ops
+from mqc.dialects.core import MqcOp, channels, element_type
+from mqc.errors import TargetError
+from mqc.ir import main_function, ops_by_name, returned_value
+from mqc.weight_store import WeightStore, numpy_dtype
+
+IDS, POSITIONS, LOGITS, LOGIT_ROWS = "input_ids", "position_ids", "logits", "logit_rows"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sizes of a graph: `tokens` new ones behind `past` positions in the cache; None is dynamic.
+
+    With a fixed `past`, rows of the cache from the first new position on are not read.
+    """
+
+    tokens: int | None = None
+    past: int | None = None
+
+    @property
+    def token_dim(self) -> int | str:
+        return "tokens" if self.tokens is None else self.tokens
+
+    @property
+    def past_dim(self) -> int | str:
+        return "past" if self.past is None else self.past
+
+    @property
+    def seen(self) -> int | str:
+        return "seen" if self.tokens is None or self.past is None else self.tokens + self.past
+
+
+def past_name(which: str, layer: int) -> str:
+    """Name of the graph input with earlier rows; `which` is `key` or `value`."""
+    return f"past_{which}.{layer}"
+
+
+def new_name(which: str, layer: int) -> str:
+    """Name of the graph output with the rows of the new tokens."""
+    return f"new_{which}.{layer}"
+
+
+class Emitter:
+    """Base of the forms: subclasses have a method for each `int` op (`mqc.backends.onnx.select.RULES`).
+
+    The graph takes `input_ids` `[tokens]`, `position_ids` `[tokens]` (prefix included, consecutive), for
+    each layer `past_key.L` and `past_value.L`, u8 `[past, kv_heads, head_dim]`, and with more than one
+    token `logit_rows` `[rows]`, the tokens whose logits are wanted. It gives `logits` `[rows, vocabulary]`
+    and `new_key.L`, `new_value.L` `[tokens, kv_heads, head_dim]`, which belong behind the past rows.
+    """
+
+    OPSET: ClassVar[int] = 21
+    #: dtype of ids, positions and rows.
+    INDEX: ClassVar[Any] = np.int64
+
+    def __init__(self, module: ModuleOp, weights: WeightStore, data: DataFile, lengths: Lengths) -> None:
+        self.module, self.weights, self.lengths = module, weights, lengths
+        self.graph = Graph(data, weights)
+        self.names: dict[MqcOp, str] = {op: name for name, op in ops_by_name(module).items()}
+        self.values: dict[SSAValue, str] = {}
+        self._masks: dict[int | None, str] = {}
+        self._head_shapes: dict[tuple[int, int], str] = {}
+        self._flat_shapes: dict[int, str] = {}
+
+    def emit(self, every_value: bool = False) -> Graph:
+        """Emit all ops. With `every_value` all values are graph outputs, as they are stored."""
+        g, lengths = self.graph, self.lengths
+        block = main_function(self.module).body.block
+        self.ids = g.input(IDS, self.INDEX, [lengths.token_dim])
+        self.positions = g.input(POSITIONS, self.INDEX, [lengths.token_dim])
+        self.values.update(zip(block.args, (self.ids, self.positions), strict=True))
+        self.rows = None if lengths.tokens == 1 else g.input(LOGIT_ROWS, self.INDEX, ["rows"])
+        for op, name in self.names.items():
+            if isinstance(op, int_ops.AttentionOp):
+                for which, value in (("key", op.k), ("value", op.v)):
+                    shape = [lengths.past_dim, op.get("kv_heads"), channels(value) // op.get("kv_heads")]
+                    g.input(past_name(which, op.get("layer")), np.uint8, shape)
+            rule: Callable[[Any], None] | None = getattr(self, RULES.get(type(op), ""), None)
+            if rule is None:
+                raise TargetError(f"onnx: {op.name} %{name} has no ONNX form")
+            with g.scope(name):
+                rule(op)
+            value = op.results[0]
+            if every_value and value in self.values and value is not returned_value(self.module):
+                g.output(
+                    self.values[value], numpy_dtype(element_type(value)), [lengths.token_dim, channels(value)]
+                )
+        return g
+
+    def name(self, value: SSAValue) -> str:
+        """Name of a value in the module."""
+        assert isinstance(value.owner, MqcOp)
+        return self.names[value.owner]
+
+    def is_logits(self, value: SSAValue) -> bool:
+        return value is returned_value(self.module)
+
+    def select_rows(self, x: str) -> str:
+        """The rows of `x` `[tokens, …]` whose logits are wanted."""
+        return x if self.rows is None else self.graph.op("Gather", x, self.rows, axis=0)
+
+    @property
+    def logit_shape(self) -> Shape:
+        return [1 if self.rows is None else "rows", channels(returned_value(self.module))]
+
+    def matrix(self, op: int_ops.LinearOp) -> str:
+        """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load."""
+        g, k, n = self.graph, channels(op.x), channels(op.result)
+        if op.get("weight_bits") == 8:
+            return g.weight(op.weight)
+        packed = g.weight(op.weight, TensorProto.INT4, (k, n))
+        if op.group_scale is None:
+            return g.op("Cast", packed, to=TensorProto.INT8)
+        factor = self.weights[op.group_scale].T.astype(np.int32)
+        blocks = self.reshape(g.op("Cast", packed, to=TensorProto.INT32), (len(factor), -1, n))
+        scaled = g.op("Mul", blocks, g.constant(factor[:, None]))
+        return g.op("Cast", self.reshape(scaled, (k, n)), to=TensorProto.INT8)
+
+    # ---- attention
+
+    def cache(self, op: int_ops.AttentionOp, which: str, x: str) -> str:
+        """Give the new rows of u8 `x` out, and return all rows `[seen, kv_heads, head_dim]`."""
+        kv_heads = op.get("kv_heads")
+        width = channels(op.k if which == "key" else op.v) // kv_heads
+        name = new_name(which, op.get("layer"))
+        new = self.reshape(x, (0, kv_heads, width), out=name)
+        self.graph.output(name, np.uint8, [self.lengths.token_dim, kv_heads, width])
+        return self.graph.op("Concat", past_name(which, op.get("layer")), new, axis=0)
+
+    def queries(self, op: int_ops.AttentionOp, q: str) -> str:
+        """`[tokens, heads · head_dim]` as `[kv_heads, heads per kv head · tokens, head_dim]`."""
+        kv_heads, width = op.get("kv_heads"), channels(op.q) // op.get("heads")
+        split = self.reshape(q, (0, kv_heads, -1, width))
+        return self.reshape(self.graph.op("Transpose", split, perm=[1, 2, 0, 3]), (kv_heads, -1, width))
+
+    def merge(self, op: int_ops.AttentionOp, y: str, out: str | None = None) -> str:
+        """Inverse of `queries`."""
+        heads, kv_heads = op.get("heads"), op.get("kv_heads")
+        width = channels(op.q) // heads
+        tokens = self.lengths.tokens
+        split = self.reshape(y, (kv_heads, heads // kv_heads, -1 if tokens is None else tokens, width))
+        y = self.graph.op("Transpose", split, perm=[2, 0, 1, 3])
+        return self.reshape(y, (-1 if tokens is None else tokens, heads * width), out)
+
+    def by_head(self, op: int_ops.AttentionOp, x: str) -> str:
+        """`[kv_heads, heads per kv head · tokens, seen]` as `[kv_heads, heads per kv head, tokens, seen]`."""
+        heads, kv_heads = op.get("heads"), op.get("kv_heads")
+        if self.lengths.tokens is not None:
+            return self.reshape(x, (kv_heads, heads // kv_heads, self.lengths.tokens, -1))
+        sizes = (kv_heads, heads // kv_heads)
+        if sizes not in self._head_shapes:
+            g = self.graph
+            with g.scope("heads"):
+                first, rest = (g.constant(np.array(i, np.int64)) for i in (sizes, [-1]))
+                self._head_shapes[sizes] = g.op("Concat", first, g.op("Shape", self.ids), rest, axis=0)
+        return self.graph.op("Reshape", x, self._head_shapes[sizes])
+
+    def flat_heads(self, op: int_ops.AttentionOp, x: str) -> str:
+        """Inverse of `by_head`."""
+        kv_heads, seen = op.get("kv_heads"), self.lengths.seen
+        if isinstance(seen, int):
+            return self.reshape(x, (kv_heads, -1, seen))
+        if kv_heads not in self._flat_shapes:
+            g = self.graph
+            count = g.op("Shape", self.visible(op), start=1)
+            first = g.constant(np.array([kv_heads, -1], np.int64))
+            self._flat_shapes[kv_heads] = g.op("Concat", first, count, axis=0)
+        return self.graph.op("Reshape", x, self._flat_shapes[kv_heads])
+
+    def visible(self, op: int_ops.AttentionOp) -> str:
+        """Boolean `[tokens, seen]`: which keys each token sees. One for all layers with the same window."""
+        window = op.get("window")
+        if window not in self._masks:
+            with self.graph.scope("mask"):
+                self._masks[window] = self._visible(past_name("key", op.get("layer")), window)
+        return self._masks[window]
+
+    def _visible(self, past: str, window: int | None) -> str:
+        g, index = self.graph, self.INDEX
+        positions = g.op("Unsqueeze", self.positions, g.constant(np.array([1], np.int64)))
+        if self.lengths.past is None:
+            one, zero = (g.constant(np.array(i, np.int64)) for i in (1, 0))
+            count = g.op("Squeeze", g.op("Shape", past, start=0, end=1))
+            tokens = g.op("Squeeze", g.op("Shape", self.ids))
+            keys = g.op("Range", zero, g.op("Add", count, tokens), one)
+        else:
+            rows = np.arange(self.lengths.past, dtype=index)
+            first = g.op("Gather", self.positions, g.constant(np.array([0], np.int64)))
+            filled = g.op("Less", g.constant(rows, "rows"), first)
+            # An empty row gets a position that no token reaches.
+            far = g.constant(np.array(2**30, index))
+            old = g.op("Where", filled, g.constant(rows, "rows"), far)
+            keys = g.op("Concat", old, self.positions, axis=0)
+        seen = g.op("LessOrEqual", keys, positions)
+        if window is None:
+            return seen
+        start = g.op("Sub", positions, g.constant(np.array(window, index)))
+        return g.op("And", seen, g.op("Greater", keys, start))
+
+    def reshape(self, x: str, shape: tuple[int, ...], out: str | None = None) -> str:
+        """Reshape; 0 keeps a dimension, −1 takes what is left."""
+        return self.graph.op("Reshape", x, self.graph.constant(np.array(shape, np.int64)), out=out)

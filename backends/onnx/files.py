@@ -1,0 +1,101 @@
+"""The ONNX files of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from mqc.backends.onnx.emitter import Emitter, Lengths, past_name
+from mqc.backends.onnx.graph import DATA_FILE, DataFile
+from mqc.backends.onnx.integer import IntegerForm
+from mqc.backends.onnx.qdq import QdqForm
+from safetensors.numpy import save_file
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.dialects import int_ops
+from mqc.dialects.core import channels
+from mqc.errors import InputError
+from mqc.ir import context_length, mqc_ops, prefix_tokens
+from mqc.weight_store import Array, WeightStore
+
+#: Rows of the cache that a sequence starts with, named like the graph inputs.
+CACHE_FILE = "initial_cache.safetensors"
+STYLES: dict[str, type[Emitter]] = {"qdq": QdqForm, "integer": IntegerForm}
+
+
+def graph_file(lengths: Lengths) -> str:
+    """`model.onnx` takes any number of tokens, `decode.onnx` one, `prefill_N.onnx` N."""
+    if lengths.tokens is None:
+        return "model.onnx"
+    return "decode.onnx" if lengths.tokens == 1 else f"prefill_{lengths.tokens}.onnx"
+
+
+def all_lengths(module: ModuleOp, tokens: Sequence[int], context: int | None) -> list[Lengths]:
+    """Sizes of the graphs for fixed token counts within a context; one dynamic graph for none.
+
+    Raises `InputError` if they do not fit the context that the module was compiled for.
+    """
+    most = context_length(module)
+    room = context or most
+    if not len(prefix_tokens(module)) < room <= most:
+        raise InputError(f"context must be in ({len(prefix_tokens(module))}, {most}], got {room}")
+    if not tokens:
+        return [Lengths()]
+    for count in tokens:
+        if not 1 <= count <= room - len(prefix_tokens(module)):
+            raise InputError(f"{count} tokens do not fit a context of {room} with its prefix")
+    return [Lengths(count, room - count) for count in tokens]
+
+
+def write(
+    module: ModuleOp,
+    weights: WeightStore,
+    folder: Path,
+    style: str = "qdq",
+    tokens: Sequence[int] = (),
+    context: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    every_value: bool = False,
+) -> list[Path]:
+    """Write graphs, their shared weights and the initial cache into `folder`; return the graphs' paths.
+
+    Args:
+        style: `qdq` or `integer`.
+        tokens: fixed token counts, a graph each; none for one graph of dynamic length.
+        context: positions of the cache where token counts are fixed; the module's by default.
+        metadata: entries for the models' metadata.
+        every_value: make every value a graph output, for debugging.
+
+    Raises `InputError` for options out of range, `TargetError` for an op without such a form. Memory: the
+    weights are written from where they are; time is that of writing them.
+    """
+    if style not in STYLES:
+        raise InputError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
+    data, paths = DataFile(), []
+    for lengths in all_lengths(module, tokens, context):
+        form = STYLES[style](module, weights, data, lengths)
+        path = folder / graph_file(lengths)
+        model = form.emit(every_value).model(path.stem, form.OPSET, metadata or {})
+        onnx.save(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True), path)
+        paths.append(path)
+    data.write(folder / DATA_FILE)
+    for path in paths:
+        onnx.checker.check_model(path)
+    save_file(initial_cache(module, weights), folder / CACHE_FILE)
+    return paths
+
+
+def initial_cache(module: ModuleOp, weights: WeightStore) -> dict[str, Array]:
+    """The prefix's rows u8 `[prefix, kv_heads, head_dim]`, by the name of the graph input."""
+    rows: dict[str, Any] = {}
+    for op in mqc_ops(module):
+        if isinstance(op, int_ops.AttentionOp):
+            for which, ref in (("key", op.prefix_k), ("value", op.prefix_v)):
+                if ref is not None:
+                    width = channels(op.k) // op.get("kv_heads")
+                    rows[past_name(which, op.get("layer"))] = weights[ref].reshape(
+                        -1, op.get("kv_heads"), width
+                    )
+    return rows

@@ -1,0 +1,278 @@
+"""The QDQ form for CPU runtimes: float ops between QuantizeLinear and DequantizeLinear, which runtimes
+fuse into integer kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from mqc.backends.onnx.emitter import LOGITS, Emitter
+from onnx import TensorProto
+from xdsl.ir import SSAValue
+
+from mqc import arithmetic as a
+from mqc.dialects import int_ops
+from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.dialects.quant import UniformType
+from mqc.errors import TargetError
+from mqc.evaluation import Evaluation
+from mqc.rotary import rope_pairs
+from mqc.weight_store import Array
+
+#: Added to the scores of keys that a token does not see.
+_HIDDEN = -1e9
+
+
+def real_factor(multiplier: Any, shift: Any) -> Array:
+    """The real number(s) that `arithmetic.requantize` multiplies with, float64."""
+    return np.asarray(multiplier, np.float64) * 2.0 ** -(31.0 + np.asarray(shift, np.float64))
+
+
+class QdqForm(Emitter):
+    """8-bit values are quantized, 16-bit values stay float: no CPU runtime has 16-bit integer kernels.
+
+    A 16-bit operand of a product with weights is quantized as the sum of two 8-bit ones, so that the
+    weights are multiplied as integers. Scales are those the `int` ops state (`represents`) or hold in
+    their multipliers. Logits are float.
+    """
+
+    OPSET: ClassVar[int] = 23
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.floats: dict[SSAValue, str] = {}
+        self._rope: dict[tuple[WeightAttr, WeightAttr], tuple[str, str]] = {}
+        self._scores: dict[int | None, str] = {}
+
+    def constant(self, value: Any, hint: str = "", dtype: Any = np.float32) -> str:
+        return self.graph.constant(value, hint, dtype)
+
+    # ---- quantized values
+
+    def type(self, value: SSAValue) -> UniformType:
+        """The real numbers that a value stands for. Raises `TargetError` if the module does not say."""
+        owner = value.owner
+        found = owner.represents if isinstance(owner, int_ops.IntOp) else None
+        if found is None:
+            raise TargetError(
+                f"onnx: %{self.name(value)} does not state what it represents; compile the model again, "
+                'or use style "integer"'
+            )
+        return found
+
+    def scale(self, value: SSAValue) -> float:
+        """Real value of one step: of the logits, their unit."""
+        if self.is_logits(value):
+            return float(plain(self.module.attributes["mqc.logit_scale"]))
+        return self.type(value).real_scale
+
+    def keeps(self, value: SSAValue) -> bool:
+        """Whether the form stores a value as integers."""
+        return self.type(value).bits == 8
+
+    def dequantize(self, x: str, scale: Any, zero: int, dtype: Any = np.uint8, **attributes: Any) -> str:
+        zeros = self.graph.constant(np.full(np.shape(scale), zero), dtype=dtype)
+        return self.graph.op("DequantizeLinear", x, self.constant(scale), zeros, **attributes)
+
+    def quantize(self, x: str, scale: float, zero: int, dtype: Any = np.uint8, out: str | None = None) -> str:
+        zeros = self.graph.constant(zero, dtype=dtype)
+        return self.graph.op("QuantizeLinear", x, self.constant(scale), zeros, out=out)
+
+    def real(self, value: SSAValue) -> str:
+        """A value as a float tensor."""
+        if value in self.floats:
+            return self.floats[value]
+        stated = self.type(value)
+        return self.dequantize(self.values[value], stated.real_scale, stated.zero, f"uint{stated.bits}")
+
+    def store(self, x: str, value: SSAValue) -> None:
+        """Make float `x` the value."""
+        if self.is_logits(value):
+            self.graph.op("Identity", x, out=LOGITS)
+            self.graph.output(LOGITS, np.float32, self.logit_shape, first=True)
+        elif self.keeps(value):
+            stated = self.type(value)
+            self.values[value] = self.quantize(
+                x, stated.real_scale, stated.zero, f"uint{stated.bits}", out=self.name(value)
+            )
+        else:
+            self.floats[value] = x
+
+    # ---- ops
+
+    def embedding(self, op: int_ops.EmbeddingOp) -> None:
+        g = self.graph
+        factor = real_factor(self.weights[op.multiplier], self.weights[op.shift]) * self.scale(op.result)
+        row = g.op("Cast", g.op("Gather", g.weight(op.table), self.ids, axis=0), to=TensorProto.FLOAT)
+        factors = self.constant(factor[:, None], f"{self.name(op.result)}.scale")
+        self.store(g.op("Mul", row, g.op("Gather", factors, self.ids, axis=0)), op.result)
+
+    def linear(self, op: int_ops.LinearOp) -> None:
+        """Emitted with the requant that follows, as the other producers of s32."""
+
+    norm = rope = mul = linear
+
+    def requant(self, op: int_ops.RequantOp) -> None:
+        producer = op.x.owner
+        rules: dict[type, Callable[[Any, int_ops.RequantOp], str]] = {
+            int_ops.LinearOp: self.product,
+            int_ops.RmsNormOp: self.normalize,
+            int_ops.LayerNormOp: self.normalize,
+            int_ops.RopeOp: self.rotate,
+            int_ops.MulOp: self.multiply,
+        }
+        if type(producer) not in rules:
+            raise TargetError(f"onnx: %{self.name(op.x)} before an int.requant has no QDQ form")
+        self.store(rules[type(producer)](producer, op), op.result)
+
+    def factor(self, op: int_ops.RequantOp) -> Array:
+        """Real factor(s) of a requant, with the result's scale: what one accumulator step is worth."""
+        stored = real_factor(self.weights[op.multiplier], self.weights[op.shift])
+        result: Array = stored * self.scale(op.result)
+        return result
+
+    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> str:
+        g, n = self.graph, channels(op.result)
+        step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
+        scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
+        weight = self.dequantize(self.matrix(op), scale, 0, np.int8, axis=1)
+        bias = self.weights[op.bias]
+        if op.x not in self.values:
+            return self.plane_product(op, self.rows_for(requant, self.real(op.x)), weight, step * bias, scale)
+        stated = self.type(op.x)
+        x = self.dequantize(self.rows_for(requant, self.values[op.x]), stated.real_scale, stated.zero)
+        if not bias.any():
+            return g.op("MatMul", x, weight)
+        stored = g.constant(bias, f"{self.name(requant.result)}.bias")
+        return g.op("Gemm", x, weight, g.op("DequantizeLinear", stored, self.constant(step), axis=0))
+
+    def rows_for(self, requant: int_ops.RequantOp, x: str) -> str:
+        return self.select_rows(x) if self.is_logits(requant.result) else x
+
+    def plane_product(self, op: int_ops.LinearOp, x: str, weight: str, bias: Array, scale: Array) -> str:
+        """Product of a float x that stands for 16-bit values: `x ≈ 256·s·(high − zero) + s·(low − 128)`.
+
+        Both planes are rows of one product, so that the weights are read once.
+        """
+        g, stated = self.graph, self.type(op.x)
+        s, zero = stated.real_scale, stated.zero // 256
+        high = self.quantize(x, 256 * s, zero)
+        low = self.quantize(g.op("Sub", x, self.dequantize(high, 256 * s, zero)), s, 128)
+        planes = self.dequantize(g.op("Concat", high, low, axis=0), s, 128)
+        both = g.op("MatMul", planes, weight)
+        first, second = g.ops("Split", [both], [None, None], axis=0, num_outputs=2)
+        y = g.op("Add", g.op("Mul", first, self.constant(256)), second)
+        matrix = op.matrix(Evaluation(self.module, self.weights))
+        correction = 256 * s * (128 - zero) * scale * matrix.sum(1, dtype=np.int64) + bias
+        return g.op("Add", y, self.constant(correction, f"{self.name(op.result)}.correction"))
+
+    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> str:
+        g, groups = self.graph, op.get("groups")
+        size = channels(op.x) // groups
+        gain = self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size)
+        epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
+        if isinstance(op, int_ops.LayerNormOp):
+            epsilon /= 4.0**a.MEAN_FRACTION_BITS
+        kind = "RMSNormalization" if isinstance(op, int_ops.RmsNormOp) else "LayerNormalization"
+        x, hint = self.real(op.x), f"{self.name(requant.result)}.gain"
+        if groups == 1:
+            return g.op(kind, x, self.constant(np.broadcast_to(gain, size), hint), axis=-1, epsilon=epsilon)
+        blocks = self.reshape(x, (0, groups, size))
+        y = g.op(kind, blocks, self.constant(np.ones(size)), axis=-1, epsilon=epsilon)
+        return g.op("Mul", self.reshape(y, (0, groups * size)), self.constant(gain, hint))
+
+    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> str:
+        g, head_dim = self.graph, op.get("head_dim")
+        x = self.reshape(self.real(op.x), (0, -1, head_dim))
+        cos, sin = self.rope_rows(op)
+        pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
+        first, second = (np.arange(head_dim)[part] for part in pairs)
+        if 2 * len(first) == head_dim and first[-1] + 1 == second[0]:
+            halves = g.ops("Split", [x], [None, None], axis=2, num_outputs=2)
+            turned = g.op("Concat", halves[1], halves[0], axis=2)
+        else:
+            order = np.arange(head_dim)
+            order[first], order[second] = second, first
+            turned = g.op("Gather", x, g.constant(order), axis=2)
+        y = g.op("Add", g.op("Mul", x, cos), g.op("Mul", turned, sin))
+        return self.reshape(y, (0, channels(op.x)))
+
+    def rope_rows(self, op: int_ops.RopeOp) -> tuple[str, str]:
+        """`[tokens, 1, head_dim]` each: what a channel and its partner are multiplied with."""
+        key = (op.cos, op.sin)
+        if key not in self._rope:
+            g, head_dim = self.graph, op.get("head_dim")
+            with g.scope("rope"):
+                rows = []
+                for name, table in zip(("cos", "sin"), self.rope_tables(op, head_dim), strict=True):
+                    picked = g.op("Gather", self.constant(table, f"rope.{name}"), self.positions, axis=0)
+                    rows.append(g.op("Unsqueeze", picked, g.constant(np.array([1], np.int64))))
+                self._rope[key] = rows[0], rows[1]
+        return self._rope[key]
+
+    def rope_tables(self, op: int_ops.RopeOp, head_dim: int) -> tuple[Array, Array]:
+        """Real tables `[positions, head_dim]`: `y = x · cos + partner(x) · sin`."""
+        cos, sin = (self.weights[ref] * 2.0**-a.ROPE_FRACTION_BITS for ref in (op.cos, op.sin))
+        first, second = rope_pairs(head_dim, 2 * cos.shape[1], bool(op.get("interleaved")))
+        full_cos, full_sin = np.ones((len(cos), head_dim)), np.zeros((len(cos), head_dim))
+        full_cos[:, first], full_cos[:, second] = cos, cos
+        full_sin[:, first], full_sin[:, second] = -sin, sin
+        return full_cos, full_sin
+
+    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> str:
+        return self.graph.op("Mul", self.real(op.a), self.real(op.b))
+
+    def add(self, op: int_ops.AddOp) -> None:
+        self.store(self.graph.op("Add", self.real(op.a), self.real(op.b)), op.result)
+
+    def lut(self, op: int_ops.LutOp) -> None:
+        self.store(self.function(op, self.real(op.x)), op.result)
+
+    def function(self, op: int_ops.LutOp, x: str) -> str:
+        g, name = self.graph, op.get("function")
+        match name:
+            case "silu":
+                return g.op("Mul", x, g.op("Sigmoid", x))
+            case "quick_gelu":
+                return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, self.constant(1.702))))
+            case "gelu" | "gelu_tanh":
+                return g.op("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
+            case "relu" | "sigmoid" | "tanh":
+                return g.op(name.capitalize(), x)
+        raise TargetError(
+            f"onnx: %{self.name(op.result)} is a table of {name or 'no stated function'}, which has no QDQ "
+            'form; use style "integer"'
+        )
+
+    def attention(self, op: int_ops.AttentionOp) -> None:
+        g, q = self.graph, self.type(op.q)
+        keys, rows = (self.cache(op, name, self.values[x]) for name, x in (("key", op.k), ("value", op.v)))
+        # The scores' factor is put into the scale of the queries.
+        scaled = self.dequantize(
+            self.queries(op, self.values[op.q]), q.real_scale * self.score_factor(op), q.zero
+        )
+        k, v = self.type(op.k), self.type(op.v)
+        turned = self.dequantize(g.op("Transpose", keys, perm=[1, 2, 0]), k.real_scale, k.zero)
+        scores = self.by_head(op, g.op("MatMul", scaled, turned))
+        p = g.op("Softmax", g.op("Add", scores, self.mask(op)), axis=-1)
+        p = self.flat_heads(op, p)
+        values = self.dequantize(g.op("Transpose", rows, perm=[1, 0, 2]), v.real_scale, v.zero)
+        self.store(self.merge(op, g.op("MatMul", p, values)), op.result)
+
+    def score_factor(self, op: int_ops.AttentionOp) -> float:
+        """What scores of real queries and keys are multiplied with before the softmax."""
+        factor = real_factor(op.get("score_multiplier"), op.get("score_shift"))
+        octave = np.log2(np.e) * 2.0**a.SCORE_FRACTION_BITS
+        return float(factor / octave / self.scale(op.q) / self.scale(op.k))
+
+    def mask(self, op: int_ops.AttentionOp) -> str:
+        """Float `[tokens, seen]` to add to scores."""
+        window = op.get("window")
+        if window not in self._scores:
+            visible = self.visible(op)
+            with self.graph.scope("mask"):
+                self._scores[window] = self.graph.op(
+                    "Where", visible, self.constant(0), self.constant(_HIDDEN)
+                )
+        return self._scores[window]

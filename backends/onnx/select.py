@@ -1,0 +1,31 @@
+"""Which `int` ops have an ONNX form, and how their weights are laid out. Needs no ONNX package."""
+
+from __future__ import annotations
+
+from mqc.backend import Kernel
+from mqc.dialects import int_ops
+from mqc.dialects.core import MqcOp
+
+#: Method of a form (`mqc.backends.onnx.emitter`) that emits each op.
+RULES: dict[type[MqcOp], str] = {
+    int_ops.EmbeddingOp: "embedding",
+    int_ops.LinearOp: "linear",
+    int_ops.RequantOp: "requant",
+    int_ops.RmsNormOp: "norm",
+    int_ops.LayerNormOp: "norm",
+    int_ops.RopeOp: "rope",
+    int_ops.AttentionOp: "attention",
+    int_ops.LutOp: "lut",
+    int_ops.MulOp: "mul",
+    int_ops.AddOp: "add",
+}
+
+
+def select(op: MqcOp) -> Kernel | None:
+    """The op's own name as kernel, None if no form has it."""
+    if type(op) not in RULES:
+        return None
+    layout = None
+    if isinstance(op, int_ops.LinearOp):
+        layout = "kn" if op.get("weight_bits") == 8 else "kn.s4"
+    return Kernel(op.name.removeprefix("int."), layout)
