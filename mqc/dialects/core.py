@@ -185,6 +185,10 @@ class MqcOp(IRDLOperation):
         """Operands that index tables, each with the number of rows there are."""
         return []
 
+    def cache(self) -> tuple[int, int] | None:
+        """Layer whose KV cache the op keeps, and the number of prefix rows it gives it."""
+        return None
+
     def macs(self) -> int:
         """Multiply-accumulates per token, cache reads not counted."""
         return 0

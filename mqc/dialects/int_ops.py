@@ -401,6 +401,9 @@ class AttentionOp(IntOp):
             for name in ("prefix_k", "prefix_v"):
                 self.expect_weight(name, u8, (rows, width * kv_heads))
 
+    def cache(self) -> tuple[int, int]:
+        return self.get("layer"), 0 if self.prefix_k is None else self.prefix_k.shape[0]
+
     def evaluate(self, ctx: Evaluation, q: Array, k: Array, v: Array) -> Array:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)
