@@ -12,7 +12,8 @@ import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import MqcOp
-from mqc.errors import InputError, TargetError
+from mqc.errors import TargetError
+from mqc.tokens import token_ids
 from mqc.weight_store import WeightStore
 
 Ids = npt.NDArray[np.int32]
@@ -74,18 +75,7 @@ def check_ids(engine: Engine, ids: Ids) -> Ids:
 
     Raises `InputError` otherwise.
     """
-    ids = np.ascontiguousarray(ids, np.int32)
-    if ids.ndim != 1 or len(ids) == 0:
-        raise InputError("forward takes a list of at least one token id")
-    outside = (ids < 0) | (ids >= engine.vocabulary)
-    if outside.any():
-        raise InputError(f"token id {int(ids[outside][0])} is outside [0, {engine.vocabulary})")
-    if engine.position + len(ids) > engine.context:
-        raise InputError(
-            f"{len(ids)} tokens at position {engine.position} do not fit the context of "
-            f"{engine.context}; shorten the prompt or compile with a larger context"
-        )
-    return ids
+    return token_ids(ids, engine.vocabulary, engine.context - engine.position)
 
 
 class Backend(ABC):

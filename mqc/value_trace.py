@@ -45,7 +45,7 @@ class Trace:
 
     def run(self, ids: Array) -> None:
         """Evaluate all values for token ids `[tokens]`, behind the prefix. Raises `InputError`."""
-        check_tokens(self.side.module, ids)
+        ids = check_tokens(self.side.module, ids)
         block = main_function(self.side.module).body.block
         start = len(prefix_tokens(self.side.module))
         arguments: tuple[Any, Any] = ids.astype(np.int64), np.arange(start, start + len(ids))

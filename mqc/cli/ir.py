@@ -276,6 +276,6 @@ def reduce_command(
 
 def _tokens(text: str) -> Any:
     try:
-        return np.array([int(part) for part in text.split(",")], np.int64)
+        return np.array([int(part) for part in text.split(",")])
     except ValueError as error:
         raise InputError(f"--ids takes integers separated by commas, got {text!r}") from error
