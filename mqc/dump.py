@@ -10,6 +10,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import WeightAttr
 from mqc.errors import IRError, StorageError
+from mqc.files import replacing, write_text
 from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, weight_refs
 from mqc.ir_text import parse_module, print_module, read_text
@@ -64,28 +65,10 @@ def write_module(
     Each file appears whole or not at all. Raises `StorageError`.
     """
     wanted = list(weight_refs(module) if refs is None else refs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if wanted:
+    if wanted:
+        with replacing(path.with_suffix(".safetensors")) as partial:
             weights.save(partial, wanted)
-            os.replace(partial, path.with_suffix(".safetensors"))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     write_text(path, print_module(module))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises `StorageError`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:

@@ -73,7 +73,7 @@ def compare_command(
     else:
         _print(result, mended, base, threshold, worst)
     if plan is not None and mended is not None:
-        from mqc.dump import write_text
+        from mqc.files import write_text
 
         write_text(plan, mended.recipe(base).to_toml())
 
@@ -90,7 +90,7 @@ def report_command(
 ) -> None:
     """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
     from mqc.compare import attribute, compare
-    from mqc.dump import write_text
+    from mqc.files import write_text
     from mqc.precision_plan import propose
     from mqc.report import Histograms, render
 

@@ -27,7 +27,7 @@ from mqc.cli.common import (
     progress,
     show,
 )  # fmt: skip
-from mqc.errors import InputError, IRError, StorageError
+from mqc.errors import InputError, IRError
 from mqc.reproducer import REPRODUCER
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def run_command(
 
     from mqc.dialects.core import MqcOp, channels
     from mqc.evaluation import evaluate
+    from mqc.files import replacing
     from mqc.ir import level, returned_value
     from mqc.weight_store import content_hash
 
@@ -170,10 +171,8 @@ def run_command(
     logits = evaluate(module, weights, tokens, note)
     kept["logits"] = np.ascontiguousarray(logits)
     if output is not None:
-        try:
-            save_file(kept, output)
-        except OSError as error:
-            raise StorageError(f"cannot write {output}: {error}") from error
+        with replacing(output) as partial:
+            save_file(kept, partial)
     best = np.argsort(-logits[-1].astype(np.float64), kind="stable")[:5].tolist()
     facts = {
         name: {
@@ -228,14 +227,11 @@ def graph_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
+    from mqc.files import write_text
     from mqc.ir_graph import svg
     from mqc.ir_text import parse_module, read_text
 
-    drawing = svg(parse_module(read_text(path), str(path)), values)
-    try:
-        output.write_text(drawing, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error}") from error
+    write_text(output, svg(parse_module(read_text(path), str(path)), values))
 
 
 @ir.command("reduce")
