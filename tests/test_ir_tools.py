@@ -16,13 +16,14 @@ import pytest
 from safetensors.numpy import load_file
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.cli.modules import read_module
 from mqc.dialects.core import attr
 from mqc.dialects.llm import LinearOp, SiluOp
 from mqc.dump import Dump, dump_files, read_dump
 from mqc.errors import IRError, PassError
 from mqc.evaluation import evaluate
 from mqc.instruments import PrintIR
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops, weight_refs
 from mqc.ir_diff import diff, render
 from mqc.ir_graph import graph, svg
 from mqc.ir_reduce import reduce_module
@@ -214,6 +215,14 @@ def test_verify_reads_the_weights(dumps: Path, tmp_path: Path) -> None:
     bad = mqc("ir", "verify", tmp_path / "08-lower-to-int.mlir")
     assert bad.returncode == 1 and "was altered" in bad.stderr
     assert mqc("ir", "verify", "--text-only", tmp_path / "08-lower-to-int.mlir").returncode == 0
+
+
+def test_a_folder_stands_for_its_last_dump(dumps: Path, tmp_path: Path) -> None:
+    last, weights = read_module(dumps)
+    assert print_module(last) == (dumps / "10-plan-memory.mlir").read_text()
+    assert all(ref in weights for ref in weight_refs(last))
+    with pytest.raises(IRError, match="holds no dumps"):
+        read_module(tmp_path)
 
 
 # ---- graph

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from mqc.cli.common import AsJson, app, errors, out, progress, read_text_file, show
+from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
     from mqc.value_trace import Side
 
     chosen = backend_named(backend) if backend is not None else None
-    if test is None and _is_program(reference):
+    if test is None and is_program(reference):
         from mqc.registry import backend_for
         from mqc.runtime.artifact import load
 
@@ -133,23 +134,8 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
             )
         last, final = floats[-1], loaded[-1]
         return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen)
-    one, two = _read(reference), _read(test)
+    one, two = read_module(reference), read_module(test)
     return Side(str(reference), *one), Side(str(test), *two, backend=chosen)
-
-
-def _read(path: Path) -> tuple[Any, Any]:
-    from mqc.dump import dump_files, read_dump
-
-    if _is_program(path):
-        from mqc.runtime.artifact import load
-
-        program = load(path)
-        return program.module, program.weights
-    return read_dump(dump_files(path)[-1] if path.is_dir() else path)
-
-
-def _is_program(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
 
 
 def _folder(path: Path) -> Path:
@@ -168,7 +154,7 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     from mqc.runtime.perplexity import text_windows
     from mqc.runtime.tokenizer import Tokenizer
 
-    folders = [path if path.is_dir() else path.parent for path in paths]
+    folders = [folder_of(path) for path in paths]
     saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
     if text is None and saved:
         return list(Calibration.load(saved[0]).part(windows, length))
@@ -197,7 +183,7 @@ def base_recipe(paths: list[Path]) -> Recipe:
     from mqc.dump import RECIPE
     from mqc.recipe import Recipe, load_recipe
 
-    for folder in (path if path.is_dir() else path.parent for path in paths):
+    for folder in (folder_of(path) for path in paths):
         if (folder / RECIPE).is_file():
             return load_recipe(folder / RECIPE)
     return Recipe()

@@ -27,13 +27,12 @@ from mqc.cli.common import (
     progress,
     show,
 )  # fmt: skip
-from mqc.errors import InputError, IRError
+from mqc.cli.modules import folder_of, read_module
+from mqc.errors import InputError
 from mqc.reproducer import REPRODUCER
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
-
-    from mqc.weight_store import WeightStore
 
 ir = typer.Typer(no_args_is_help=True, help="Compare, run, verify, draw and reduce IR text.")
 app.add_typer(ir, name="ir")
@@ -42,29 +41,6 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="IR text, with its we
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="give weights that no file holds random values by name")
 ]
-
-
-def read(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStore]:
-    """A module and its weights; `-` reads the text from standard input, weights from this folder."""
-    from mqc.dump import folder_weights
-    from mqc.ir import weight_refs
-    from mqc.ir_text import parse_module, read_text
-    from mqc.random_weights import fill_random
-
-    if path.is_dir():
-        path = path / "program.mlir"
-    text = sys.stdin.read() if str(path) == "-" else read_text(path)
-    module = parse_module(text, str(path))
-    weights = folder_weights(Path(".") if str(path) == "-" else path.parent)
-    if random_weights:
-        fill_random(module, weights)
-    for ref in weight_refs(module):
-        if ref not in weights:
-            raise IRError(
-                f"{path}: weight {ref.key.data} is in no .safetensors file beside it; "
-                "mqc opt, ir run and ir reduce take --random-weights"
-            )
-    return module, weights
 
 
 @app.command()
@@ -96,9 +72,9 @@ def opt(
     from mqc.verification import verify_fully
 
     pipeline = Pipeline.parse(passes)
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     ctx = CompilerContext(weights)
-    windows = calibration or path.parent / CALIBRATION
+    windows = calibration or folder_of(path) / CALIBRATION
     if calibration is not None or (windows.is_file() and any(p.needs_calibration for p in pipeline)):
         ctx.calibration = Calibration.load(windows)
     if verify_each:
@@ -159,7 +135,7 @@ def run_command(
     from mqc.ir import level, returned_value
     from mqc.weight_store import content_hash
 
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     vocabulary = channels(returned_value(module))
     tokens = _tokens(ids) if ids else np.random.default_rng(seed).integers(0, vocabulary, random)
     kept: dict[str, Any] = {}
@@ -212,7 +188,7 @@ def verify_command(
         if text_only:
             module = parse_module(read_text(path), str(path))
         else:
-            module, weights = read(path)
+            module, weights = read_module(path)
             verify_fully(module, weights)
         count = len(list(mqc_ops(module)))
         data[str(path)] = {"level": level(module), "ops": count}
@@ -249,7 +225,7 @@ def reduce_command(
     from mqc.ir import mqc_ops
     from mqc.ir_reduce import reduce_module
 
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     if "{}" not in command:
         raise InputError("the command must hold {}, which stands for the module's file")
     total = len(list(mqc_ops(module)))
