@@ -48,8 +48,8 @@ def mqc(*arguments: object, text: str | None = None) -> subprocess.CompletedProc
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dumps")
     ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder, ctx)
-    dump.start(module, {"recipe.toml": Recipe().to_toml()})
+    dump = Dump(folder)
+    dump.start(ctx, module, {"recipe.toml": Recipe().to_toml()})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     return folder
 

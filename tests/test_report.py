@@ -25,8 +25,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dumps")
     ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder, ctx)
-    dump.start(module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
+    dump = Dump(folder)
+    dump.start(ctx, module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     out = folder / "report.html"
     done = subprocess.run(

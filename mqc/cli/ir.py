@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from mqc.cli.common import (
 )  # fmt: skip
 from mqc.cli.modules import folder_of, read_module
 from mqc.errors import InputError
-from mqc.reproducer import REPRODUCER
+from mqc.reproducer import REPRODUCER, reproducer_folder
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -80,10 +79,9 @@ def opt(
     if verify_each:
         verify_fully(module, weights)
     watching = [PrintIR(print_ir_before, print_ir_after, print_ir_after_change)]
-    reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
-    # What already is one needs no copy, which would hold the weights again.
-    again = path.name == REPRODUCER
-    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=None if again else reproducer)
+    # What already is a reproducer needs no copy, which would hold the weights again.
+    reproducer = None if path.name == REPRODUCER else reproducer_folder()
+    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
     if output is None:
         sys.stdout.write(print_module(module))
     else:
