@@ -74,7 +74,7 @@ def opt(
     module, weights = read_module(path, random_weights)
     ctx = CompilerContext(weights)
     windows = calibration or folder_of(path) / CALIBRATION
-    if calibration is not None or (windows.is_file() and any(p.needs_calibration for p in pipeline)):
+    if calibration is not None or windows.is_file():
         ctx.calibration = Calibration.load(windows)
     if verify_each:
         verify_fully(module, weights)
