@@ -106,9 +106,7 @@ def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
 def weight_refs(module: ModuleOp) -> Iterator[WeightAttr]:
     """Every weight attribute in the module."""
     for op in mqc_ops(module):
-        for value in (*op.properties.values(), *op.attributes.values()):
-            if isinstance(value, WeightAttr):
-                yield value
+        yield from op.weight_refs()
 
 
 def level(module: ModuleOp) -> str:

@@ -25,7 +25,7 @@ from mqc.evaluation import evaluate
 from mqc.instruments import PrintIR
 from mqc.ir import CompilerContext, mqc_ops, weight_refs
 from mqc.ir_diff import diff, render
-from mqc.ir_graph import graph, svg
+from mqc.ir_graph import graph, select, svg
 from mqc.ir_reduce import reduce_module
 from mqc.ir_text import parse_module, print_module
 from mqc.pass_base import Pass
@@ -230,10 +230,11 @@ def test_a_folder_stands_for_its_last_dump(dumps: Path, tmp_path: Path) -> None:
 
 def test_graph_of_a_layer(dumps: Path, tmp_path: Path) -> None:
     module, _ = read_dump(dumps / "05-observe-ranges.mlir")
-    drawn = graph(module, "layers.1.*")
+    ops = select(module, "layers.1.*")
+    drawn = graph(ops)
     assert drawn.has_edge("layers.1.mlp.up_proj", "layers.1.mlp.mul")
     assert [n for n, d in drawn.nodes(data=True) if not d["inside"]] == ["layers.0.add.add", "positions"]
-    root = ElementTree.fromstring(svg(module, "layers.1.*"))
+    root = ElementTree.fromstring(svg(ops))
     boxes = root.findall(".//{http://www.w3.org/2000/svg}rect")
     places = [(float(b.get("x", 0)), float(b.get("y", 0))) for b in boxes]
     assert len(boxes) == len(drawn) == len(set(places))

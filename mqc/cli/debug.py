@@ -104,7 +104,7 @@ def report_command(
             attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], None, report)
     plan = propose(result, two.module)
     recipe = plan.recipe(base_recipe([folder])).to_toml()
-    write_text(output, render(folder, result, histograms, plan, recipe, two.module, threshold))
+    write_text(output, render(folder, result, histograms, plan, recipe, two, threshold))
     errors.print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
 
 

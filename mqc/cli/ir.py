@@ -202,10 +202,10 @@ def graph_command(
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
     from mqc.files import write_text
-    from mqc.ir_graph import svg
+    from mqc.ir_graph import select, svg
     from mqc.ir_text import parse_module, read_text
 
-    write_text(output, svg(parse_module(read_text(path), str(path)), values))
+    write_text(output, svg(select(parse_module(read_text(path), str(path)), values)))
 
 
 @ir.command("reduce")
