@@ -73,7 +73,7 @@ def svg(ops: Sequence[MqcOp]) -> str:
     drawn = graph(ops)
     rows = _rows(drawn)
     routed, paths = _with_bends(drawn, rows)
-    placed = nx.multipartite_layout(_ordered(routed, rows), subset_key="row", align="horizontal")
+    placed = nx.multipartite_layout(routed, _ordered(routed, rows), align="horizontal")
     widest = max(sum(rows[n] == row for n in routed) for row in set(rows.values()))
     height = max(rows.values()) + 1
     columns = sorted({round(float(x), 9) for x, _ in placed.values()})
@@ -126,8 +126,8 @@ def _with_bends(drawn: nx.DiGraph, rows: dict[str, int]) -> tuple[nx.DiGraph, li
     return routed, paths
 
 
-def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> nx.DiGraph:
-    """The same graph, its nodes in the order in which their rows show them."""
+def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> dict[int, list[str]]:
+    """The nodes of each row, in the order in which it shows them."""
     place = {node: float(i) for i, node in enumerate(routed)}
     by_row: dict[int, list[str]] = {}
     for node in routed:
@@ -143,11 +143,7 @@ def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> nx.DiGraph:
             nodes.sort(key=mean.__getitem__)
             for i, node in enumerate(nodes):
                 place[node] = i - len(nodes) / 2
-    result = nx.DiGraph()
-    for row in sorted(by_row):
-        result.add_nodes_from((node, {"row": row}) for node in by_row[row])
-    result.add_edges_from(routed.edges)
-    return result
+    return by_row
 
 
 def _curve(points: list[tuple[float, float]]) -> str:
