@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from xdsl.context import Context
@@ -13,6 +12,7 @@ from xdsl.ir import SSAValue
 
 from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
 from mqc.errors import IRError
+from mqc.registry import dialects
 
 if TYPE_CHECKING:
     from mqc.calibration import Calibration
@@ -40,8 +40,8 @@ class CompilerContext(Context):
         self.register_dialect("llm", _llm)
         self.register_dialect("quant", _quant)
         self.register_dialect("int", _int)
-        for entry in entry_points(group="mqc.dialects"):
-            self.register_dialect(entry.name, entry.load)
+        for name, load in dialects().items():
+            self.register_dialect(name, load)
 
     def progress(self, message: str, share: float) -> None:
         """Report that `share` of the work called `message` is done. Silent by default."""
