@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp
+from mqc.dialects.core import MqcOp, u16
 from mqc.dialects.quant import UniformType
 from mqc.ir import ops_by_name
 from mqc.recipe import Recipe
@@ -86,4 +86,4 @@ def _may_widen(op: MqcOp) -> bool:
     if not isinstance(kind, UniformType) or kind.bits != 8:
         return False
     users = [use.operation for use in op.results[0].uses]
-    return not any(isinstance(user, int_ops.RopeOp | int_ops.AttentionOp) for user in users)
+    return not any(isinstance(user, int_ops.IntOp) and u16 not in user.OPERAND_TYPES for user in users)

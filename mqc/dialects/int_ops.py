@@ -58,6 +58,8 @@ class IntOp(MqcOp):
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("int",)
+    #: Element types that the operands may have, token ids and positions apart.
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = ACTIVATION_TYPES
 
     def verify_(self) -> None:
         for value in (*self.operands, *self.results):
@@ -75,6 +77,12 @@ class IntOp(MqcOp):
         """The quantized type whose stored integers the result holds, where the op states it."""
         stated = self.attributes.get("represents")
         return stated if isinstance(stated, UniformType) else None
+
+    def expect_operands(self, *values: SSAValue) -> None:
+        allowed = " or ".join(map(str, self.OPERAND_TYPES))
+        for value in values:
+            known = element_type(value) in self.OPERAND_TYPES
+            self.expect(known, f"{value.type} must have {allowed} elements")
 
     def expect_activation(self, *values: SSAValue) -> None:
         for value in values:
@@ -181,7 +189,7 @@ class LinearOp(IntOp):
 
     def check(self) -> None:
         n, k = channels(self.result), channels(self.x)
-        self.expect_activation(self.x)
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect(self.get("weight_bits") in (4, 8), "weight_bits must be 4 or 8")
@@ -224,6 +232,7 @@ class RequantOp(IntOp):
     """
 
     name = "int.requant"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (s32,)
     x = operand_def(TensorType)
     multiplier = prop_def(WeightAttr)
     shift = prop_def(WeightAttr)
@@ -231,7 +240,7 @@ class RequantOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect(element_type(self.x) == s32, "the operand must be si32")
+        self.expect_operands(self.x)
         self.expect_zero_point("zero_point", self.result)
         self.expect_channels(channels(self.x), self.result)
         for name, element in (("multiplier", s32), ("shift", s8)):
@@ -252,7 +261,7 @@ class NormOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.x)
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect(1 <= self.get("epsilon") < 2**62, "epsilon must be in [1, 2^62)")
@@ -310,6 +319,7 @@ class RopeOp(IntOp):
     """
 
     name = "int.rope"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     x = operand_def(TensorType)
     positions = operand_def(TensorType)
     cos = prop_def(WeightAttr)
@@ -320,7 +330,7 @@ class RopeOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect(element_type(self.x) == u8, "the operand must be ui8")
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect_channels(channels(self.x), self.result)
@@ -357,6 +367,7 @@ class AttentionOp(IntOp):
     """
 
     name = "int.attention"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     q = operand_def(TensorType)
     k = operand_def(TensorType)
     v = operand_def(TensorType)
@@ -377,8 +388,7 @@ class AttentionOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        for value in (self.q, self.k, self.v):
-            self.expect(element_type(value) == u8, "q, k and v must be ui8")
+        self.expect_operands(self.q, self.k, self.v)
         self.expect_activation(self.result)
         for name, value in zip(("q_zero", "k_zero", "v_zero"), self.operands, strict=True):
             self.expect_zero_point(name, value)
@@ -448,7 +458,8 @@ class LutOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.x, self.result)
+        self.expect_operands(self.x)
+        self.expect_activation(self.result)
         self.expect_channels(channels(self.x), self.result)
         if bits(self.x) == 8:
             self.expect_weight("table", element_type(self.result), (256,))
@@ -484,7 +495,7 @@ class MulOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.a, self.b)
+        self.expect_operands(self.a, self.b)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("a_zero", self.a)
         self.expect_zero_point("b_zero", self.b)
@@ -520,7 +531,8 @@ class AddOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.a, self.b, self.result)
+        self.expect_operands(self.a, self.b)
+        self.expect_activation(self.result)
         self.expect_channels(channels(self.a), self.b, self.result)
         self.expect_zero_point("zero_point", self.result)
         for name, value in (("a", self.a), ("b", self.b)):
