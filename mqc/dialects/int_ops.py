@@ -113,9 +113,7 @@ class IntOp(MqcOp):
             self.expect_weight(name, s8, (n, k))
             return
         self.expect(layout in LAYOUTS, f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-        self.expect(
-            layout.endswith(".s4") == (weight_bits == 4), f"{layout} does not hold {weight_bits} bits"
-        )
+        self.expect(LAYOUTS[layout] == weight_bits, f"{layout} does not hold {weight_bits} bits")
         self.expect_weight(name, s8 if weight_bits == 8 else u8, packed_shape(layout, n, k))
 
     def expect_channels(self, count: int, *values: SSAValue) -> None:
