@@ -61,6 +61,17 @@ def test_what_it_holds(report: Path, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "plan.toml").prefix == (9,)
 
 
+def test_a_plan_is_written_or_missed(report: Path, tmp_path: Path) -> None:
+    """By `debug compare`, on the same dumps."""
+    plan, last = tmp_path / "plan.toml", report.parent / "10-plan-memory.mlir"
+    command = [sys.executable, "-m", "mqc", "debug", "compare", "--length", "24", "--plan", plan]
+    none = subprocess.run([*command, last, last], capture_output=True, text=True, check=True)
+    assert "was not written: precision mends nothing here" in none.stderr
+    assert not plan.exists()
+    subprocess.run([*command, report.parent], capture_output=True, check=True)
+    assert load_recipe(plan).precision
+
+
 @pytest.fixture
 def page(report: Path) -> Iterator[Page]:
     if CHROMIUM is None:

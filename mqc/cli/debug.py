@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mqc.recipe import Recipe
     from mqc.value_report import Comparison, ValueReport
     from mqc.value_trace import Side
+    from mqc.weight_store import Array
 
 debug = typer.Typer(no_args_is_help=True, help="Find the value that went wrong first, and why.")
 app.add_typer(debug, name="debug")
@@ -52,31 +54,23 @@ def compare_command(
     against the target's engine. The KL that each op causes alone is measured for all ops, or, if a
     bad one was found, for the 48 with the largest local errors.
     """
-    from mqc.compare import attribute, compare
-    from mqc.precision_plan import propose
+    from mqc.files import write_text
 
     one, two = sides(reference, test, backend)
     paths = [path for path in (test, reference) if path is not None]
     ids = token_windows(paths, text, windows, min(length, room(two)))
-    with progress() as report:
-        result = compare(one, two, ids, progress=report)
-        if attribution and two.backend is None:
-            ranked = sorted(result.values, key=lambda v: v.local_db)
-            found = result.first_bad(threshold) is not None
-            names = [v.name for v in (ranked[:WORST] if found else ranked)]
-            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
-    mended = None
-    if two.backend is None and result.kl > 0 and _represented(two):
-        mended = propose(result, two.module)
+    result, mended = judge(one, two, ids, threshold, attribution)
     base = base_recipe(paths)
     if as_json:
         show(_data(result, mended, base, threshold), True, "", [])
     else:
         _print(result, mended, base, threshold, worst)
-    if plan is not None and mended is not None:
-        from mqc.files import write_text
-
+    if plan is None:
+        return
+    if mended is not None and (mended.precision or mended.keep8):
         write_text(plan, mended.recipe(base).to_toml())
+    else:
+        errors.print(f"{plan} was not written: precision mends nothing here", highlight=False, soft_wrap=True)
 
 
 @debug.command("report")
@@ -90,22 +84,47 @@ def report_command(
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
 ) -> None:
     """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
-    from mqc.compare import attribute, compare
     from mqc.files import write_text
-    from mqc.precision_plan import propose
+    from mqc.precision_plan import Plan
     from mqc.report import Histograms, render
 
     one, two = sides(folder, None, None)
     ids = token_windows([folder], text, windows, min(length, room(two)))
     histograms = Histograms()
-    with progress() as report:
-        result = compare(one, two, ids, watch=histograms.note, progress=report)
-        if attribution:
-            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], None, report)
-    plan = propose(result, two.module)
+    result, mended = judge(one, two, ids, threshold, attribution, histograms.note)
+    plan = mended or Plan((), (), 0.0, ())
     recipe = plan.recipe(base_recipe([folder])).to_toml()
     write_text(output, render(folder, result, histograms, plan, recipe, two, threshold))
     errors.print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
+
+
+def judge(
+    one: Side,
+    two: Side,
+    ids: list[Array],
+    threshold: float,
+    attribution: bool,
+    watch: Callable[[str, Array, Array], None] = lambda name, wanted, computed: None,
+) -> tuple[Comparison, Plan | None]:
+    """Compare on windows of token ids, find what each op costs, and what would mend it.
+
+    There is no plan if the logits are equal, a backend computed them, or the test is not at level
+    `int`: precision mends nothing then.
+    """
+    from mqc.compare import attribute, compare
+    from mqc.ir import level
+    from mqc.precision_plan import propose
+
+    with progress() as report:
+        result = compare(one, two, ids, watch, report)
+        if attribution and two.backend is None:
+            ranked = sorted(result.values, key=lambda v: v.local_db)
+            found = result.first_bad(threshold) is not None
+            names = [v.name for v in (ranked[:WORST] if found else ranked)]
+            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
+    if two.backend is not None or result.kl == 0 or level(two.module) != "int":
+        return result, None
+    return result, propose(result, two.module)
 
 
 def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
@@ -187,12 +206,6 @@ def base_recipe(paths: list[Path]) -> Recipe:
         if (folder / RECIPE).is_file():
             return load_recipe(folder / RECIPE)
     return Recipe()
-
-
-def _represented(side: Side) -> bool:
-    from mqc.ir import mqc_ops
-
-    return any("represents" in op.attributes for op in mqc_ops(side.module))
 
 
 def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:
