@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
 from xdsl.dialects.func import Func, FuncOp
-from xdsl.ir import SSAValue
+from xdsl.ir import Dialect, SSAValue
 
 from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
 from mqc.errors import IRError
@@ -47,19 +47,19 @@ class CompilerContext(Context):
         """Report that `share` of the work called `message` is done. Silent by default."""
 
 
-def _llm():  # type: ignore[no-untyped-def]
+def _llm() -> Dialect:
     from mqc.dialects.llm import Llm
 
     return Llm
 
 
-def _quant():  # type: ignore[no-untyped-def]
+def _quant() -> Dialect:
     from mqc.dialects.quant import Quant
 
     return Quant
 
 
-def _int():  # type: ignore[no-untyped-def]
+def _int() -> Dialect:
     from mqc.dialects.int_ops import Int
 
     return Int
