@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from mqc.ir import CompilerContext, mqc_ops
 from mqc.pass_manager import Pipeline
 from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend_for
+from mqc.reproducer import reproducer_folder
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 from mqc.verification import verify_module
@@ -116,12 +116,11 @@ def compile(
     watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")
     if folder:
-        dump = Dump(Path(folder), ctx)
+        dump = Dump(Path(folder))
         packed = Tokenizer.from_huggingface(tokenizer).to_json()
-        dump.start(module, {RECIPE: chosen.to_toml(), TOKENIZER: packed})
+        dump.start(ctx, module, {RECIPE: chosen.to_toml(), TOKENIZER: packed})
         watching.append(dump)
-    reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
-    steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
+    steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer_folder())
     manifest = {
         "mqc_version": version("mqc"),
         "target": target,

@@ -14,6 +14,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import MqcOp
 from mqc.errors import InputError, TargetError
+from mqc.tokens import token_ids
 from mqc.weight_store import WeightStore
 
 Ids = npt.NDArray[np.int32]
@@ -75,18 +76,7 @@ def check_ids(engine: Engine, ids: Ids) -> Ids:
 
     Raises `InputError` otherwise.
     """
-    ids = np.ascontiguousarray(ids, np.int32)
-    if ids.ndim != 1 or len(ids) == 0:
-        raise InputError("forward takes a list of at least one token id")
-    outside = (ids < 0) | (ids >= engine.vocabulary)
-    if outside.any():
-        raise InputError(f"token id {int(ids[outside][0])} is outside [0, {engine.vocabulary})")
-    if engine.position + len(ids) > engine.context:
-        raise InputError(
-            f"{len(ids)} tokens at position {engine.position} do not fit the context of "
-            f"{engine.context}; shorten the prompt or compile with a larger context"
-        )
-    return ids
+    return token_ids(ids, engine.vocabulary, engine.context - engine.position)
 
 
 def check_options(target: str, known: Mapping[str, type], given: Mapping[str, Any]) -> None:

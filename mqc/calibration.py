@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.errors import CalibrationError, StorageError
+from mqc.errors import CalibrationError
 from mqc.evaluation import Evaluation, Observer
+from mqc.files import replacing
 from mqc.ir import CompilerContext
 
 Windows = npt.NDArray[np.int64]
@@ -63,15 +63,9 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the windows as a safetensors file. Raises `StorageError`."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         data = {"windows": self.windows.astype(np.int32)}
-        try:
+        with replacing(path) as partial:
             save_file(data, partial, {} if self.bos is None else {"bos": str(self.bos)})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"cannot write {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

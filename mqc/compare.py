@@ -59,7 +59,7 @@ def compare(
             a, b = one.ops[name].results[0], two.ops[name].results[0]
             wanted, computed = one.real(a), two.real(b)
             watch(name, wanted, computed)
-            sums[name].add(wanted, computed, two.type(b), two.native[b])
+            sums[name].add(wanted, computed, two.type(b))
             sums[name].add_local(*_local(one, two, name, sums))
             progress("comparing", (i + (j + 1) / len(names)) / len(parts))
         divergence += Divergence(_logits(one)).of(_logits(two)).sum()

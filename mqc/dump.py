@@ -10,6 +10,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects.core import WeightAttr
 from mqc.errors import IRError, StorageError
+from mqc.files import replacing, write_text
 from mqc.instruments import Instrument
 from mqc.ir import CompilerContext, weight_refs
 from mqc.ir_text import parse_module, print_module, read_text
@@ -30,29 +31,29 @@ class Dump(Instrument):
     windows, the recipe and the tokenizer.
     """
 
-    def __init__(self, folder: Path, ctx: CompilerContext) -> None:
-        self.folder, self.ctx = folder, ctx
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._written: set[str] = set()
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create the dump folder {folder}: {error}") from error
 
-    def start(self, module: ModuleOp, texts: Mapping[str, str]) -> None:
+    def start(self, ctx: CompilerContext, module: ModuleOp, texts: Mapping[str, str]) -> None:
         """Write the imported module, the calibration windows, and `texts` by file name."""
-        self.write("00-import", module)
-        if self.ctx.calibration is not None:
-            self.ctx.calibration.save(self.folder / CALIBRATION)
+        self.write("00-import", ctx, module)
+        if ctx.calibration is not None:
+            ctx.calibration.save(self.folder / CALIBRATION)
         for name, text in texts.items():
             write_text(self.folder / name, text)
 
     def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
-        self.write(f"{number:02d}-{p.name}", module)
+        self.write(f"{number:02d}-{p.name}", ctx, module)
 
-    def write(self, stem: str, module: ModuleOp) -> None:
+    def write(self, stem: str, ctx: CompilerContext, module: ModuleOp) -> None:
         """Write a module under a name. Raises `StorageError`."""
         refs = {str(ref): ref for ref in weight_refs(module) if str(ref) not in self._written}
-        write_module(self.folder / f"{stem}.mlir", module, self.ctx.weights, refs.values())
+        write_module(self.folder / f"{stem}.mlir", module, ctx.weights, refs.values())
         self._written.update(refs)
 
 
@@ -64,28 +65,10 @@ def write_module(
     Each file appears whole or not at all. Raises `StorageError`.
     """
     wanted = list(weight_refs(module) if refs is None else refs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if wanted:
+    if wanted:
+        with replacing(path.with_suffix(".safetensors")) as partial:
             weights.save(partial, wanted)
-            os.replace(partial, path.with_suffix(".safetensors"))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     write_text(path, print_module(module))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises `StorageError`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:

@@ -11,8 +11,8 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import MqcOp, WeightAttr, channels
-from mqc.errors import InputError
 from mqc.ir import context_length, level, main_function, prefix_tokens, returned_value
+from mqc.tokens import token_ids
 from mqc.weight_store import Array, WeightStore
 
 Observer = Callable[[MqcOp, Any], None]
@@ -72,12 +72,13 @@ class Evaluation:
         raise AssertionError("a verified function ends in func.return")
 
 
-def check_tokens(module: ModuleOp, ids: Array) -> None:
-    """Raise `InputError` unless `ids` `[tokens]` are of the vocabulary and fit behind the prefix."""
-    vocabulary = channels(returned_value(module))
+def check_tokens(module: ModuleOp, ids: Array) -> Array:
+    """`ids` `[tokens]` as s32, if they are of the vocabulary and fit behind the prefix.
+
+    Raises `InputError` otherwise.
+    """
     room = context_length(module) - len(prefix_tokens(module))
-    if ids.ndim != 1 or not 0 < len(ids) <= room or ids.min() < 0 or ids.max() >= vocabulary:
-        raise InputError(f"give 1 to {room} token ids in [0, {vocabulary})")
+    return token_ids(ids, channels(returned_value(module)), room)
 
 
 def evaluate(
@@ -91,11 +92,11 @@ def evaluate(
 
     Raises `InputError` if a token id is out of range or the context has no room.
     """
-    check_tokens(module, ids)
+    ids = check_tokens(module, ids)
     evaluation = Evaluation(module, weights)
     positions = np.arange(evaluation.position, evaluation.position + len(ids))
     if level(module) == "int":
-        result: Array = evaluation.run(ids.astype(np.int32), positions, observe)
+        result: Array = evaluation.run(ids, positions, observe)
         return result
     import torch
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
 from xdsl.dialects.func import Func, FuncOp
-from xdsl.ir import SSAValue
+from xdsl.ir import Dialect, SSAValue
 
 from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
 from mqc.errors import IRError
+from mqc.registry import dialects
 
 if TYPE_CHECKING:
     from mqc.calibration import Calibration
@@ -40,26 +40,26 @@ class CompilerContext(Context):
         self.register_dialect("llm", _llm)
         self.register_dialect("quant", _quant)
         self.register_dialect("int", _int)
-        for entry in entry_points(group="mqc.dialects"):
-            self.register_dialect(entry.name, entry.load)
+        for name, load in dialects().items():
+            self.register_dialect(name, load)
 
     def progress(self, message: str, share: float) -> None:
         """Report that `share` of the work called `message` is done. Silent by default."""
 
 
-def _llm():  # type: ignore[no-untyped-def]
+def _llm() -> Dialect:
     from mqc.dialects.llm import Llm
 
     return Llm
 
 
-def _quant():  # type: ignore[no-untyped-def]
+def _quant() -> Dialect:
     from mqc.dialects.quant import Quant
 
     return Quant
 
 
-def _int():  # type: ignore[no-untyped-def]
+def _int() -> Dialect:
     from mqc.dialects.int_ops import Int
 
     return Int
@@ -106,9 +106,7 @@ def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
 def weight_refs(module: ModuleOp) -> Iterator[WeightAttr]:
     """Every weight attribute in the module."""
     for op in mqc_ops(module):
-        for value in (*op.properties.values(), *op.attributes.values()):
-            if isinstance(value, WeightAttr):
-                yield value
+        yield from op.weight_refs()
 
 
 def level(module: ModuleOp) -> str:

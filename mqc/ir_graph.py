@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from html import escape
@@ -32,22 +33,29 @@ class Box:
     note: str
 
 
-def graph(module: ModuleOp, values: str) -> nx.DiGraph:
-    """The ops whose value name matches a glob, and dashed boxes for the values that enter.
+def select(module: ModuleOp, values: str) -> list[MqcOp]:
+    """The ops whose value name matches a glob.
 
-    Nodes are value names with attributes `box` and `inside`. Raises `InputError` if nothing
-    matches, or more than `MAX_OPS`.
+    Raises `InputError` if there are none, or more than `MAX_OPS`.
     """
     chosen = [op for op in mqc_ops(module) if fnmatchcase(op.value_name, values)]
     if not chosen:
         raise InputError(f"no value is called {values!r}; try 'layers.0.*' or '*'")
     if len(chosen) > MAX_OPS:
         raise InputError(f"{len(chosen)} ops match {values!r}; choose at most {MAX_OPS}, e.g. 'layers.0.*'")
+    return chosen
+
+
+def graph(ops: Sequence[MqcOp]) -> nx.DiGraph:
+    """The ops, and dashed boxes for the values that enter.
+
+    Nodes are value names with attributes `box` and `inside`.
+    """
     drawn = nx.DiGraph()
-    names = {op.results[0] for op in chosen}
-    for op in chosen:
+    results = {op.results[0] for op in ops}
+    for op in ops:
         for operand in op.operands:
-            if operand not in names and _key(operand) not in drawn:
+            if operand not in results and _key(operand) not in drawn:
                 title = operand.owner.name if isinstance(operand.owner, MqcOp) else "argument"
                 drawn.add_node(_key(operand), box=Box(title, _key(operand), _kind(operand)), inside=False)
         drawn.add_node(op.value_name, box=Box(op.name, op.value_name, _kind(op.results[0])), inside=True)
@@ -55,17 +63,17 @@ def graph(module: ModuleOp, values: str) -> nx.DiGraph:
     return drawn
 
 
-def svg(module: ModuleOp, values: str) -> str:
+def svg(ops: Sequence[MqcOp]) -> str:
     """An SVG drawing of `graph`, producers above users.
 
     Rows are by longest path; long edges bend around the boxes between; boxes are ordered in their
     rows by the mean place of their neighbours. Time is linear in ops and edges, times the rows
     that edges cross.
     """
-    drawn = graph(module, values)
+    drawn = graph(ops)
     rows = _rows(drawn)
     routed, paths = _with_bends(drawn, rows)
-    placed = nx.multipartite_layout(_ordered(routed, rows), subset_key="row", align="horizontal")
+    placed = nx.multipartite_layout(routed, _ordered(routed, rows), align="horizontal")
     widest = max(sum(rows[n] == row for n in routed) for row in set(rows.values()))
     height = max(rows.values()) + 1
     columns = sorted({round(float(x), 9) for x, _ in placed.values()})
@@ -118,8 +126,8 @@ def _with_bends(drawn: nx.DiGraph, rows: dict[str, int]) -> tuple[nx.DiGraph, li
     return routed, paths
 
 
-def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> nx.DiGraph:
-    """The same graph, its nodes in the order in which their rows show them."""
+def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> dict[int, list[str]]:
+    """The nodes of each row, in the order in which it shows them."""
     place = {node: float(i) for i, node in enumerate(routed)}
     by_row: dict[int, list[str]] = {}
     for node in routed:
@@ -135,11 +143,7 @@ def _ordered(routed: nx.DiGraph, rows: dict[str, int]) -> nx.DiGraph:
             nodes.sort(key=mean.__getitem__)
             for i, node in enumerate(nodes):
                 place[node] = i - len(nodes) / 2
-    result = nx.DiGraph()
-    for row in sorted(by_row):
-        result.add_nodes_from((node, {"row": row}) for node in by_row[row])
-    result.add_edges_from(routed.edges)
-    return result
+    return by_row
 
 
 def _curve(points: list[tuple[float, float]]) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 
 from mqc.weight_store import Array
 
-LAYOUTS = ("n16k4", "n16k4.s4", "kn", "kn.s4")
+#: Bits of a weight in each layout.
+LAYOUTS = {"n16k4": 8, "n16k4.s4": 4, "kn": 8, "kn.s4": 4}
 
 
 def packed_shape(layout: str, n: int, k: int) -> tuple[int, ...]:

@@ -119,14 +119,13 @@ class Pipeline:
             ctx.progress(p.name, 0.0)
             for instrument in instruments:
                 instrument.before(number, p, ctx, module)
-            given = module.clone()
+            given = None if reproducer is None else module.clone()
             try:
                 _apply(p, number, ctx, module, verify_each)
             except (IRError, UnsupportedOpError, TargetError) as error:
-                if reproducer is None:
-                    raise
-                command = write_reproducer(reproducer, given, ctx, p, verify_each)
-                error.add_note(f"to reproduce: {command}")
+                if reproducer is not None and given is not None:
+                    command = write_reproducer(reproducer, given, ctx, p, verify_each)
+                    error.add_note(f"to reproduce: {command}")
                 raise
             for instrument in instruments:
                 instrument.after(number, p, ctx, module)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp
-from mqc.dialects.quant import UniformType
+from mqc.dialects.core import MqcOp, u16
 from mqc.ir import ops_by_name
 from mqc.recipe import Recipe
 from mqc.value_report import Comparison, ValueReport
@@ -82,8 +81,8 @@ def _four_bit(op: MqcOp) -> bool:
 
 
 def _may_widen(op: MqcOp) -> bool:
-    kind = op.attributes.get("represents")
-    if not isinstance(kind, UniformType) or kind.bits != 8:
+    kind = op.represents if isinstance(op, int_ops.IntOp) else None
+    if kind is None or kind.bits != 8:
         return False
     users = [use.operation for use in op.results[0].uses]
-    return not any(isinstance(user, int_ops.RopeOp | int_ops.AttentionOp) for user in users)
+    return not any(isinstance(user, int_ops.IntOp) and u16 not in user.OPERAND_TYPES for user in users)

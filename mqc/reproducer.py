@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import tempfile
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
@@ -14,6 +16,11 @@ from mqc.pass_base import Pass
 
 #: Name of the file.
 REPRODUCER = "reproducer.mlir"
+
+
+def reproducer_folder() -> Path:
+    """The folder in the temporary one for what this process writes."""
+    return Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
 
 
 def write_reproducer(

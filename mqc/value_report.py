@@ -80,7 +80,7 @@ class Sums:
         self.low, self.high = math.inf, -math.inf
         self.stored_low, self.stored_high = math.inf, -math.inf
 
-    def add(self, wanted: Array, computed: Array, kind: UniformType | None, native: Any) -> None:
+    def add(self, wanted: Array, computed: Array, kind: UniformType | None) -> None:
         error = computed - wanted
         self.signal += float((wanted * wanted).sum())
         self.noise += float((error * error).sum())

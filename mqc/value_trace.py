@@ -13,6 +13,7 @@ from xdsl.ir import SSAValue
 
 from mqc.backend import Backend
 from mqc.dialects.core import MqcOp, element_type, plain
+from mqc.dialects.int_ops import IntOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.evaluation import Evaluation, check_tokens
 from mqc.ir import level, main_function, ops_by_name, prefix_tokens, returned_value
@@ -45,7 +46,7 @@ class Trace:
 
     def run(self, ids: Array) -> None:
         """Evaluate all values for token ids `[tokens]`, behind the prefix. Raises `InputError`."""
-        check_tokens(self.side.module, ids)
+        ids = check_tokens(self.side.module, ids)
         block = main_function(self.side.module).body.block
         start = len(prefix_tokens(self.side.module))
         arguments: tuple[Any, Any] = ids.astype(np.int64), np.arange(start, start + len(ids))
@@ -105,15 +106,14 @@ class Trace:
         """Scale and zero point of a value of the `int` level."""
         if value is self._returned:
             return float(plain(self.side.module.attributes["mqc.logit_scale"])), 0
-        stated = value.owner.attributes.get("represents") if isinstance(value.owner, MqcOp) else None
-        return (stated.real_scale, stated.zero) if isinstance(stated, UniformType) else (1.0, 0)
+        kind = self.type(value)
+        return (kind.real_scale, kind.zero) if kind is not None else (1.0, 0)
 
     def type(self, value: SSAValue) -> UniformType | None:
         """The quantized type of a value, None if it is float or an accumulator."""
         if self.level != "int":
             return uniform(value)
-        stated = value.owner.attributes.get("represents") if isinstance(value.owner, MqcOp) else None
-        return stated if isinstance(stated, UniformType) else None
+        return value.owner.represents if isinstance(value.owner, IntOp) else None
 
     def real(self, value: SSAValue, native: Any = None) -> Array:
         """Real numbers `[tokens, channels]` f64 of a value, or of other contents of it."""

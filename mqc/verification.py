@@ -9,9 +9,9 @@ from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 from xdsl.ir import Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
-from mqc.dialects.core import INDICES, MqcOp, WeightAttr, channels
+from mqc.dialects.core import INDICES, MqcOp, channels
 from mqc.errors import IRError
-from mqc.ir import level, main_function, prefix_tokens
+from mqc.ir import level, main_function, prefix_tokens, weight_refs
 from mqc.proofs import check_accumulators
 from mqc.weight_store import WeightStore
 
@@ -68,13 +68,12 @@ def _verify_program(module: ModuleOp, ops: list[MqcOp], vocabulary: int) -> None
             most = vocabulary if index is ids else context
             if rows < most:
                 _fail(op, f"has tables of {rows} rows, and its indices go up to {most - 1}")
-        if "layer" not in op.get_irdl_definition().properties:
+        if (cache := op.cache()) is None:
             continue
-        if op.get("layer") in layers:
-            _fail(op, f"shares the cache of layer {op.get('layer')} with another op")
-        layers.add(op.get("layer"))
-        keys = op.properties.get("prefix_k")
-        count = keys.shape[0] if isinstance(keys, WeightAttr) else 0
+        layer, count = cache
+        if layer in layers:
+            _fail(op, f"shares the cache of layer {layer} with another op")
+        layers.add(layer)
         if count != len(prefix):
             _fail(op, f"has {count} prefix rows, and mqc.prefix has {len(prefix)} tokens")
 
@@ -85,14 +84,9 @@ def verify_fully(module: ModuleOp, weights: WeightStore) -> None:
     Time grows with the bytes of the weights. Raises `IRError` or `ArtifactError`.
     """
     verify_module(module)
-    weights.check({ref for op in module.walk() for ref in _weights(op)})
+    weights.check(set(weight_refs(module)))
     if level(module) == "int":
         check_accumulators(module, weights)
-
-
-def _weights(op: Operation) -> list[WeightAttr]:
-    values = (*op.properties.values(), *op.attributes.values())
-    return [value for value in values if isinstance(value, WeightAttr)]
 
 
 def _name(op: Operation) -> str:

@@ -53,7 +53,7 @@ def content_hash(array: Array) -> str:
 class WeightStore:
     """Tensors by name and content.
 
-    Tensors are held by reference: adding one copies nothing unless it is not contiguous.
+    Tensors are held by reference: adding one copies it only if it is not contiguous or is read-only.
     """
 
     def __init__(self) -> None:

@@ -40,11 +40,6 @@ class AbsorbPrefix(Pass):
     tokens: tuple[int, ...] | None = None
     most: int = 2
 
-    @property
-    def needs_calibration(self) -> bool:  # type: ignore[override]
-        """Only to find the tokens."""
-        return self.tokens is None and self.most > 0
-
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
         if prefix_tokens(module):
             raise PassError("absorb-prefix: the module has a prefix already")
@@ -64,9 +59,11 @@ class AbsorbPrefix(Pass):
         set_prefix(module, tokens)
 
     def _search(self, ctx: CompilerContext, module: ModuleOp) -> tuple[int, ...]:
+        if self.most < 1:
+            return ()
         calibration = ctx.calibration
         if calibration is None:
-            raise CalibrationError("absorb-prefix needs calibration text, or option tokens")
+            raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
         sample = calibration.part(2, 256)
         best: tuple[int, ...] = ()
         best_score = _outlier_score(ctx, module, sample, best)[0]

@@ -25,7 +25,7 @@ from tests.models import tiny_model
 def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path: Path) -> None:
     ctx, module = imported(tiny_model("llama"))
     ids = np.arange(3, 20)
-    dump = Dump(tmp_path, ctx)
+    dump = Dump(tmp_path)
     during = {}
 
     class Evaluate(Instrument):

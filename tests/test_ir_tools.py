@@ -16,15 +16,16 @@ import pytest
 from safetensors.numpy import load_file
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.cli.modules import read_module
 from mqc.dialects.core import attr
 from mqc.dialects.llm import LinearOp, SiluOp
 from mqc.dump import Dump, dump_files, read_dump
 from mqc.errors import IRError, PassError
 from mqc.evaluation import evaluate
 from mqc.instruments import PrintIR
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops, weight_refs
 from mqc.ir_diff import diff, render
-from mqc.ir_graph import graph, svg
+from mqc.ir_graph import graph, select, svg
 from mqc.ir_reduce import reduce_module
 from mqc.ir_text import parse_module, print_module
 from mqc.pass_base import Pass
@@ -47,8 +48,8 @@ def mqc(*arguments: object, text: str | None = None) -> subprocess.CompletedProc
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dumps")
     ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder, ctx)
-    dump.start(module, {"recipe.toml": Recipe().to_toml()})
+    dump = Dump(folder)
+    dump.start(ctx, module, {"recipe.toml": Recipe().to_toml()})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     return folder
 
@@ -216,15 +217,24 @@ def test_verify_reads_the_weights(dumps: Path, tmp_path: Path) -> None:
     assert mqc("ir", "verify", "--text-only", tmp_path / "08-lower-to-int.mlir").returncode == 0
 
 
+def test_a_folder_stands_for_its_last_dump(dumps: Path, tmp_path: Path) -> None:
+    last, weights = read_module(dumps)
+    assert print_module(last) == (dumps / "10-plan-memory.mlir").read_text()
+    assert all(ref in weights for ref in weight_refs(last))
+    with pytest.raises(IRError, match="holds no dumps"):
+        read_module(tmp_path)
+
+
 # ---- graph
 
 
 def test_graph_of_a_layer(dumps: Path, tmp_path: Path) -> None:
     module, _ = read_dump(dumps / "05-observe-ranges.mlir")
-    drawn = graph(module, "layers.1.*")
+    ops = select(module, "layers.1.*")
+    drawn = graph(ops)
     assert drawn.has_edge("layers.1.mlp.up_proj", "layers.1.mlp.mul")
     assert [n for n, d in drawn.nodes(data=True) if not d["inside"]] == ["layers.0.add.add", "positions"]
-    root = ElementTree.fromstring(svg(module, "layers.1.*"))
+    root = ElementTree.fromstring(svg(ops))
     boxes = root.findall(".//{http://www.w3.org/2000/svg}rect")
     places = [(float(b.get("x", 0)), float(b.get("y", 0))) for b in boxes]
     assert len(boxes) == len(drawn) == len(set(places))

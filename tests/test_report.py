@@ -25,8 +25,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dumps")
     ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder, ctx)
-    dump.start(module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
+    dump = Dump(folder)
+    dump.start(ctx, module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     out = folder / "report.html"
     done = subprocess.run(
@@ -59,6 +59,17 @@ def test_what_it_holds(report: Path, tmp_path: Path) -> None:
     assert sum(c["macs"] for c in content["costs"]) > 0  # type: ignore[misc]
     (tmp_path / "plan.toml").write_text(content["plan"]["recipe"])  # type: ignore[call-overload]
     assert load_recipe(tmp_path / "plan.toml").prefix == (9,)
+
+
+def test_a_plan_is_written_or_missed(report: Path, tmp_path: Path) -> None:
+    """By `debug compare`, on the same dumps."""
+    plan, last = tmp_path / "plan.toml", report.parent / "10-plan-memory.mlir"
+    command = [sys.executable, "-m", "mqc", "debug", "compare", "--length", "24", "--plan", plan]
+    none = subprocess.run([*command, last, last], capture_output=True, text=True, check=True)
+    assert "was not written: precision mends nothing here" in none.stderr
+    assert not plan.exists()
+    subprocess.run([*command, report.parent], capture_output=True, check=True)
+    assert load_recipe(plan).precision
 
 
 @pytest.fixture

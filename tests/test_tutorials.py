@@ -126,8 +126,8 @@ def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     ctx, module = imported(tiny_model("llama"))
     from mqc.dump import Dump
 
-    dump = Dump(tmp_path / "dump", ctx)
-    dump.start(module, {})
+    dump = Dump(tmp_path / "dump")
+    dump.start(ctx, module, {})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     space = run_page("debugging.md", monkeypatch, tmp_path)
     again, weights = read_dump(tmp_path / "dump" / "04-balance-scales.mlir")

@@ -19,7 +19,7 @@ from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
 from mqc.errors import TargetError
 from mqc.evaluation import Evaluation
-from mqc.ir import context_length, mqc_ops
+from mqc.ir import context_length, main_function, mqc_ops
 from mqc.liveness import check_memory_plan
 from mqc.verification import verify_module
 from mqc.weight_store import Array, WeightStore
@@ -195,7 +195,7 @@ class _Emitter:
             self.weight(op.table), -(-width // 4) * 64, width, self.weight(op.multiplier),
             self.weight(op.shift), op.get("zero_point"), high,
         ]  # fmt: skip
-        is_token = op.indices is op.parent_block().args[0]  # type: ignore[union-attr]
+        is_token = op.indices is main_function(self.module).body.block.args[0]
         self.call(op, "Embedding", fields, ["r->ids" if is_token else "0", self.place(op.result)])
 
     def attention(self, op: int_ops.AttentionOp) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mqc.dialects.core import MqcOp
 from mqc.errors import TargetError
@@ -30,7 +30,7 @@ class CKernel:
     source: str
     weights: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
-    accepts: Callable[[MqcOp], bool] = field(default=lambda op: True)
+    accepts: Callable[[MqcOp], bool] = lambda op: True
 
 
 _registered: dict[type[MqcOp], CKernel] = {}

@@ -9,7 +9,7 @@ from mqc.backends.cpu.engine import CHUNK, CpuEngine
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Ids
-from mqc.dialects.core import MqcOp, attr, channels, element_type
+from mqc.dialects.core import MqcOp, attr, channels, element_type, plain
 from mqc.ir import ops_by_name, returned_value
 from mqc.liveness import live_ranges
 from mqc.weight_store import Array, WeightStore, numpy_dtype
@@ -41,7 +41,7 @@ def values(module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> 
             for value in ranges:
                 result = value.op.results[0]
                 dtype, width = numpy_dtype(element_type(result)), channels(result)
-                begin = int(value.op.attributes["offset"].value.data) * CHUNK  # type: ignore[attr-defined]
+                begin = plain(value.op.attributes["offset"]) * CHUNK
                 rows = memory[begin : begin + len(chunk) * width * dtype.itemsize]
                 parts[names[value.op]].append(rows.view(dtype).reshape(len(chunk), width).copy())
     return {name: np.concatenate(rows) for name, rows in parts.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import typer
 
 from mqc.cli.common import AsJson, app, errors, out, progress, read_text_file, show
+from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from mqc.recipe import Recipe
     from mqc.value_report import Comparison, ValueReport
     from mqc.value_trace import Side
+    from mqc.weight_store import Array
 
 debug = typer.Typer(no_args_is_help=True, help="Find the value that went wrong first, and why.")
 app.add_typer(debug, name="debug")
@@ -51,31 +54,23 @@ def compare_command(
     against the target's engine. The KL that each op causes alone is measured for all ops, or, if a
     bad one was found, for the 48 with the largest local errors.
     """
-    from mqc.compare import attribute, compare
-    from mqc.precision_plan import propose
+    from mqc.files import write_text
 
     one, two = sides(reference, test, backend)
     paths = [path for path in (test, reference) if path is not None]
     ids = token_windows(paths, text, windows, min(length, room(two)))
-    with progress() as report:
-        result = compare(one, two, ids, progress=report)
-        if attribution and two.backend is None:
-            ranked = sorted(result.values, key=lambda v: v.local_db)
-            found = result.first_bad(threshold) is not None
-            names = [v.name for v in (ranked[:WORST] if found else ranked)]
-            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
-    mended = None
-    if two.backend is None and result.kl > 0 and _represented(two):
-        mended = propose(result, two.module)
+    result, mended = judge(one, two, ids, threshold, attribution)
     base = base_recipe(paths)
     if as_json:
         show(_data(result, mended, base, threshold), True, "", [])
     else:
         _print(result, mended, base, threshold, worst)
-    if plan is not None and mended is not None:
-        from mqc.dump import write_text
-
+    if plan is None:
+        return
+    if mended is not None and (mended.precision or mended.keep8):
         write_text(plan, mended.recipe(base).to_toml())
+    else:
+        errors.print(f"{plan} was not written: precision mends nothing here", highlight=False, soft_wrap=True)
 
 
 @debug.command("report")
@@ -89,22 +84,47 @@ def report_command(
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
 ) -> None:
     """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
-    from mqc.compare import attribute, compare
-    from mqc.dump import write_text
-    from mqc.precision_plan import propose
+    from mqc.files import write_text
+    from mqc.precision_plan import Plan
     from mqc.report import Histograms, render
 
     one, two = sides(folder, None, None)
     ids = token_windows([folder], text, windows, min(length, room(two)))
     histograms = Histograms()
-    with progress() as report:
-        result = compare(one, two, ids, watch=histograms.note, progress=report)
-        if attribution:
-            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], None, report)
-    plan = propose(result, two.module)
+    result, mended = judge(one, two, ids, threshold, attribution, histograms.note)
+    plan = mended or Plan((), (), 0.0, ())
     recipe = plan.recipe(base_recipe([folder])).to_toml()
-    write_text(output, render(folder, result, histograms, plan, recipe, two.module, threshold))
+    write_text(output, render(folder, result, histograms, plan, recipe, two, threshold))
     errors.print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
+
+
+def judge(
+    one: Side,
+    two: Side,
+    ids: list[Array],
+    threshold: float,
+    attribution: bool,
+    watch: Callable[[str, Array, Array], None] = lambda name, wanted, computed: None,
+) -> tuple[Comparison, Plan | None]:
+    """Compare on windows of token ids, find what each op costs, and what would mend it.
+
+    There is no plan if the logits are equal, a backend computed them, or the test is not at level
+    `int`: precision mends nothing then.
+    """
+    from mqc.compare import attribute, compare
+    from mqc.ir import level
+    from mqc.precision_plan import propose
+
+    with progress() as report:
+        result = compare(one, two, ids, watch, report)
+        if attribution and two.backend is None:
+            ranked = sorted(result.values, key=lambda v: v.local_db)
+            found = result.first_bad(threshold) is not None
+            names = [v.name for v in (ranked[:WORST] if found else ranked)]
+            attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
+    if two.backend is not None or result.kl == 0 or level(two.module) != "int":
+        return result, None
+    return result, propose(result, two.module)
 
 
 def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
@@ -115,7 +135,7 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
     from mqc.value_trace import Side
 
     chosen = backend_named(backend) if backend is not None else None
-    if test is None and _is_program(reference):
+    if test is None and is_program(reference):
         from mqc.registry import backend_for
         from mqc.runtime.artifact import load
 
@@ -133,23 +153,8 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
             )
         last, final = floats[-1], loaded[-1]
         return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen)
-    one, two = _read(reference), _read(test)
+    one, two = read_module(reference), read_module(test)
     return Side(str(reference), *one), Side(str(test), *two, backend=chosen)
-
-
-def _read(path: Path) -> tuple[Any, Any]:
-    from mqc.dump import dump_files, read_dump
-
-    if _is_program(path):
-        from mqc.runtime.artifact import load
-
-        program = load(path)
-        return program.module, program.weights
-    return read_dump(dump_files(path)[-1] if path.is_dir() else path)
-
-
-def _is_program(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
 
 
 def _folder(path: Path) -> Path:
@@ -168,7 +173,7 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     from mqc.runtime.perplexity import text_windows
     from mqc.runtime.tokenizer import Tokenizer
 
-    folders = [path if path.is_dir() else path.parent for path in paths]
+    folders = [folder_of(path) for path in paths]
     saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
     if text is None and saved:
         return list(Calibration.load(saved[0]).part(windows, length))
@@ -197,16 +202,10 @@ def base_recipe(paths: list[Path]) -> Recipe:
     from mqc.dump import RECIPE
     from mqc.recipe import Recipe, load_recipe
 
-    for folder in (path if path.is_dir() else path.parent for path in paths):
+    for folder in (folder_of(path) for path in paths):
         if (folder / RECIPE).is_file():
             return load_recipe(folder / RECIPE)
     return Recipe()
-
-
-def _represented(side: Side) -> bool:
-    from mqc.ir import mqc_ops
-
-    return any("represents" in op.attributes for op in mqc_ops(side.module))
 
 
 def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -27,13 +26,12 @@ from mqc.cli.common import (
     progress,
     show,
 )  # fmt: skip
-from mqc.errors import InputError, IRError, StorageError
-from mqc.reproducer import REPRODUCER
+from mqc.cli.modules import folder_of, read_module
+from mqc.errors import InputError
+from mqc.reproducer import REPRODUCER, reproducer_folder
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
-
-    from mqc.weight_store import WeightStore
 
 ir = typer.Typer(no_args_is_help=True, help="Compare, run, verify, draw and reduce IR text.")
 app.add_typer(ir, name="ir")
@@ -42,29 +40,6 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="IR text, with its we
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="give weights that no file holds random values by name")
 ]
-
-
-def read(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStore]:
-    """A module and its weights; `-` reads the text from standard input, weights from this folder."""
-    from mqc.dump import folder_weights
-    from mqc.ir import weight_refs
-    from mqc.ir_text import parse_module, read_text
-    from mqc.random_weights import fill_random
-
-    if path.is_dir():
-        path = path / "program.mlir"
-    text = sys.stdin.read() if str(path) == "-" else read_text(path)
-    module = parse_module(text, str(path))
-    weights = folder_weights(Path(".") if str(path) == "-" else path.parent)
-    if random_weights:
-        fill_random(module, weights)
-    for ref in weight_refs(module):
-        if ref not in weights:
-            raise IRError(
-                f"{path}: weight {ref.key.data} is in no .safetensors file beside it; "
-                "mqc opt, ir run and ir reduce take --random-weights"
-            )
-    return module, weights
 
 
 @app.command()
@@ -96,18 +71,17 @@ def opt(
     from mqc.verification import verify_fully
 
     pipeline = Pipeline.parse(passes)
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     ctx = CompilerContext(weights)
-    windows = calibration or path.parent / CALIBRATION
-    if calibration is not None or (windows.is_file() and any(p.needs_calibration for p in pipeline)):
+    windows = calibration or folder_of(path) / CALIBRATION
+    if calibration is not None or windows.is_file():
         ctx.calibration = Calibration.load(windows)
     if verify_each:
         verify_fully(module, weights)
     watching = [PrintIR(print_ir_before, print_ir_after, print_ir_after_change)]
-    reproducer = Path(tempfile.gettempdir()) / f"mqc-reproducer-{os.getpid()}"
-    # What already is one needs no copy, which would hold the weights again.
-    again = path.name == REPRODUCER
-    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=None if again else reproducer)
+    # What already is a reproducer needs no copy, which would hold the weights again.
+    reproducer = None if path.name == REPRODUCER else reproducer_folder()
+    pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
     if output is None:
         sys.stdout.write(print_module(module))
     else:
@@ -155,10 +129,11 @@ def run_command(
 
     from mqc.dialects.core import MqcOp, channels
     from mqc.evaluation import evaluate
+    from mqc.files import replacing
     from mqc.ir import level, returned_value
     from mqc.weight_store import content_hash
 
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     vocabulary = channels(returned_value(module))
     tokens = _tokens(ids) if ids else np.random.default_rng(seed).integers(0, vocabulary, random)
     kept: dict[str, Any] = {}
@@ -170,10 +145,8 @@ def run_command(
     logits = evaluate(module, weights, tokens, note)
     kept["logits"] = np.ascontiguousarray(logits)
     if output is not None:
-        try:
-            save_file(kept, output)
-        except OSError as error:
-            raise StorageError(f"cannot write {output}: {error}") from error
+        with replacing(output) as partial:
+            save_file(kept, partial)
     best = np.argsort(-logits[-1].astype(np.float64), kind="stable")[:5].tolist()
     facts = {
         name: {
@@ -213,7 +186,7 @@ def verify_command(
         if text_only:
             module = parse_module(read_text(path), str(path))
         else:
-            module, weights = read(path)
+            module, weights = read_module(path)
             verify_fully(module, weights)
         count = len(list(mqc_ops(module)))
         data[str(path)] = {"level": level(module), "ops": count}
@@ -228,14 +201,11 @@ def graph_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
-    from mqc.ir_graph import svg
+    from mqc.files import write_text
+    from mqc.ir_graph import select, svg
     from mqc.ir_text import parse_module, read_text
 
-    drawing = svg(parse_module(read_text(path), str(path)), values)
-    try:
-        output.write_text(drawing, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {output}: {error}") from error
+    write_text(output, svg(select(parse_module(read_text(path), str(path)), values)))
 
 
 @ir.command("reduce")
@@ -253,7 +223,7 @@ def reduce_command(
     from mqc.ir import mqc_ops
     from mqc.ir_reduce import reduce_module
 
-    module, weights = read(path, random_weights)
+    module, weights = read_module(path, random_weights)
     if "{}" not in command:
         raise InputError("the command must hold {}, which stands for the module's file")
     total = len(list(mqc_ops(module)))
@@ -276,6 +246,6 @@ def reduce_command(
 
 def _tokens(text: str) -> Any:
     try:
-        return np.array([int(part) for part in text.split(",")], np.int64)
+        return np.array([int(part) for part in text.split(",")])
     except ValueError as error:
         raise InputError(f"--ids takes integers separated by commas, got {text!r}") from error

@@ -185,6 +185,15 @@ class MqcOp(IRDLOperation):
         """Operands that index tables, each with the number of rows there are."""
         return []
 
+    def cache(self) -> tuple[int, int] | None:
+        """Layer whose KV cache the op keeps, and the number of prefix rows it gives it."""
+        return None
+
+    def weight_refs(self) -> list[WeightAttr]:
+        """The constants that the op names."""
+        values = (*self.properties.values(), *self.attributes.values())
+        return [value for value in values if isinstance(value, WeightAttr)]
+
     def macs(self) -> int:
         """Multiply-accumulates per token, cache reads not counted."""
         return 0

@@ -58,6 +58,8 @@ class IntOp(MqcOp):
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("int",)
+    #: Element types that the operands may have, token ids and positions apart.
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = ACTIVATION_TYPES
 
     def verify_(self) -> None:
         for value in (*self.operands, *self.results):
@@ -75,6 +77,12 @@ class IntOp(MqcOp):
         """The quantized type whose stored integers the result holds, where the op states it."""
         stated = self.attributes.get("represents")
         return stated if isinstance(stated, UniformType) else None
+
+    def expect_operands(self, *values: SSAValue) -> None:
+        allowed = " or ".join(map(str, self.OPERAND_TYPES))
+        for value in values:
+            known = element_type(value) in self.OPERAND_TYPES
+            self.expect(known, f"{value.type} must have {allowed} elements")
 
     def expect_activation(self, *values: SSAValue) -> None:
         for value in values:
@@ -105,9 +113,7 @@ class IntOp(MqcOp):
             self.expect_weight(name, s8, (n, k))
             return
         self.expect(layout in LAYOUTS, f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-        self.expect(
-            layout.endswith(".s4") == (weight_bits == 4), f"{layout} does not hold {weight_bits} bits"
-        )
+        self.expect(LAYOUTS[layout] == weight_bits, f"{layout} does not hold {weight_bits} bits")
         self.expect_weight(name, s8 if weight_bits == 8 else u8, packed_shape(layout, n, k))
 
     def expect_channels(self, count: int, *values: SSAValue) -> None:
@@ -181,7 +187,7 @@ class LinearOp(IntOp):
 
     def check(self) -> None:
         n, k = channels(self.result), channels(self.x)
-        self.expect_activation(self.x)
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect(self.get("weight_bits") in (4, 8), "weight_bits must be 4 or 8")
@@ -224,6 +230,7 @@ class RequantOp(IntOp):
     """
 
     name = "int.requant"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (s32,)
     x = operand_def(TensorType)
     multiplier = prop_def(WeightAttr)
     shift = prop_def(WeightAttr)
@@ -231,7 +238,7 @@ class RequantOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect(element_type(self.x) == s32, "the operand must be si32")
+        self.expect_operands(self.x)
         self.expect_zero_point("zero_point", self.result)
         self.expect_channels(channels(self.x), self.result)
         for name, element in (("multiplier", s32), ("shift", s8)):
@@ -252,7 +259,7 @@ class NormOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.x)
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect(1 <= self.get("epsilon") < 2**62, "epsilon must be in [1, 2^62)")
@@ -310,6 +317,7 @@ class RopeOp(IntOp):
     """
 
     name = "int.rope"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     x = operand_def(TensorType)
     positions = operand_def(TensorType)
     cos = prop_def(WeightAttr)
@@ -320,7 +328,7 @@ class RopeOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect(element_type(self.x) == u8, "the operand must be ui8")
+        self.expect_operands(self.x)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("x_zero", self.x)
         self.expect_channels(channels(self.x), self.result)
@@ -357,6 +365,7 @@ class AttentionOp(IntOp):
     """
 
     name = "int.attention"
+    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     q = operand_def(TensorType)
     k = operand_def(TensorType)
     v = operand_def(TensorType)
@@ -377,8 +386,7 @@ class AttentionOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        for value in (self.q, self.k, self.v):
-            self.expect(element_type(value) == u8, "q, k and v must be ui8")
+        self.expect_operands(self.q, self.k, self.v)
         self.expect_activation(self.result)
         for name, value in zip(("q_zero", "k_zero", "v_zero"), self.operands, strict=True):
             self.expect_zero_point(name, value)
@@ -400,6 +408,9 @@ class AttentionOp(IntOp):
             rows = (*self.prefix_k.shape, 0)[0]
             for name in ("prefix_k", "prefix_v"):
                 self.expect_weight(name, u8, (rows, width * kv_heads))
+
+    def cache(self) -> tuple[int, int]:
+        return self.get("layer"), 0 if self.prefix_k is None else self.prefix_k.shape[0]
 
     def evaluate(self, ctx: Evaluation, q: Array, k: Array, v: Array) -> Array:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
@@ -447,7 +458,8 @@ class LutOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.x, self.result)
+        self.expect_operands(self.x)
+        self.expect_activation(self.result)
         self.expect_channels(channels(self.x), self.result)
         if bits(self.x) == 8:
             self.expect_weight("table", element_type(self.result), (256,))
@@ -483,7 +495,7 @@ class MulOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.a, self.b)
+        self.expect_operands(self.a, self.b)
         self.expect(element_type(self.result) == s32, "the result must be si32")
         self.expect_zero_point("a_zero", self.a)
         self.expect_zero_point("b_zero", self.b)
@@ -519,7 +531,8 @@ class AddOp(IntOp):
     result = result_def(TensorType)
 
     def check(self) -> None:
-        self.expect_activation(self.a, self.b, self.result)
+        self.expect_operands(self.a, self.b)
+        self.expect_activation(self.result)
         self.expect_channels(channels(self.a), self.b, self.result)
         self.expect_zero_point("zero_point", self.result)
         for name, value in (("a", self.a), ("b", self.b)):

@@ -308,6 +308,9 @@ class AttentionOp(LlmOp):
             "q, k, v and the result must have heads * head_dim channels",
         )
 
+    def cache(self) -> tuple[int, int]:
+        return self.get("layer"), 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
+
     def compute(self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
-from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import MqcOp, WeightAttr
+from mqc.dialects.core import MqcOp
 from mqc.dump import dump_files
-from mqc.ir import mqc_ops
+from mqc.ir import mqc_ops, weight_refs
 from mqc.ir_diff import Change, diff
 from mqc.ir_graph import svg
 from mqc.ir_text import parse_module, read_text
 from mqc.precision_plan import Plan
 from mqc.value_report import Comparison, finite
-from mqc.weight_store import Array, numpy_dtype
+from mqc.value_trace import Side
+from mqc.weight_store import Array, WeightStore
 
 #: Bars of a histogram, and changes listed per pass.
 BINS, CHANGES = 48, 60
+#: Path and number of the layer that a value belongs to: up to the first number in its name.
+_LAYER = re.compile(r"(?P<path>.*?(?:^|\.)(?P<number>\d+))\.")
 
 
 class Histograms:
@@ -50,7 +51,7 @@ def render(
     histograms: Histograms,
     plan: Plan,
     recipe: str,
-    module: ModuleOp,
+    test: Side,
     threshold_db: float,
 ) -> str:
     """The report as HTML.
@@ -59,18 +60,19 @@ def render(
         folder: the dumps, for what each pass did.
         comparison, histograms: the test against the reference.
         plan, recipe: what would mend it, and the recipe file for that.
-        module: the test, for costs and drawings.
+        test: for costs and drawings.
 
     Size grows with the number of values (about 1 kB each) and of layers (about 16 kB each).
     """
+    ops = list(mqc_ops(test.module))
     data = {
-        "summary": _summary(comparison, module, threshold_db),
+        "summary": _summary(comparison, test, threshold_db),
         "values": [
-            {**dataclasses.asdict(v), "layer": layer_of(v.name), "bits": _bits(v.type)}
+            {**dataclasses.asdict(v), "layer": _layer_number(v.name), "bits": _bits(v.type)}
             for v in comparison.values
         ],
         "histograms": histograms.values,
-        "costs": [_cost(op) for op in mqc_ops(module)],
+        "costs": [_cost(op, test.weights) for op in ops],
         "passes": _passes(folder),
         "plan": {**dataclasses.asdict(plan), "recipe": recipe},
         "threshold": threshold_db,
@@ -80,20 +82,19 @@ def render(
         title=f"{comparison.test} against {comparison.reference}",
         # A closing tag inside a string would end the script element.
         data=json.dumps(finite(data)).replace("<", "\\u003c"),
-        graphs=_graphs(module),
+        graphs=_graphs(ops),
         style=_part("report.css"),
         script=_part("report.js"),
     )
 
 
-def layer_of(name: str) -> int | None:
-    """Number of the layer that a value belongs to: the first number in its path."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(found[1]) if found else None
+def _layer_number(name: str) -> int | None:
+    found = _LAYER.match(name)
+    return int(found["number"]) if found else None
 
 
-def _summary(comparison: Comparison, module: ModuleOp, threshold_db: float) -> dict[str, Any]:
-    ops = list(mqc_ops(module))
+def _summary(comparison: Comparison, test: Side, threshold_db: float) -> dict[str, Any]:
+    ops = list(mqc_ops(test.module))
     macs = sum(op.macs() for op in ops)
     return {
         "reference": comparison.reference,
@@ -105,7 +106,7 @@ def _summary(comparison: Comparison, module: ModuleOp, threshold_db: float) -> d
         "largest local error": _place(comparison.worst()),
         "ops": len(ops),
         "multiply-accumulates per token": f"{macs:,}",
-        "weights": f"{sum(_weight_bytes(ops).values()) / 1e6:.1f} MB",
+        "weights": f"{test.weights.nbytes(weight_refs(test.module)) / 1e6:.1f} MB",
         "values not in the reference": len(comparison.unaligned),
     }
 
@@ -119,22 +120,11 @@ def _bits(kind: str) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
-def _weight_bytes(ops: list[MqcOp]) -> dict[str, int]:
-    refs = {
-        str(ref): math.prod(ref.shape) * numpy_dtype(ref.type.get_element_type()).itemsize
-        for op in ops
-        for ref in op.properties.values()
-        if isinstance(ref, WeightAttr)
-    }
-    return refs
-
-
-def _cost(op: MqcOp) -> dict[str, Any]:
-    weights = sum(_weight_bytes([op]).values())
+def _cost(op: MqcOp, weights: WeightStore) -> dict[str, Any]:
     kernel = op.attributes.get("kernel")
     return {
-        "name": op.value_name, "op": op.name, "macs": op.macs(), "bytes": weights,
-        "kernel": getattr(kernel, "data", ""), "layer": layer_of(op.value_name),
+        "name": op.value_name, "op": op.name, "macs": op.macs(), "bytes": weights.nbytes(op.weight_refs()),
+        "kernel": getattr(kernel, "data", ""), "layer": _layer_number(op.value_name),
     }  # fmt: skip
 
 
@@ -156,14 +146,12 @@ def _change(change: Change) -> dict[str, Any]:
     return {"kind": change.kind, "value": change.value, "op": change.op, "fields": fields}
 
 
-def _graphs(module: ModuleOp) -> dict[str, str]:
-    names = [op.value_name for op in mqc_ops(module)]
-    drawings = {}
-    for name in names:
-        found = re.match(r"(.*?(?:^|\.)(\d+))\.", name)
-        if found and found[1] not in drawings:
-            drawings[found[1]] = svg(module, f"{found[1]}.*")
-    return drawings
+def _graphs(ops: list[MqcOp]) -> dict[str, str]:
+    layers: dict[str, list[MqcOp]] = {}
+    for op in ops:
+        if found := _LAYER.match(op.value_name):
+            layers.setdefault(found["path"], []).append(op)
+    return {path: svg(layer) for path, layer in layers.items()}
 
 
 def _part(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Engine, Ids, check_options
+from mqc.backend import Engine, check_options
 from mqc.dialects.core import plain
 from mqc.errors import InputError
 from mqc.ir import context_length, prefix_tokens, weight_refs
@@ -19,6 +19,7 @@ from mqc.runtime.oracle import OracleEngine
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.runtime.sampling import Sampling
 from mqc.runtime.tokenizer import Message, Tokenizer
+from mqc.tokens import token_ids
 from mqc.weight_store import WeightStore
 
 Prompt = str | Sequence[int]
@@ -120,7 +121,7 @@ class Program:
         chosen = sampling or Sampling()
         generator = chosen.generator()
         ends = {*stop, self.tokenizer.eos}
-        current = _ids(prompt, runner.vocabulary)
+        current = token_ids(prompt, runner.vocabulary)
         turn = self._take(engine)
         for _ in range(max_new_tokens):
             if self._turns[engine] is not turn:
@@ -184,7 +185,7 @@ class Program:
     def integer_logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.int32]:
         """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
         runner = self.engine(engine)
-        ids = _ids(self._prompt_ids(prompt, False), runner.vocabulary)
+        ids = token_ids(self._prompt_ids(prompt, False), runner.vocabulary)
         self._take(engine)
         return runner.forward(ids)
 
@@ -235,17 +236,3 @@ class Program:
         if len(ids) != 1:
             raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
         return ids
-
-
-def _ids(ids: Sequence[int], vocabulary: int) -> Ids:
-    """Token ids as s32. Raises `InputError` for what is no integer, or outside the vocabulary."""
-    try:
-        array = np.asarray(ids)
-    except ValueError as error:
-        raise InputError(f"token ids must be a flat list of integers: {error}") from error
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"token ids must be integers below {vocabulary}, got {list(ids)[:4]}")
-    outside = (array < 0) | (array >= vocabulary)
-    if outside.any():
-        raise InputError(f"token id {int(array[outside][0])} is outside [0, {vocabulary})")
-    return array.astype(np.int32)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mqc
+from mqc.cli.modules import read_module
 from mqc.errors import ArtifactError, MqcError, StorageError
 from mqc.runtime.program import Program
 from mqc.weight_store import WeightStore
@@ -74,8 +75,9 @@ def test_bit_flip(saved: Path, name: str, place: float) -> None:
     data = bytearray((saved / name).read_bytes())
     data[int(len(data) * place)] ^= 4
     (saved / name).write_bytes(data)
-    with pytest.raises(ArtifactError, match=f"{name} was altered"):
-        mqc.load(saved)
+    for read in (mqc.load, read_module):
+        with pytest.raises(ArtifactError, match=f"{name} was altered"):
+            read(saved)
 
 
 def test_flipped_manifest_never_crashes(saved: Path) -> None:

@@ -1,0 +1,59 @@
+"""Reading the module that a path on the command line stands for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mqc.errors import IRError
+
+if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+
+    from mqc.weight_store import WeightStore
+
+
+def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStore]:
+    """A module and its weights: of a program, a dump, a folder of dumps (its last), or of `-`.
+
+    `-` reads the text from standard input, and weights from this folder.
+
+    Args:
+        random_weights: give weights that no file holds random values by name.
+
+    Raises `IRError` or `ArtifactError` for what does not verify, is missing, or was altered.
+    """
+    from mqc.dump import dump_files, folder_weights
+    from mqc.ir import weight_refs
+    from mqc.ir_text import parse_module, read_text
+    from mqc.random_weights import fill_random
+    from mqc.runtime.artifact import load
+
+    if is_program(path):
+        program = load(path)
+        return program.module, program.weights
+    if path.is_dir():
+        path = dump_files(path)[-1]
+    text = sys.stdin.read() if str(path) == "-" else read_text(path)
+    module, weights = parse_module(text, str(path)), folder_weights(path.parent)
+    if random_weights:
+        fill_random(module, weights)
+    for ref in weight_refs(module):
+        if ref not in weights:
+            raise IRError(
+                f"{path}: weight {ref.key.data} is in no .safetensors file beside it; "
+                "mqc opt, ir run and ir reduce take --random-weights"
+            )
+        weights[ref]
+    return module, weights
+
+
+def is_program(path: Path) -> bool:
+    """Whether a path is the folder of a compiled program."""
+    return (path / "manifest.json").is_file()
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that holds what belongs to a module: a folder itself, or that of a file."""
+    return path if path.is_dir() else path.parent
