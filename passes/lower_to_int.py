@@ -21,9 +21,6 @@ from mqc.pass_base import Pass
 from mqc.proofs import acc_shift, accumulator_bound, check_accumulators
 from mqc.weight_store import Array, WeightStore
 
-#: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
-_LOGIT_STEPS = 2**20
-
 
 class LowerToInt(Pass):
     """Replace every op by `int` ops on the stored integers; the real scales become multipliers.
@@ -191,7 +188,7 @@ class Lowering:
         seen = op.attributes.get("range")
         if not isinstance(seen, DenseArrayBase) or not op.results[0].has_one_use():
             raise PassError(f"lower-to-int: %{op.value_name} has no quantized type")
-        unit = max(abs(float(v)) for v in seen.get_values()) / _LOGIT_STEPS
+        unit = max(abs(float(v)) for v in seen.get_values()) / int_ops.LOGIT_STEPS
         self.module.attributes["mqc.logit_scale"] = attr(unit)
         return unit
 

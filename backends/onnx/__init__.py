@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mqc.backends.onnx.select import select
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Engine, Kernel, Limits
+from mqc.backend import Backend, Engine, Ids, Kernel, Limits
 from mqc.dialects.core import MqcOp
 from mqc.errors import TargetError
 from mqc.registry import backend
@@ -22,15 +22,22 @@ class OnnxBackend(Backend):
 
     name: ClassVar[str] = "onnx"
     targets: ClassVar[Sequence[str]] = ("onnx-int8",)
-    options: ClassVar[Mapping[str, type]] = {"style": str, "provider": str, "threads": int}
+    options: ClassVar[Mapping[str, type]] = {
+        "style": str, "runtime": str, "tokens": tuple, "context": int, "provider": str, "threads": int,
+    }  # fmt: skip
 
-    export_options: ClassVar[Mapping[str, type]] = {"style": str, "tokens": tuple, "context": int}
+    export_options: ClassVar[Mapping[str, type]] = {
+        "style": str,
+        "runtime": str,
+        "tokens": tuple,
+        "context": int,
+    }
 
     def select(self, op: MqcOp) -> Kernel | None:
         return select(op)
 
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
-        """Options: `style` (`qdq`, `integer`), `provider` (an execution provider), `threads`."""
+        """Options: those of `mqc.backends.onnx.engine.OnnxEngine`."""
         _check_packages()
         from mqc.backends.onnx.engine import OnnxEngine
 
@@ -42,6 +49,12 @@ class OnnxBackend(Backend):
         from mqc.backends.onnx.files import write
 
         write(module, weights, folder, **options)
+
+    def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
+        _check_packages()
+        from mqc.backends.onnx.values import values
+
+        return values(module, weights, ids, **options)
 
     def limits(self, **options: Any) -> Limits:
         return backend("cpu").limits(threads=options.get("threads"))

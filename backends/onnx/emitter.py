@@ -59,9 +59,10 @@ class Emitter:
     """Base of the forms: subclasses have a method for each `int` op (`mqc.backends.onnx.select.RULES`).
 
     The graph takes `input_ids` `[tokens]`, `position_ids` `[tokens]` (prefix included, consecutive), for
-    each layer `past_key.L` and `past_value.L`, u8 `[past, kv_heads, head_dim]`, and with more than one
-    token `logit_rows` `[rows]`, the tokens whose logits are wanted. It gives `logits` `[rows, vocabulary]`
-    and `new_key.L`, `new_value.L` `[tokens, kv_heads, head_dim]`, which belong behind the past rows.
+    each layer `past_key.L` and `past_value.L`, u8 `[past, kv_heads, head_dim]`, and where the number of
+    tokens is dynamic `logit_rows` `[rows]`, the tokens whose logits are wanted. It gives `logits`
+    `[rows, vocabulary]`, those of all tokens where their number is fixed, and `new_key.L`, `new_value.L`
+    `[tokens, kv_heads, head_dim]`, which belong behind the past rows.
     """
 
     OPSET: ClassVar[int] = 21
@@ -70,8 +71,8 @@ class Emitter:
 
     def __init__(self, module: ModuleOp, weights: WeightStore, data: DataFile, lengths: Lengths) -> None:
         self.module, self.weights, self.lengths = module, weights, lengths
-        self.graph = Graph(data, weights)
         self.names: dict[MqcOp, str] = {op: name for name, op in ops_by_name(module).items()}
+        self.graph = Graph(data, weights, self.names.values())
         self.values: dict[SSAValue, str] = {}
         self._masks: dict[int | None, str] = {}
         self._head_shapes: dict[tuple[int, int], str] = {}
@@ -84,7 +85,7 @@ class Emitter:
         self.ids = g.input(IDS, self.INDEX, [lengths.token_dim])
         self.positions = g.input(POSITIONS, self.INDEX, [lengths.token_dim])
         self.values.update(zip(block.args, (self.ids, self.positions), strict=True))
-        self.rows = None if lengths.tokens == 1 else g.input(LOGIT_ROWS, self.INDEX, ["rows"])
+        self.rows = g.input(LOGIT_ROWS, self.INDEX, ["rows"]) if lengths.tokens is None else None
         for op, name in self.names.items():
             if isinstance(op, int_ops.AttentionOp):
                 for which, value in (("key", op.k), ("value", op.v)):
@@ -116,7 +117,7 @@ class Emitter:
 
     @property
     def logit_shape(self) -> Shape:
-        return [1 if self.rows is None else "rows", channels(returned_value(self.module))]
+        return ["rows" if self.rows else self.lengths.token_dim, channels(returned_value(self.module))]
 
     def matrix(self, op: int_ops.LinearOp) -> str:
         """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load."""

@@ -2,53 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, new_name, past_name
-from mqc.backends.onnx.files import initial_cache, write
+from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, Lengths, new_name, past_name
+from mqc.backends.onnx.files import all_lengths, initial_cache, write
+from mqc.backends.onnx.qdq_npu import logit_type
+from mqc.backends.onnx.session import open_session
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.dialects import int_ops
 from mqc.dialects.core import channels, plain
-from mqc.errors import InputError, TargetError
+from mqc.errors import InputError
 from mqc.ir import context_length, mqc_ops, prefix_tokens, returned_value
 from mqc.weight_store import Array, WeightStore
 
-#: Most tokens in one call, which bounds the memory of attention.
+#: Most tokens in one call of a graph of dynamic length, which bounds the memory of attention.
 CHUNK = 512
 
+_DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint8)": np.uint8,
+}
 
-def session_options(threads: int | None = None) -> ort.SessionOptions:
-    if threads is not None and not 1 <= threads <= 256:
-        raise InputError(f"threads must be in [1, 256], got {threads}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = 3
-    return options
 
+@dataclass(frozen=True)
+class _Rows:
+    """The cache of one layer: graph input, graph output, and all rows `[context, kv_heads, head_dim]`."""
 
-def open_session(path: Path, provider: str, threads: int | None = None) -> ort.InferenceSession:
-    """A session of an execution provider. Raises `TargetError` if it is not there or refuses the model."""
-    if provider not in ort.get_available_providers():
-        known = ", ".join(ort.get_available_providers())
-        raise TargetError(f"onnxruntime has no {provider}; available: {known}")
-    try:
-        return ort.InferenceSession(path, session_options(threads), providers=[provider])
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise TargetError(f"onnxruntime cannot load {path.name}: {error}") from error
+    past: str
+    new: str
+    buffer: Array
 
 
 class OnnxEngine(Engine):
-    """One sequence in ONNX Runtime, on the graph of dynamic length.
+    """One sequence in ONNX Runtime, on a graph of dynamic length or on one for each of `tokens`.
 
-    The cache is one buffer per layer: the session reads its first rows and writes the new ones behind
-    them. Memory: the weights as the runtime packs them, and 2 · positions · kv channels per layer.
+    The cache is one buffer per layer: sessions read its first rows and, where lengths are dynamic, write
+    the new ones right behind them. With fixed lengths a short prompt is padded, and what no longer fits
+    goes through the graph for one token. Memory: the weights as the runtime packs them (once for each
+    graph), and 2 · positions · kv channels per layer.
     """
 
     def __init__(
@@ -56,18 +58,29 @@ class OnnxEngine(Engine):
         module: ModuleOp,
         weights: WeightStore,
         style: str = "qdq",
+        runtime: str = "cpu",
+        tokens: Sequence[int] = (),
+        context: int | None = None,
         provider: str = "CPUExecutionProvider",
         threads: int | None = None,
+        every_value: bool = False,
     ) -> None:
+        self._lengths = all_lengths(module, tokens, context)
+        if tokens and 1 not in tokens and not every_value:
+            raise InputError("an engine of fixed lengths needs a graph for one token: tokens=128,1")
         with tempfile.TemporaryDirectory(prefix="mqc-onnx-") as folder:
-            (path,) = write(module, weights, Path(folder), style)
-            self._session = open_session(path, provider, threads)
+            paths = write(
+                module, weights, Path(folder), style, runtime, tokens, context, every_value=every_value
+            )
+            self._sessions = [open_session(path, provider, threads) for path in paths]
         self.vocabulary = channels(returned_value(module))
-        self.context = context_length(module)
+        self.context = context or context_length(module)
         self.prefix_length = len(prefix_tokens(module))
         self.position = self.prefix_length
+        #: With `every_value`: what each value was in the last call, by name.
+        self.stored: dict[str, Array] = {}
         self._module = module
-        self._cache: list[tuple[str, str, Array]] = []
+        self._cache: list[_Rows] = []
         rows = initial_cache(module, weights)
         for op in mqc_ops(module):
             if isinstance(op, int_ops.AttentionOp):
@@ -76,7 +89,7 @@ class OnnxEngine(Engine):
                     past = past_name(which, op.get("layer"))
                     buffer = np.zeros(shape, np.uint8)
                     buffer[: self.prefix_length] = rows.get(past, 0)
-                    self._cache.append((past, new_name(which, op.get("layer")), buffer))
+                    self._cache.append(_Rows(past, new_name(which, op.get("layer")), buffer))
 
     def reset(self) -> None:
         self.position = self.prefix_length
@@ -84,33 +97,77 @@ class OnnxEngine(Engine):
     def forward(self, ids: Ids, rows: int | None = None) -> Logits:
         ids = check_ids(self, ids)
         wanted = len(ids) if rows is None else min(rows, len(ids))
-        first = len(ids) - wanted
-        parts = []
-        for start in range(0, len(ids), CHUNK):
-            part = ids[start : start + CHUNK]
-            parts.append(self._run(part, np.arange(min(max(first - start, 0), len(part)), len(part))))
+        parts, start = [], 0
+        while start < len(ids):
+            session, lengths = self._graph_for(len(ids) - start)
+            part = ids[start : start + (lengths.tokens or CHUNK)]
+            first = min(max(len(ids) - wanted - start, 0), len(part))
+            parts.append(self._run(session, lengths, part, first))
+            start += len(part)
         return np.concatenate(parts)
 
-    def _run(self, ids: Ids, rows: Array) -> Logits:
-        """Logits of `rows` of the tokens, which are appended to the sequence."""
-        binding = self._session.io_binding()
+    def _graph_for(self, count: int) -> tuple[ort.InferenceSession, Lengths]:
+        """The largest graph with room for its tokens; no larger than needed to hold `count`."""
+        graphs = list(zip(self._sessions, self._lengths, strict=True))
+        if self._lengths[0].tokens is None:
+            return graphs[0]
+        fitting = [g for g in graphs if (g[1].past or 0) >= self.position and (count > 1 or g[1].tokens == 1)]
+        return max(fitting, key=lambda graph: graph[1].tokens or 0)
+
+    def _run(self, session: ort.InferenceSession, lengths: Lengths, ids: Ids, first: int) -> Logits:
+        """Append tokens to the sequence; s32 logits of those from `first` on."""
+        binding = session.io_binding()
         count, start = len(ids), self.position
-        kind = np.dtype(np.int32 if self._session.get_outputs()[0].type == "tensor(int32)" else np.float32)
-        logits: Array = np.empty((len(rows), self.vocabulary), kind)
-        positions = np.arange(start, start + count)
-        for name, value in ((IDS, ids.astype(np.int64)), (POSITIONS, positions), (LOGIT_ROWS, rows)):
-            binding.bind_cpu_input(name, value)
-        for past, new, buffer in self._cache:
-            _bind(binding.bind_input, past, buffer[:start])
-            _bind(binding.bind_output, new, buffer[start : start + count])
+        fixed = lengths.tokens is not None
+        size = lengths.tokens or count
+        # Padding repeats the last position, which no table lacks; its rows are not kept.
+        positions = np.minimum(np.arange(start, start + size), self.context - 1)
+        feeds = {
+            IDS: np.pad(ids, (0, size - count)),
+            POSITIONS: positions,
+            LOGIT_ROWS: np.arange(first, count),
+        }
+        for argument in session.get_inputs():
+            if argument.name in feeds:
+                kind = _DTYPES[argument.type]
+                binding.bind_cpu_input(argument.name, feeds[argument.name].astype(kind))
+        kind = next(_DTYPES[o.type] for o in session.get_outputs() if o.name == LOGITS)
+        logits: Array = np.empty((size if fixed else count - first, self.vocabulary), kind)
         _bind(binding.bind_output, LOGITS, logits)
-        self._session.run_with_iobinding(binding)
+        fresh = []
+        for rows in self._cache:
+            past = lengths.past if fixed else start
+            new = (
+                np.empty((size, *rows.buffer.shape[1:]), np.uint8)
+                if fixed
+                else rows.buffer[start : start + count]
+            )
+            _bind(binding.bind_input, rows.past, rows.buffer[:past])
+            _bind(binding.bind_output, rows.new, new)
+            fresh.append(new)
+        known = {LOGITS, *(rows.new for rows in self._cache)}
+        for output in session.get_outputs():
+            if output.name not in known:
+                array: Array = np.empty((size, output.shape[1]), _DTYPES[output.type])
+                self.stored[output.name] = array
+                _bind(binding.bind_output, output.name, array)
+        session.run_with_iobinding(binding)
+        if fixed:
+            logits = logits[first:count]
+            for rows, new in zip(self._cache, fresh, strict=True):
+                rows.buffer[start : start + count] = new[:count]
         self.position += count
-        if kind == np.int32:
+        return self._integers(logits)
+
+    def _integers(self, logits: Array) -> Logits:
+        """Logits in the module's unit."""
+        if logits.dtype == np.int32:
             return logits
-        return np.rint(logits / np.float32(plain(self._module.attributes["mqc.logit_scale"]))).astype(
-            np.int32
-        )
+        unit = float(plain(self._module.attributes["mqc.logit_scale"]))
+        if logits.dtype == np.uint16:
+            kind = logit_type(self._module)
+            logits = (logits.astype(np.float32) - kind.zero) * np.float32(kind.real_scale)
+        return np.rint(logits / np.float32(unit)).astype(np.int32)
 
 
 def _bind(bind: Any, name: str, array: Array) -> None:

@@ -11,6 +11,7 @@ from mqc.backends.onnx.emitter import Emitter, Lengths, past_name
 from mqc.backends.onnx.graph import DATA_FILE, DataFile
 from mqc.backends.onnx.integer import IntegerForm
 from mqc.backends.onnx.qdq import QdqForm
+from mqc.backends.onnx.qdq_npu import NpuForm
 from safetensors.numpy import save_file
 from xdsl.dialects.builtin import ModuleOp
 
@@ -22,7 +23,11 @@ from mqc.weight_store import Array, WeightStore
 
 #: Rows of the cache that a sequence starts with, named like the graph inputs.
 CACHE_FILE = "initial_cache.safetensors"
-STYLES: dict[str, type[Emitter]] = {"qdq": QdqForm, "integer": IntegerForm}
+FORMS: dict[tuple[str, str], type[Emitter]] = {
+    ("qdq", "cpu"): QdqForm,
+    ("qdq", "npu"): NpuForm,
+    ("integer", "cpu"): IntegerForm,
+}
 
 
 def graph_file(lengths: Lengths) -> str:
@@ -54,6 +59,7 @@ def write(
     weights: WeightStore,
     folder: Path,
     style: str = "qdq",
+    runtime: str = "cpu",
     tokens: Sequence[int] = (),
     context: int | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -63,6 +69,7 @@ def write(
 
     Args:
         style: `qdq` or `integer`.
+        runtime: `cpu`, or `npu` for a QDQ form in which every tensor is quantized.
         tokens: fixed token counts, a graph each; none for one graph of dynamic length.
         context: positions of the cache where token counts are fixed; the module's by default.
         metadata: entries for the models' metadata.
@@ -71,11 +78,12 @@ def write(
     Raises `InputError` for options out of range, `TargetError` for an op without such a form. Memory: the
     weights are written from where they are; time is that of writing them.
     """
-    if style not in STYLES:
-        raise InputError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
+    if (style, runtime) not in FORMS:
+        known = ", ".join(f'("{s}", "{r}")' for s, r in FORMS)
+        raise InputError(f'(style, runtime) must be one of {known}; got ("{style}", "{runtime}")')
     data, paths = DataFile(), []
     for lengths in all_lengths(module, tokens, context):
-        form = STYLES[style](module, weights, data, lengths)
+        form = FORMS[style, runtime](module, weights, data, lengths)
         path = folder / graph_file(lengths)
         model = form.emit(every_value).model(path.stem, form.OPSET, metadata or {})
         onnx.save(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True), path)

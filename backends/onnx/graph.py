@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,14 @@ class Graph:
     Nodes are called after the value that they compute: `layers.0.mlp.up_proj/MatMul`.
     """
 
-    def __init__(self, data: DataFile, weights: WeightStore) -> None:
+    def __init__(self, data: DataFile, weights: WeightStore, reserved: Iterable[str] = ()) -> None:
+        """`reserved` are names that only `out=` gives."""
         self._data, self._weights = data, weights
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[Any, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._taken: dict[str, int] = {}
+        self._taken: dict[str, int] = dict.fromkeys(reserved, 0)
         self._scope = ""
 
     @contextmanager
@@ -91,14 +92,25 @@ class Graph:
         self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
         return names
 
-    def constant(self, value: Any, hint: str = "", dtype: Any = None) -> str:
-        """Name of an initializer. Equal constants are one; large ones stand in the data file."""
+    def rename(self, x: str, name: str) -> str:
+        """Give the output of the last node another name."""
+        assert self._nodes[-1].output[0] == x
+        self._nodes[-1].output[0] = name
+        return name
+
+    def constant(self, value: Any, hint: str = "", dtype: Any = None, meaning: Any = None) -> str:
+        """Name of an initializer. Equal constants are one if their meaning is; large ones stand in the
+        data file.
+
+        Args:
+            hint: its name, if it is new and the name is free.
+            meaning: e.g. a quantized type: QNN knows one for each initializer.
+        """
         array = np.ascontiguousarray(value, dtype)
         array = array.reshape(np.shape(value))  # NumPy makes scalars one-dimensional
         digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-        return self._initializer(
-            array, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, digest, hint
-        )
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        return self._initializer(array, kind, array.shape, digest, hint, meaning)
 
     def weight(self, ref: WeightAttr, dtype: int | None = None, shape: Sequence[int] | None = None) -> str:
         """Name of the initializer of a weight, or of its bytes seen as another ONNX type and shape."""
@@ -106,8 +118,10 @@ class Graph:
         kind = dtype or helper.np_dtype_to_tensor_dtype(array.dtype)
         return self._initializer(array, kind, shape or array.shape, ref.hash.data, ref.key.data)
 
-    def _initializer(self, array: Array, dtype: int, shape: Sequence[int], digest: str, hint: str) -> str:
-        key = (digest, dtype, tuple(shape))
+    def _initializer(
+        self, array: Array, dtype: int, shape: Sequence[int], digest: str, hint: str, meaning: Any = None
+    ) -> str:
+        key = (digest, dtype, tuple(shape), meaning)
         if key not in self._constants:
             kind = TensorProto.DataType.Name(dtype).lower()
             plain = f"{kind}_{array.reshape(-1)[0]}" if array.size == 1 else f"{self._scope}/constant"
@@ -149,8 +163,8 @@ class Graph:
 
     def _unique(self, name: str) -> str:
         count = self._taken.get(name)
-        self._taken[name] = 1 if count is None else count + 1
-        return name if count is None else self._unique(f"{name}.{count}")
+        self._taken[name] = 0 if count is None else count + 1
+        return name if count is None else self._unique(f"{name}.{count + 1}")
 
 
 def _value_info(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:

@@ -100,9 +100,9 @@ class IntegerForm(Emitter):
     # ---- ops
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
-        row = self.wide(self.graph.op("Gather", self.graph.weight(op.table), self.ids, axis=0))
+        row = self.wide(self.graph.op("Gather", self.graph.weight(op.table), self.values[op.indices], axis=0))
         m, s = self.weights[op.multiplier], self.weights[op.shift]
-        self.narrow(self.requantize(row, m, s, op.get("zero_point"), rows=self.ids), op.result)
+        self.narrow(self.requantize(row, m, s, op.get("zero_point"), rows=self.values[op.indices]), op.result)
 
     def linear(self, op: int_ops.LinearOp) -> None:
         g, n = self.graph, channels(op.result)

@@ -33,6 +33,8 @@ from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, numpy_dtype
 
 ACTIVATION_TYPES = (u8, u16)
+#: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
+LOGIT_STEPS = 2**20
 
 
 def bits(value: SSAValue) -> int:

@@ -1,0 +1,311 @@
+"""The QDQ form for NPUs: every tensor is quantized, every length fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from mqc.backends.onnx.emitter import LOGITS, new_name, past_name
+from mqc.backends.onnx.graph import Graph
+from mqc.backends.onnx.qdq import QdqForm
+from onnx import TensorProto
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc import arithmetic as a
+from mqc.dialects import int_ops
+from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.dialects.int_ops import LOGIT_STEPS
+from mqc.dialects.quant import UniformType, affine_range
+from mqc.errors import TargetError
+from mqc.evaluation import Evaluation
+from mqc.rotary import rope_pairs
+from mqc.weight_store import Array
+
+#: Probabilities, and what a sigmoid gives: the scale that HTP has for them.
+_UNIT = UniformType.of(16, 2.0**-16, 0)
+#: Scores of hidden keys lie so far below all others: their probabilities are less than 2^-28.
+_HIDDEN_BELOW = 20.0
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A stored tensor and the real numbers it stands for."""
+
+    name: str
+    type: UniformType
+
+
+class NpuForm(QdqForm):
+    """Follows QNN's rules: operands of a product or an elementwise op have one width, an op's result its own
+    QuantizeLinear, a change of precision is a pair DequantizeLinear, QuantizeLinear (`Convert`).
+
+    8-bit operands of ops with a 16-bit result are widened first: `s·(q − z) = s/256·(256·q − 256·z)`.
+    Ids and positions are s32, the logits u16.
+    """
+
+    INDEX: ClassVar[Any] = np.int32
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.lengths.tokens is None or self.lengths.past is None:
+            raise TargetError('onnx: runtime "npu" needs fixed lengths: give tokens, e.g. (128, 1)')
+        self._tables: dict[tuple[WeightAttr, float], tuple[Tensor, Tensor]] = {}
+
+        self._query_factor: dict[SSAValue, float] = {}
+
+    def emit(self, every_value: bool = False) -> Graph:
+        for op in self.names:
+            if isinstance(op, int_ops.AttentionOp):
+                if not op.q.has_one_use():
+                    raise TargetError(f"onnx: the queries %{self.name(op.q)} of an attention have other uses")
+                self._query_factor[op.q] = self.score_factor(op)
+        return super().emit(every_value)
+
+    def type(self, value: SSAValue) -> UniformType:
+        """As stated; but queries contain the factor of the scores, so that no op has to apply it."""
+        stated = super().type(value)
+        factor = self._query_factor.get(value, 1.0)
+        return UniformType.of(stated.bits, stated.real_scale * factor, stated.zero)
+
+    # ---- quantized tensors
+
+    def run(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor | str],
+        result: UniformType,
+        out: str | None = None,
+        **attributes: Any,
+    ) -> Tensor:
+        """One op between DequantizeLinear and QuantizeLinear; strings are operands that are no numbers."""
+        names = [x if isinstance(x, str) else self.float(x) for x in inputs]
+        y = self.graph.op(kind, *names, **attributes)
+        return self.quantized(y, result, out)
+
+    def float(self, x: Tensor) -> str:
+        return self.dequantize(x.name, x.type.real_scale, x.type.zero, f"uint{x.type.bits}")
+
+    def quantized(self, x: str, kind: UniformType, out: str | None = None) -> Tensor:
+        return Tensor(self.quantize(x, kind.real_scale, kind.zero, f"uint{kind.bits}", out), kind)
+
+    def convert(self, x: Tensor, kind: UniformType, out: str | None = None) -> Tensor:
+        return x if x.type == kind and out is None else self.quantized(self.float(x), kind, out)
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The same numbers in 16 bits."""
+        return self.convert(x, wider(x.type))
+
+    def move(self, kind: str, x: Tensor, *others: str, out: str | None = None, **attributes: Any) -> Tensor:
+        """An op that moves values and keeps their type."""
+        return self.run(kind, [x, *others], x.type, out, **attributes)
+
+    def shaped(self, x: Tensor, shape: Sequence[int], out: str | None = None) -> Tensor:
+        return self.move("Reshape", x, self.graph.constant(np.array(shape, np.int64)), out=out)
+
+    def constant_tensor(self, real: Array, kind: UniformType, hint: str) -> Tensor:
+        stored = np.clip(np.rint(real / kind.real_scale) + kind.zero, kind.low, kind.high)
+        return Tensor(self.graph.constant(stored, hint, f"uint{kind.bits}", kind), kind)
+
+    def tensor(self, value: SSAValue) -> Tensor:
+        return Tensor(self.values[value], self.type(value))
+
+    def set(self, x: Tensor, value: SSAValue) -> None:
+        """Make x, which the last op gave, the value."""
+        wanted, name = self.result_type(value), LOGITS if self.is_logits(value) else self.name(value)
+        if x.type == wanted:
+            self.values[value] = self.graph.rename(x.name, name)
+        else:
+            self.values[value] = self.convert(x, wanted, name).name
+        if self.is_logits(value):
+            self.graph.output(LOGITS, np.uint16, self.logit_shape, first=True)
+
+    def result_type(self, value: SSAValue) -> UniformType:
+        return logit_type(self.module) if self.is_logits(value) else self.type(value)
+
+    # ---- ops
+
+    def embedding(self, op: int_ops.EmbeddingOp) -> None:
+        every_row = np.arange(op.multiplier.shape[0])
+        stored = op.evaluate(Evaluation(self.module, self.weights), every_row)
+        table = Tensor(self.graph.constant(stored, f"{self.name(op.result)}.table"), self.type(op.result))
+        self.set(self.move("Gather", table, self.values[op.indices], axis=0), op.result)
+
+    def requant(self, op: int_ops.RequantOp) -> None:
+        rules: dict[type, Callable[[Any, int_ops.RequantOp], Tensor]] = {
+            int_ops.LinearOp: self.fully_connected,
+            int_ops.RmsNormOp: self.normalized,
+            int_ops.LayerNormOp: self.normalized,
+            int_ops.RopeOp: self.rotated,
+            int_ops.MulOp: self.multiplied,
+        }
+        producer = op.x.owner
+        if type(producer) not in rules:
+            raise TargetError(f"onnx: %{self.name(op.x)} before an int.requant has no QDQ form")
+        self.set(rules[type(producer)](producer, op), op.result)
+
+    def fully_connected(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Tensor:
+        if op.group_scale is not None:
+            raise TargetError(
+                f"onnx: %{self.name(requant.result)} has 4-bit weights in groups, which HTP does not take; "
+                "compile with group = 0 (per channel)"
+            )
+        n, result = channels(op.result), self.result_type(requant.result)
+        step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
+        scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
+        x = self.tensor(op.x)
+        x = self.widen(x) if result.bits == 16 else x
+        weight = self.npu_weight(op, scale)
+        bias = self.weights[op.bias]
+        if not bias.any():
+            return self.run("MatMul", [x, weight], result)
+        unit = scale * x.type.real_scale
+        limit = 2**31 - 1
+        stored = np.clip(np.rint(bias * step / unit), -limit, limit).astype(np.int32)
+        name = self.graph.constant(stored, f"{self.name(requant.result)}.bias")
+        real = self.graph.op("DequantizeLinear", name, self.constant(unit), axis=0)
+        return self.run("Gemm", [x, weight, real], result)
+
+    def npu_weight(self, op: int_ops.LinearOp, scale: Array) -> str:
+        shape = (channels(op.x), channels(op.result))
+        if op.get("weight_bits") == 8:
+            return self.dequantize(self.graph.weight(op.weight), scale, 0, np.int8, axis=1)
+        packed = self.graph.weight(op.weight, TensorProto.INT4, shape)
+        return self.graph.op("DequantizeLinear", packed, self.constant(scale), axis=1)
+
+    def normalized(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
+        size, groups = channels(op.x) // op.get("groups"), op.get("groups")
+        gain = np.broadcast_to(
+            self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size), groups * size
+        )
+        epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
+        result, hint = self.result_type(requant.result), f"{self.name(requant.result)}.gain"
+        wide = wider(result)
+        x, kind = self.widen(self.tensor(op.x)), "RMSNormalization"
+        if isinstance(op, int_ops.LayerNormOp):
+            kind, epsilon = "LayerNormalization", epsilon / 4.0**a.MEAN_FRACTION_BITS
+        if groups == 1:
+            weight = self.constant_tensor(gain, symmetric(np.abs(gain).max()), hint)
+            return self.run(kind, [x, weight], wide, axis=-1, epsilon=epsilon)
+        most = np.sqrt(size)
+        blocks = self.shaped(x, (-1, groups, size))
+        ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
+        y = self.run(kind, [blocks, ones], symmetric(float(most)), axis=-1, epsilon=epsilon)
+        weight = self.constant_tensor(gain, symmetric(np.abs(gain).max()), hint)
+        return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
+
+    def rotated(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
+        head_dim = op.get("head_dim")
+        x = self.shaped(self.widen(self.tensor(op.x)), (-1, channels(op.x) // head_dim, head_dim))
+        factor = float(self.factor(requant)[0] * 2.0**a.ROPE_FRACTION_BITS / self.scale(op.x))
+        cos, sin = self.rope_tensors(op, factor)
+        pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
+        first, second = (np.arange(head_dim)[part] for part in pairs)
+        order = np.arange(head_dim)
+        order[first], order[second] = second, first
+        turned = self.permuted(x, order)
+        kind = symmetric(factor * reach(x.type))
+        y = self.run(
+            "Add",
+            [self.run("Mul", [x, cos], kind), self.run("Mul", [turned, sin], kind)],
+            wider(self.type(requant.result)),
+        )
+        return self.shaped(y, (-1, channels(op.x)))
+
+    def permuted(self, x: Tensor, order: Array) -> Tensor:
+        """Channels of the last of three dimensions in another order, by slices of neighbours."""
+        breaks = np.flatnonzero(np.diff(order) != 1) + 1
+        if len(breaks) > 8:
+            return self.move("Gather", x, self.graph.constant(order.astype(np.int32)), axis=2)
+        parts = np.split(order, breaks)
+        pieces = []
+        for part in parts:
+            ends = (self.graph.constant(np.array([i], np.int64)) for i in (part[0], part[-1] + 1, 2))
+            pieces.append(self.move("Slice", x, *ends))
+        return self.run("Concat", pieces, x.type, axis=2)
+
+    def rope_tensors(self, op: int_ops.RopeOp, factor: float) -> tuple[Tensor, Tensor]:
+        key = (op.cos, float(f"{factor:.6g}"))
+        if key not in self._tables:
+            rows = []
+            with self.graph.scope("rope"):
+                kind = symmetric(key[1])
+                for name, table in zip(("cos", "sin"), self.rope_tables(op, op.get("head_dim")), strict=True):
+                    stored = self.constant_tensor(table * key[1], kind, f"rope.{name}")
+                    picked = self.move("Gather", stored, self.positions, axis=0)
+                    rows.append(self.shaped(picked, (-1, 1, op.get("head_dim"))))
+            self._tables[key] = rows[0], rows[1]
+        return self._tables[key]
+
+    def multiplied(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Tensor:
+        operands = [self.widen(self.tensor(x)) for x in (op.a, op.b)]
+        return self.run("Mul", operands, wider(self.type(requant.result)))
+
+    def add(self, op: int_ops.AddOp) -> None:
+        operands = [self.widen(self.tensor(x)) for x in (op.a, op.b)]
+        self.set(self.run("Add", operands, wider(self.type(op.result))), op.result)
+
+    def lut(self, op: int_ops.LutOp) -> None:
+        x, result = self.widen(self.tensor(op.x)), wider(self.type(op.result))
+        match op.get("function"):
+            case "silu":
+                y = self.run("Mul", [x, self.run("Sigmoid", [x], _UNIT)], result)
+            case "quick_gelu":
+                factor = self.constant_tensor(np.array(1.702), affine_range(0, 1.702, 16), "quick_gelu")
+                inner = self.run("Mul", [x, factor], symmetric(1.702 * reach(x.type)))
+                y = self.run("Mul", [x, self.run("Sigmoid", [inner], _UNIT)], result)
+            case _:
+                y = self.quantized(self.function(op, self.float(x)), result)
+        self.set(y, op.result)
+
+    def attention(self, op: int_ops.AttentionOp) -> None:
+        heads, kv_heads = op.get("heads"), op.get("kv_heads")
+        tokens, width, group = self.lengths.tokens, channels(op.q) // heads, heads // kv_heads
+        keys, values = (self.history(op, which, x) for which, x in (("key", op.k), ("value", op.v)))
+        q = self.shaped(self.tensor(op.q), (-1, kv_heads, group, width))
+        q = self.shaped(self.move("Transpose", q, perm=[1, 2, 0, 3]), (kv_heads, -1, width))
+        keys_turned = self.move("Transpose", keys, perm=[1, 2, 0])
+        most = reach(q.type) * reach(keys.type) * width
+        kind = affine_range(-most - _HIDDEN_BELOW, most, 16)
+        scores = self.run("MatMul", [self.widen(q), keys_turned], kind)
+        scores = self.shaped(scores, (kv_heads, group, tokens, -1))
+        lowest = self.constant_tensor(np.array(-most - _HIDDEN_BELOW), kind, f"{self.name(op.result)}.lowest")
+        shown = self.run("Where", [self.visible(op), scores, lowest], kind)
+        p = self.shaped(self.run("Softmax", [shown], _UNIT, axis=-1), (kv_heads, group * tokens, -1))
+        values = self.move("Transpose", values, perm=[1, 0, 2])
+        y = self.run("MatMul", [p, values], self.type(op.result))
+
+        y = self.move("Transpose", self.shaped(y, (kv_heads, group, tokens, width)), perm=[2, 0, 1, 3])
+        self.set(self.shaped(y, (tokens, heads * width)), op.result)
+
+    def history(self, op: int_ops.AttentionOp, which: str, value: SSAValue) -> Tensor:
+        """Give the new rows out, and return all `[seen, kv_heads, head_dim]`."""
+        kv_heads, layer = op.get("kv_heads"), op.get("layer")
+        width = channels(value) // kv_heads
+        new = self.shaped(self.tensor(value), (-1, kv_heads, width), new_name(which, layer))
+        self.graph.output(new.name, np.uint8, [self.lengths.token_dim, kv_heads, width])
+        return self.run("Concat", [Tensor(past_name(which, layer), new.type), new], new.type, axis=0)
+
+
+def symmetric(most: Any) -> UniformType:
+    """u16 over [−most, most]: what HTP wants of a second operand."""
+    return UniformType.of(16, float(most) / 32767, 1 << 15)
+
+
+def wider(kind: UniformType) -> UniformType:
+    """The 16-bit type with the range of `kind`."""
+    if kind.bits == 16:
+        return kind
+    return UniformType.of(16, kind.real_scale / 256, kind.zero * 256)
+
+
+def reach(kind: UniformType) -> float:
+    """Largest magnitude that a type represents."""
+    return kind.real_scale * max(kind.zero - kind.low, kind.high - kind.zero)
+
+
+def logit_type(module: ModuleOp) -> UniformType:
+    """u16 over the logits that calibration saw, and a quarter more."""
+    return symmetric(1.25 * LOGIT_STEPS * float(plain(module.attributes["mqc.logit_scale"])))

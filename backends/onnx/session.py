@@ -1,0 +1,76 @@
+"""ONNX Runtime sessions on any execution provider, Qualcomm's plug-in among them."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from mqc.errors import InputError, TargetError
+
+QNN = "QNNExecutionProvider"
+#: HTP architecture that programs are made for: the oldest with 16-bit × 16-bit products.
+HTP_ARCH = "73"
+
+
+def open_session(
+    path: Path, provider: str = "CPUExecutionProvider", threads: int | None = None, **entries: str
+) -> ort.InferenceSession:
+    """A session of an execution provider; on QNN no node may fall back to the CPU.
+
+    Args:
+        threads: of the CPU provider; all cores by default.
+        entries: session configuration, underscores for dots in the names.
+
+    Raises `TargetError` if the provider is not there or refuses the model.
+    """
+    if threads is not None and not 1 <= threads <= 256:
+        raise InputError(f"threads must be in [1, 256], got {threads}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 4
+    for name, value in entries.items():
+        options.add_session_config_entry(name.replace("_", ".", 1), value)
+    arguments: dict[str, Any] = {}
+    if provider == QNN:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_provider_for_devices(*_qnn())
+    elif provider in ort.get_available_providers():
+        arguments["providers"] = [provider]
+    else:
+        known = ", ".join(ort.get_available_providers())
+        raise TargetError(f"onnxruntime has no {provider}; available: {known}; {QNN} with mqc[qnn]")
+    try:
+        return ort.InferenceSession(path, options, **arguments)
+    except Exception as error:  # onnxruntime's errors share no base class
+        raise TargetError(f"{provider} cannot load {path.name}: {error}") from error
+
+
+@cache
+def _qnn() -> tuple[list[Any], dict[str, str]]:
+    """The devices of Qualcomm's plug-in, and its options for HTP (on x86 a simulation)."""
+    if find_spec("onnxruntime_qnn") is None:
+        raise TargetError(f"{QNN} needs the package onnxruntime-qnn: pip install 'mqc[qnn]'")
+    import onnxruntime_qnn
+
+    ort.register_execution_provider_library(QNN, onnxruntime_qnn.get_library_path())
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == QNN][:1]
+    if not devices:
+        raise TargetError(f"{QNN} finds no device on this machine")
+    return devices, {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "htp_arch": HTP_ARCH}
+
+
+def write_context(path: Path) -> Path:
+    """Compile a model for HTP and write what a phone loads: `NAME_ctx.onnx` and the binary beside it.
+
+    Raises `TargetError` if a node cannot run on HTP.
+    """
+    target = path.with_name(f"{path.stem}_ctx.onnx")
+    open_session(
+        path, QNN, ep_context_enable="1", ep_context_file_path=str(target), ep_context_embed_mode="0"
+    )
+    return target
