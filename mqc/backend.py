@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -90,15 +90,23 @@ def check_options(target: str, known: Mapping[str, type], given: Mapping[str, An
 
 
 def parse_options(target: str, known: Mapping[str, type], texts: Sequence[str]) -> dict[str, Any]:
-    """Options from `name=value` texts; a tuple is integers with commas. Raises `InputError`."""
+    """Options from `name=value` texts; a tuple is integers with commas, a bool `true` or `false`.
+
+    Raises `InputError`.
+    """
+    read: dict[type, Callable[[str], Any]] = {
+        tuple: lambda text: tuple(map(int, text.split(","))),
+        bool: lambda text: ("false", "true").index(text) == 1,
+    }
     found: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
-        check_options(target, known, {name: known[name]()} if name in known else {name: value})
+        kind = known.get(name, str)
         try:
-            found[name] = tuple(map(int, value.split(","))) if known[name] is tuple else known[name](value)
+            found[name] = read.get(kind, kind)(value)
         except ValueError as error:
-            raise InputError(f"option {name} must be {known[name].__name__}, got {value!r}") from error
+            raise InputError(f"option {name} must be {kind.__name__}, got {value!r}") from error
+    check_options(target, known, found)
     return found
 
 

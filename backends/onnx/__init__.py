@@ -31,6 +31,7 @@ class OnnxBackend(Backend):
         "runtime": str,
         "tokens": tuple,
         "context": int,
+        "htp_binary": bool,
     }
 
     def select(self, op: MqcOp) -> Kernel | None:
@@ -44,11 +45,21 @@ class OnnxBackend(Backend):
         return OnnxEngine(module, weights, **options)
 
     def export(self, module: ModuleOp, weights: WeightStore, folder: Path, **options: Any) -> None:
-        """Options: those of `mqc.backends.onnx.files.write`."""
-        _check_packages()
-        from mqc.backends.onnx.files import write
+        """Graphs, weights and the initial cache; for NPUs also AIMET encodings.
 
-        write(module, weights, folder, **options)
+        Options: those of `mqc.backends.onnx.files.write`; `htp_binary` to compile the graphs for HTP.
+        """
+        _check_packages()
+        from mqc.backends.onnx import encodings
+        from mqc.backends.onnx.files import write
+        from mqc.backends.onnx.session import write_context
+
+        htp_binary = options.pop("htp_binary", False)
+        for path in write(module, weights, folder, **options):
+            if options.get("runtime") == "npu":
+                encodings.write(path)
+            if htp_binary:
+                write_context(path)
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         _check_packages()

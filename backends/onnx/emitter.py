@@ -193,12 +193,12 @@ class Emitter:
 
     def _visible(self, past: str, window: int | None) -> str:
         g, index = self.graph, self.INDEX
-        positions = g.op("Unsqueeze", self.positions, g.constant(np.array([1], np.int64)))
         if self.lengths.past is None:
+            # From the shapes alone: whatever positions are fed, no token sees a later one.
             one, zero = (g.constant(np.array(i, np.int64)) for i in (1, 0))
             count = g.op("Squeeze", g.op("Shape", past, start=0, end=1))
-            tokens = g.op("Squeeze", g.op("Shape", self.ids))
-            keys = g.op("Range", zero, g.op("Add", count, tokens), one)
+            end = g.op("Add", count, g.op("Squeeze", g.op("Shape", self.ids)))
+            keys, queries = g.op("Range", zero, end, one), g.op("Range", count, end, one)
         else:
             rows = np.arange(self.lengths.past, dtype=index)
             first = g.op("Gather", self.positions, g.constant(np.array([0], np.int64)))
@@ -206,11 +206,12 @@ class Emitter:
             # An empty row gets a position that no token reaches.
             far = g.constant(np.array(2**30, index))
             old = g.op("Where", filled, g.constant(rows, "rows"), far)
-            keys = g.op("Concat", old, self.positions, axis=0)
-        seen = g.op("LessOrEqual", keys, positions)
+            keys, queries = g.op("Concat", old, self.positions, axis=0), self.positions
+        column = g.op("Unsqueeze", queries, g.constant(np.array([1], np.int64)))
+        seen = g.op("LessOrEqual", keys, column)
         if window is None:
             return seen
-        start = g.op("Sub", positions, g.constant(np.array(window, index)))
+        start = g.op("Sub", column, g.constant(np.array(window, index)))
         return g.op("And", seen, g.op("Greater", keys, start))
 
     def reshape(self, x: str, shape: tuple[int, ...], out: str | None = None) -> str:

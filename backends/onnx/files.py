@@ -81,18 +81,17 @@ def write(
     if (style, runtime) not in FORMS:
         known = ", ".join(f'("{s}", "{r}")' for s, r in FORMS)
         raise InputError(f'(style, runtime) must be one of {known}; got ("{style}", "{runtime}")')
-    data, paths = DataFile(), []
+    data, graphs = DataFile(), {}
     for lengths in all_lengths(module, tokens, context):
         form = FORMS[style, runtime](module, weights, data, lengths)
-        path = folder / graph_file(lengths)
-        model = form.emit(every_value).model(path.stem, form.OPSET, metadata or {})
+        graphs[folder / graph_file(lengths)] = form.emit(every_value), form.OPSET
+    facts = {**(metadata or {}), "weights_sha256": data.write(folder / DATA_FILE)}
+    for path, (graph, opset) in graphs.items():
+        model = graph.model(path.stem, opset, facts)
         onnx.save(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True), path)
-        paths.append(path)
-    data.write(folder / DATA_FILE)
-    for path in paths:
         onnx.checker.check_model(path)
     save_file(initial_cache(module, weights), folder / CACHE_FILE)
-    return paths
+    return list(graphs)
 
 
 def initial_cache(module: ModuleOp, weights: WeightStore) -> dict[str, Array]:

@@ -42,13 +42,18 @@ class DataFile:
             self.size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return self._places[digest]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> str:
+        """Write the file and return its SHA-256."""
+        digest = hashlib.sha256()
         with open(path, "wb") as file:
             for array in self._arrays:
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                file.write(bytes(-array.nbytes % _ALIGNMENT))
+                padding = bytes(-array.nbytes % _ALIGNMENT)
+                for part in (np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, padding):
+                    digest.update(part)
+                    file.write(part)
             file.flush()
             os.fsync(file.fileno())
+        return digest.hexdigest()
 
 
 class Graph:

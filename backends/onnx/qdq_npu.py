@@ -81,18 +81,18 @@ class NpuForm(QdqForm):
         **attributes: Any,
     ) -> Tensor:
         """One op between DequantizeLinear and QuantizeLinear; strings are operands that are no numbers."""
-        names = [x if isinstance(x, str) else self.float(x) for x in inputs]
+        names = [x if isinstance(x, str) else self.dequantized(x) for x in inputs]
         y = self.graph.op(kind, *names, **attributes)
         return self.quantized(y, result, out)
 
-    def float(self, x: Tensor) -> str:
+    def dequantized(self, x: Tensor) -> str:
         return self.dequantize(x.name, x.type.real_scale, x.type.zero, f"uint{x.type.bits}")
 
     def quantized(self, x: str, kind: UniformType, out: str | None = None) -> Tensor:
         return Tensor(self.quantize(x, kind.real_scale, kind.zero, f"uint{kind.bits}", out), kind)
 
     def convert(self, x: Tensor, kind: UniformType, out: str | None = None) -> Tensor:
-        return x if x.type == kind and out is None else self.quantized(self.float(x), kind, out)
+        return x if x.type == kind and out is None else self.quantized(self.dequantized(x), kind, out)
 
     def widen(self, x: Tensor) -> Tensor:
         """The same numbers in 16 bits."""
@@ -257,12 +257,12 @@ class NpuForm(QdqForm):
                 inner = self.run("Mul", [x, factor], symmetric(1.702 * reach(x.type)))
                 y = self.run("Mul", [x, self.run("Sigmoid", [inner], _UNIT)], result)
             case _:
-                y = self.quantized(self.function(op, self.float(x)), result)
+                y = self.quantized(self.function(op, self.dequantized(x)), result)
         self.set(y, op.result)
 
     def attention(self, op: int_ops.AttentionOp) -> None:
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
-        tokens, width, group = self.lengths.tokens, channels(op.q) // heads, heads // kv_heads
+        tokens, width, group = self.lengths.tokens or 0, channels(op.q) // heads, heads // kv_heads
         keys, values = (self.history(op, which, x) for which, x in (("key", op.k), ("value", op.v)))
         q = self.shaped(self.tensor(op.q), (-1, kv_heads, group, width))
         q = self.shaped(self.move("Transpose", q, perm=[1, 2, 0, 3]), (kv_heads, -1, width))
