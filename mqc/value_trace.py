@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ from mqc.weight_store import Array, WeightStore, numpy_dtype
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two programs. With a backend, its values are the ones that the backend computed."""
+    """One of the two programs. With a backend, its values are the ones that the backend computed with
+    `options` for its engine."""
 
     label: str
     module: ModuleOp
     weights: WeightStore
     backend: Backend | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trace:
@@ -56,7 +58,7 @@ class Trace:
             arguments = torch.from_numpy(arguments[0]), torch.from_numpy(arguments[1])
         self.native = dict(zip(block.args, arguments, strict=True))
         if self.side.backend is not None:
-            computed = self.side.backend.values(self.side.module, self.side.weights, ids)
+            computed = self.side.backend.values(self.side.module, self.side.weights, ids, **self.side.options)
             self.native |= {op.results[0]: computed[n] for n, op in self.ops.items() if n in computed}
             return
         self._evaluation.reset()

@@ -123,6 +123,11 @@ class Graph:
         kind = dtype or helper.np_dtype_to_tensor_dtype(array.dtype)
         return self._initializer(array, kind, shape or array.shape, ref.hash.data, ref.key.data)
 
+    def packed(self, array: Array, dtype: int, shape: Sequence[int], hint: str) -> str:
+        """Name of an initializer from the bytes of an ONNX type that NumPy lacks."""
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        return self._initializer(array, dtype, shape, digest, hint)
+
     def _initializer(
         self, array: Array, dtype: int, shape: Sequence[int], digest: str, hint: str, meaning: Any = None
     ) -> str:

@@ -111,17 +111,18 @@ class IntegerForm(Emitter):
         if self.feeds_logits(op):
             x = self.select_rows(x)
         if element_type(op.x) == u8:
-            acc = g.op("MatMulInteger", x, matrix, self.constant(op.get("x_zero"), np.uint8))
+            whole = not bias.any() and not op.get("acc_shift")
+            zero, name = self.constant(op.get("x_zero"), np.uint8), self.name(op.result)
+            acc = g.op("MatMulInteger", x, matrix, zero, out=name if whole else None)
+            if whole:
+                self.values[op.result] = acc
+                return
+            acc = self.wide(acc)
         else:
             # Σ (x − z)·w = 256·Σ high·w + Σ low·w − z·Σ w
             acc = self.plane_product(self.cast(x, TensorProto.UINT64), matrix)
-            bias = bias - op.get("x_zero") * op.matrix(Evaluation(self.module, self.weights)).sum(
-                1, dtype=np.int64
-            )
-        if element_type(op.x) == u8 and not bias.any() and op.get("acc_shift") == 0:
-            self.values[op.result] = acc
-            return
-        acc = self.wide(acc) if element_type(op.x) == u8 else acc
+            sums = op.matrix(Evaluation(self.module, self.weights)).sum(1, dtype=np.int64)
+            bias = bias - op.get("x_zero") * sums
         total = g.op("Add", acc, self.constant(bias.reshape(n)))
         self.finish(self.shift_right_round(total, op.get("acc_shift")), op.result)
 

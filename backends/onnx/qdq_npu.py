@@ -152,11 +152,11 @@ class NpuForm(QdqForm):
                 f"onnx: %{self.name(requant.result)} has 4-bit weights in groups, which HTP does not take; "
                 "compile with group = 0 (per channel)"
             )
-        n, result = channels(op.result), self.result_type(requant.result)
+        n, result, x = channels(op.result), self.result_type(requant.result), self.tensor(op.x)
+        if 16 in (x.type.bits, result.bits):
+            x, result = self.widen(x), wider(result)
         step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
         scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
-        x = self.tensor(op.x)
-        x = self.widen(x) if result.bits == 16 else x
         weight = self.npu_weight(op, scale)
         bias = self.weights[op.bias]
         if not bias.any():
@@ -173,7 +173,10 @@ class NpuForm(QdqForm):
         if op.get("weight_bits") == 8:
             return self.dequantize(self.graph.weight(op.weight), scale, 0, np.int8, axis=1)
         packed = self.graph.weight(op.weight, TensorProto.INT4, shape)
-        return self.graph.op("DequantizeLinear", packed, self.constant(scale), axis=1)
+        # Without an explicit zero point onnxruntime-qnn 2.7 reads other numbers from INT4 tensors.
+        nothing = np.zeros(-(-shape[1] // 2), np.uint8)
+        zeros = self.graph.packed(nothing, TensorProto.INT4, shape[1:], f"int4_zeros_{shape[1]}")
+        return self.graph.op("DequantizeLinear", packed, self.constant(scale), zeros, axis=1)
 
     def normalized(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")

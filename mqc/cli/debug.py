@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from mqc.cli.common import AsJson, app, errors, out, progress, read_text_file, show
+from mqc.cli.common import AsJson, Options, app, errors, out, progress, read_text_file, show
 from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
 
@@ -39,6 +39,7 @@ def compare_command(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="dump folder, .mlir or program")],
     test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="the same kinds")] = None,
     backend: Backend = None,
+    option: Options = None,
     text: Text = None,
     windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
     length: Annotated[int, typer.Option(help="tokens per window")] = 128,
@@ -56,7 +57,7 @@ def compare_command(
     """
     from mqc.files import write_text
 
-    one, two = sides(reference, test, backend)
+    one, two = sides(reference, test, backend, option)
     paths = [path for path in (test, reference) if path is not None]
     ids = token_windows(paths, text, windows, min(length, room(two)))
     result, mended = judge(one, two, ids, threshold, attribution)
@@ -127,22 +128,27 @@ def judge(
     return result, propose(result, two.module)
 
 
-def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side, Side]:
-    """The two programs that paths and a backend's name stand for."""
+def sides(
+    reference: Path, test: Path | None, backend: str | None, option: list[str] | None = None
+) -> tuple[Side, Side]:
+    """The two programs that paths and a backend's name, with options of its engine, stand for."""
+    from mqc.backend import parse_options
     from mqc.dump import dump_files, read_dump
     from mqc.ir import level
     from mqc.registry import backend as backend_named
     from mqc.value_trace import Side
 
     chosen = backend_named(backend) if backend is not None else None
+    options = parse_options(chosen.name, chosen.options, option or []) if chosen else {}
     if test is None and is_program(reference):
         from mqc.registry import backend_for
         from mqc.runtime.artifact import load
 
         program = load(reference)
         runs = chosen or backend_for(program.target)
+        options = parse_options(program.target, runs.options, option or [])
         oracle = Side("the oracle", program.module, program.weights)
-        return oracle, Side(f"backend {runs.name}", program.module, program.weights, runs)
+        return oracle, Side(f"backend {runs.name}", program.module, program.weights, runs, options)
     if test is None:
         loaded = [(path, *read_dump(path)) for path in dump_files(_folder(reference))]
         floats = [entry for entry in loaded if level(entry[1]) == "llm"]
@@ -152,9 +158,9 @@ def sides(reference: Path, test: Path | None, backend: str | None) -> tuple[Side
                 f"{loaded[-1][0].name}; did the compilation finish? To compare two files, give both"
             )
         last, final = floats[-1], loaded[-1]
-        return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen)
+        return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen, options=options)
     one, two = read_module(reference), read_module(test)
-    return Side(str(reference), *one), Side(str(test), *two, backend=chosen)
+    return Side(str(reference), *one), Side(str(test), *two, backend=chosen, options=options)
 
 
 def _folder(path: Path) -> Path:
