@@ -1,0 +1,79 @@
+"""SmolLM2 through ONNX Runtime, OpenVINO and Qualcomm's HTP back end, beside the CPU program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mqc
+from mqc.data import text
+from mqc.dump import read_dump
+from mqc.ir import CompilerContext
+from mqc.pass_manager import Pipeline
+from mqc.runtime.perplexity import perplexity, text_windows
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "What is the capital of France?"
+WINDOWS = 6
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[mqc.Program, mqc.Program]:
+    """The CPU program, and the ONNX program from the same `int` module."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    cpu = mqc.compile("demo", dump_ir=folder)
+    module, weights = read_dump(next(folder.glob("*-lower-to-int.mlir")))
+    ctx = CompilerContext(weights)
+    Pipeline.parse('choose-kernels{backend="onnx"}').run(ctx, module)
+    return cpu, mqc.Program(module, ctx.weights, cpu.tokenizer, {**cpu.manifest, "target": "onnx-int8"})
+
+
+@pytest.fixture(scope="module")
+def cpu_perplexity(programs: tuple[mqc.Program, mqc.Program]) -> float:
+    return programs[0].perplexity(text("test"), WINDOWS)
+
+
+def test_strict_form_equals_the_cpu_program(programs: tuple[mqc.Program, mqc.Program]) -> None:
+    cpu, onnx = programs
+    onnx.configure(style="integer")
+    for window in text_windows(cpu.tokenizer.encode(text("test")), 512, 2):
+        ids = window.tolist()
+        assert (onnx.integer_logits(ids) == cpu.integer_logits(ids)).all()
+    assert onnx.generate(QUESTION, 20, chat=True) == cpu.generate(QUESTION, 20, chat=True)
+
+
+def test_qdq_form(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: float) -> None:
+    cpu, onnx = programs
+    onnx.configure(style="qdq")
+    assert onnx.perplexity(text("test"), WINDOWS) == pytest.approx(cpu_perplexity, rel=0.01)
+    assert onnx.generate(QUESTION, 8, chat=True) == cpu.generate(QUESTION, 8, chat=True)
+
+
+def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: float, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    from safetensors.numpy import load_file
+
+    onnx = programs[1]
+    onnx.export(tmp_path / "files")
+    model = openvino.Core().compile_model(tmp_path / "files" / "model.onnx", "CPU")
+    cache, start = load_file(tmp_path / "files" / "initial_cache.safetensors"), len(onnx.prefix)
+
+    def logits(ids: Any) -> Any:
+        rows = np.arange(len(ids))
+        feeds = {"input_ids": ids.astype(np.int64), "position_ids": rows + start, "logit_rows": rows}
+        return model({**feeds, **cache})["logits"]
+
+    windows = text_windows(onnx.tokenizer.encode(text("test")), 512, WINDOWS)
+    assert perplexity(logits, windows) == pytest.approx(cpu_perplexity, rel=0.01)
+
+
+def test_the_whole_model_on_htp(programs: tuple[mqc.Program, mqc.Program]) -> None:
+    """All nodes run on HTP (a fall back to the CPU is an error); the answer is the CPU program's."""
+    pytest.importorskip("onnxruntime_qnn")
+    cpu, onnx = programs
+    onnx.configure(style="qdq", runtime="npu", tokens=(32, 1), context=128, provider="QNNExecutionProvider")
+    assert onnx.generate(QUESTION, 8, chat=True) == cpu.generate(QUESTION, 8, chat=True)
