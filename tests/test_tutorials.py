@@ -19,6 +19,7 @@ from mqc.dump import read_dump
 from mqc.evaluation import evaluate
 from mqc.ir import mqc_ops
 from mqc.ir_text import print_module
+from mqc.recipe import Recipe
 from tests.models import tiny_model
 from tests.test_api import tokenizer
 
@@ -93,7 +94,7 @@ def test_a_backend_outside_the_project(tmp_path: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "mqc", "targets", "--json"], env=environment, capture_output=True, text=True
     )
-    assert '"einsum-int8": "einsum"' in listed.stdout, listed.stderr
+    assert json.loads(listed.stdout)["targets"]["einsum-int8"]["backend"] == "einsum", listed.stderr
     code = """
 import sys, numpy as np, mqc
 from tests.models import tiny_model
@@ -168,3 +169,17 @@ def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
     assert '"ops": 2' in command("ir", "verify", out, "--json")
     assert "acme.hard_swish" in command("ir", "diff", tmp_path / "test.mlir", out)
     assert json.loads(command("ir", "run", out, "--ids", "1,2", "--json"))["level"] == "llm"
+
+
+def test_onnx_page(tmp_path: Path) -> None:
+    from tests.compiled import lower_for_onnx, quantized
+    from tests.runtime.conftest import byte_tokenizer
+
+    ctx, module = quantized(tiny_model("llama"), Recipe(prefix=(3,)))
+    lower_for_onnx(ctx, module)
+    program = mqc.Program(module, ctx.weights, byte_tokenizer(), {"target": "onnx-int8"})
+    program.export(tmp_path / "files")
+    space: dict[str, Any] = {"folder": tmp_path / "files", "ids": np.array([5, 9, 3])}
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / "onnx.md").read_text(), re.S):
+        exec(code, space)
+    assert space["token"] == program.logits([5, 9, 3])[-1].argmax()

@@ -72,7 +72,9 @@ class OnnxEngine(Engine):
             paths = write(
                 module, weights, Path(folder), style, runtime, tokens, context, every_value=every_value
             )
-            self._sessions = [open_session(path, provider, threads) for path in paths]
+            # Without VNNI, ONNX Runtime's u8 × s8 products saturate in 16 bits unless told otherwise.
+            exact = {"session_x64quantprecision": "1"} if style == "integer" else {}
+            self._sessions = [open_session(path, provider, threads, **exact) for path in paths]
         self.vocabulary = channels(returned_value(module))
         self.context = context or context_length(module)
         self.prefix_length = len(prefix_tokens(module))
