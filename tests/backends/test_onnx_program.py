@@ -162,17 +162,24 @@ def test_prefix_rows_stand_in_the_initial_cache(tmp_path: Path) -> None:
 # ---- Qualcomm's HTP back end
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_runs_whole_on_htp(bits: int) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_runs_whole_on_htp(architecture: str) -> None:
     """Not one node falls back to the CPU, and the logits are close to the oracle's."""
     pytest.importorskip("onnxruntime_qnn")
-    found = compiled("llama", Recipe(weight_bits=bits))
+    found = compiled(architecture)
     npu = engine(found, runtime="npu", tokens=(8, 1), context=40, provider="QNNExecutionProvider")
-    assert sqnr(npu.forward(IDS), oracle(found)) >= (30 if bits == 8 else 25)
+    assert sqnr(npu.forward(IDS), oracle(found)) >= 30
+
+
+def test_4_bit_weights_on_htp() -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    found = compiled("llama", Recipe(weight_bits=4))
+    npu = engine(found, runtime="npu", tokens=(8, 1), context=40, provider="QNNExecutionProvider")
+    assert sqnr(npu.forward(IDS), oracle(found)) >= 30
 
 
 #: Largest difference to the oracle's op on the same inputs, in steps of the result (docs/onnx.md).
-HTP_STEPS = {8: 1, 16: 300}
+HTP_STEPS = {"int.attention": 8, 8: 1, 16: 4}
 
 
 def test_ops_on_htp_are_within_the_tabled_tolerance(tiny: Compiled) -> None:
@@ -188,7 +195,9 @@ def test_ops_on_htp_are_within_the_tabled_tolerance(tiny: Compiled) -> None:
             kind = running.type(value)
             assert kind is not None
             steps = np.abs(running.native[value].astype(int) - running.again(value, running.native)).max()
-            assert steps <= HTP_STEPS[kind.bits], f"{op.name} %{op.value_name}: {steps} steps"
+            assert steps <= HTP_STEPS.get(op.name, HTP_STEPS[kind.bits]), (
+                f"{op.name} %{op.value_name}: {steps} steps"
+            )
             checked += 1
     assert checked > 25
 

@@ -12,7 +12,7 @@ from mqc.backends.onnx.files import write
 from mqc.dialects import int_ops
 from mqc.dialects.core import s32, tensor, u8
 from mqc.runtime.oracle import OracleEngine
-from tests.backends.op_cases import Lab
+from tests.backends.op_cases import ROWS, Lab
 from tests.compiled import lower_for_onnx
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,11 @@ def test_over_2_gb(tmp_path: Path) -> None:
             weight_bits=8, bias=lab.weight(np.arange(WIDTH) * 50, np.int32), x_zero=128, acc_shift=0,
         )  # fmt: skip
         value = lab.requant(acc, u8, 21)
-    module = lab.finish(value)
+    acc = lab.add(
+        int_ops.LinearOp, [value], tensor(s32, ROWS), weight=lab.weight(matrix[:ROWS], np.int8),
+        weight_bits=8, bias=lab.weight(np.zeros(ROWS), np.int32), x_zero=128, acc_shift=0,
+    )  # fmt: skip
+    module = lab.give(acc, lab.weight(np.full(ROWS, 2**30), np.int32), -1)
     lower_for_onnx(lab.ctx, module)
     ids = np.arange(4, dtype=np.int32)
     want = OracleEngine(module, lab.ctx.weights).forward(ids)

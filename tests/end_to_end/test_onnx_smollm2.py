@@ -18,7 +18,7 @@ from mqc.runtime.perplexity import perplexity, text_windows
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is the capital of France?"
-WINDOWS = 6
+WINDOWS = 30
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_strict_form_equals_the_cpu_program(programs: tuple[mqc.Program, mqc.Pro
 def test_qdq_form(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: float) -> None:
     cpu, onnx = programs
     onnx.configure(style="qdq")
-    assert onnx.perplexity(text("test"), WINDOWS) == pytest.approx(cpu_perplexity, rel=0.01)
+    assert onnx.perplexity(text("test"), WINDOWS) == pytest.approx(cpu_perplexity, rel=0.005)
     assert onnx.generate(QUESTION, 8, chat=True) == cpu.generate(QUESTION, 8, chat=True)
 
 
@@ -59,7 +59,9 @@ def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: flo
 
     onnx = programs[1]
     onnx.export(tmp_path / "files")
-    model = openvino.Core().compile_model(tmp_path / "files" / "model.onnx", "CPU")
+    # On CPUs with bfloat16 OpenVINO would keep the float tensors in that.
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(tmp_path / "files" / "model.onnx", "CPU", exact)
     cache, start = load_file(tmp_path / "files" / "initial_cache.safetensors"), len(onnx.prefix)
 
     def logits(ids: Any) -> Any:
