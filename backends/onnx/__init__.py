@@ -31,6 +31,7 @@ class OnnxBackend(Backend):
         "runtime": str,
         "tokens": tuple,
         "context": int,
+        "blocked": bool,
         "htp_binary": bool,
     }
 

@@ -69,8 +69,16 @@ class Emitter:
     #: dtype of ids, positions and rows.
     INDEX: ClassVar[Any] = np.int64
 
-    def __init__(self, module: ModuleOp, weights: WeightStore, data: DataFile, lengths: Lengths) -> None:
-        self.module, self.weights, self.lengths = module, weights, lengths
+    def __init__(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        data: DataFile,
+        lengths: Lengths,
+        blocked: bool = False,
+    ) -> None:
+        """With `blocked`, 4-bit weights in groups are dequantized block by block (QDQ for CPUs)."""
+        self.module, self.weights, self.lengths, self.blocked = module, weights, lengths, blocked
         self.names: dict[MqcOp, str] = {op: name for name, op in ops_by_name(module).items()}
         self.graph = Graph(data, weights, self.names.values())
         self.values: dict[SSAValue, str] = {}

@@ -62,6 +62,7 @@ def write(
     runtime: str = "cpu",
     tokens: Sequence[int] = (),
     context: int | None = None,
+    blocked: bool = False,
     metadata: Mapping[str, str] | None = None,
     every_value: bool = False,
 ) -> list[Path]:
@@ -72,6 +73,8 @@ def write(
         runtime: `cpu`, or `npu` for a QDQ form in which every tensor is quantized.
         tokens: fixed token counts, a graph each; none for one graph of dynamic length.
         context: positions of the cache where token counts are fixed; the module's by default.
+        blocked: write 4-bit weights in groups as one DequantizeLinear with blocks, for runtimes that have
+            kernels for it; otherwise they become 8-bit integers when the model is loaded.
         metadata: entries for the models' metadata.
         every_value: make every value a graph output, for debugging.
 
@@ -81,9 +84,11 @@ def write(
     if (style, runtime) not in FORMS:
         known = ", ".join(f'("{s}", "{r}")' for s, r in FORMS)
         raise InputError(f'(style, runtime) must be one of {known}; got ("{style}", "{runtime}")')
+    if blocked and (style, runtime) != ("qdq", "cpu"):
+        raise InputError('blocked is an option of style "qdq" with runtime "cpu"')
     data, graphs = DataFile(), {}
     for lengths in all_lengths(module, tokens, context):
-        form = FORMS[style, runtime](module, weights, data, lengths)
+        form = FORMS[style, runtime](module, weights, data, lengths, blocked)
         graphs[folder / graph_file(lengths)] = form.emit(every_value), form.OPSET
     facts = {**(metadata or {}), "weights_sha256": data.write(folder / DATA_FILE)}
     for path, (graph, opset) in graphs.items():

@@ -138,7 +138,7 @@ class QdqForm(Emitter):
         g, n = self.graph, channels(op.result)
         step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
         scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
-        weight = self.dequantize(self.matrix(op), scale, 0, np.int8, axis=1)
+        weight = self.real_weight(op, scale)
         bias = self.weights[op.bias]
         if op.x not in self.values:
             return self.plane_product(op, self.rows_for(requant, self.real(op.x)), weight, step * bias, scale)
@@ -148,6 +148,16 @@ class QdqForm(Emitter):
             return g.op("MatMul", x, weight)
         stored = g.constant(bias, f"{self.name(requant.result)}.bias")
         return g.op("Gemm", x, weight, g.op("DequantizeLinear", stored, self.constant(step), axis=0))
+
+    def real_weight(self, op: int_ops.LinearOp, scale: Array) -> str:
+        """The weight `[inputs, outputs]` in float, from integers."""
+        if op.group_scale is None or not self.blocked:
+            return self.dequantize(self.matrix(op), scale, 0, np.int8, axis=1)
+        inputs = channels(op.x)
+        packed = self.graph.weight(op.weight, TensorProto.INT4, (inputs, channels(op.result)))
+        scales = self.weights[op.group_scale].T * scale
+        block = inputs // len(scales)
+        return self.graph.op("DequantizeLinear", packed, self.constant(scales), axis=0, block_size=block)
 
     def rows_for(self, requant: int_ops.RequantOp, x: str) -> str:
         return self.select_rows(x) if self.is_logits(requant.result) else x

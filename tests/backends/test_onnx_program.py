@@ -18,6 +18,7 @@ from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
 from mqc.backends.onnx.session import open_session
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.dialects.core import plain
 from mqc.dialects.int_ops import LinearOp, LutOp
 from mqc.errors import InputError, TargetError
 from mqc.ir import CompilerContext, mqc_ops, ops_by_name
@@ -55,6 +56,20 @@ def sqnr(got: Any, want: Any) -> float:
     return float(10 * np.log10((want.astype(np.float64) ** 2).sum() / max((noise**2).sum(), 1e-9)))
 
 
+def one_prompt(path: Path, found: Compiled) -> Any:
+    """Logits of a graph of dynamic length for `IDS`, in the module's unit."""
+    rows, cache = np.arange(len(IDS)), initial_cache(found[1], found[0].weights)
+    session = open_session(path)
+    start = 0
+    for argument in session.get_inputs():
+        if argument.name.startswith("past_"):
+            cache.setdefault(argument.name, np.zeros((0, *argument.shape[1:]), np.uint8))
+            start = len(cache[argument.name])
+    feeds = {"input_ids": IDS.astype(np.int64), "position_ids": rows + start, "logit_rows": rows}
+    (logits,) = session.run(["logits"], {**feeds, **cache})
+    return logits / plain(found[1].attributes["mqc.logit_scale"])
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architectures(architecture: str) -> None:
     found = compiled(architecture)
@@ -77,6 +92,14 @@ def test_4_bit_weights(group: int, tmp_path: Path) -> None:
     kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
     assert onnx.TensorProto.INT4 in kinds
     if group:
+        (path,) = write(found[1], found[0].weights, tmp_path, blocked=True)
+        blocks = [
+            node for node in onnx.load(path).graph.node if "block_size" in {a.name for a in node.attribute}
+        ]
+        assert len(blocks) > 4
+        assert sqnr(one_prompt(path, found), want) > 25
+        with pytest.raises(InputError, match="blocked"):
+            write(found[1], found[0].weights, tmp_path, "integer", blocked=True)
         with pytest.raises(TargetError, match="groups"):
             engine(found, runtime="npu", tokens=(1,))
     else:
