@@ -37,7 +37,7 @@ def main() -> None:
         widths = f"u{operand.bits if operand else 'ids'} → u{kind.bits}"
         wanted = running.again(value, running.native)
         steps[f"{name}, {widths}"].append(np.abs(running.native[value].astype(int) - wanted).reshape(-1))
-    print("| op | results that differ | mean difference | 99.9 % below | largest |\n|---|---|---|---|---|")
+    print("| op | results that differ | mean difference | 99.9 % at most | largest |\n|---|---|---|---|---|")
     for name, parts in sorted(steps.items()):
         d = np.concatenate(parts)
         print(

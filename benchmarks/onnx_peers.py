@@ -27,7 +27,6 @@ from onnxruntime.quantization import (
 from transformers import DynamicCache
 
 import mqc
-from mqc.backend import Engine
 from mqc.data import text
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.sources import load_source
@@ -121,27 +120,24 @@ class Peer:
 class Ours:
     """A program's engine with the same interface."""
 
-    def __init__(self, program: mqc.Program, **options: Any) -> None:
-        self.engine: Engine = mqc.load(program).configure(**options).engine()
-        self.scale = mqc.load(program).logit_scale
+    def __init__(self, path: Path, **options: Any) -> None:
+        program = mqc.load(path).configure(**options)
+        self.engine, self.scale = program.engine(), np.float32(program.logit_scale)
         self.reset = self.engine.reset
 
-    def forward(self, ids: Any, rows: int | None = None) -> Any:
-        return self.engine.forward(np.asarray(ids, np.int32), rows).astype(np.float32) * np.float32(
-            self.scale
-        )
+    def forward(self, ids: Any) -> Any:
+        return self.engine.forward(np.asarray(ids, np.int32)).astype(np.float32) * self.scale
 
 
 def speed(model: Any) -> tuple[float, float]:
-    """Tokens per second of one prompt and of decoding behind it."""
+    """Tokens per second of one prompt, with the logits of all its tokens, and of decoding behind it."""
     prompt = np.random.default_rng(0).integers(0, 40000, PROMPT)
-    last: dict[str, int] = {"rows": 1} if isinstance(model, Ours) else {}
     model.reset()
     start = time.perf_counter()
-    logits = model.forward(prompt, **last)
+    logits = model.forward(prompt)
     middle = time.perf_counter()
     for _ in range(NEW):
-        logits = model.forward([int(logits[-1].argmax())], **last)
+        logits = model.forward([int(logits[-1].argmax())])
     return PROMPT / (middle - start), NEW / (time.perf_counter() - middle)
 
 

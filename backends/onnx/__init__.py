@@ -12,7 +12,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Backend, Engine, Ids, Kernel, Limits
 from mqc.dialects.core import MqcOp
-from mqc.errors import TargetError
+from mqc.errors import InputError, TargetError
 from mqc.registry import backend
 from mqc.weight_store import WeightStore
 
@@ -56,6 +56,8 @@ class OnnxBackend(Backend):
         from mqc.backends.onnx.session import write_context
 
         htp_binary = options.pop("htp_binary", False)
+        if htp_binary and options.get("runtime") != "npu":
+            raise InputError('htp_binary needs runtime "npu"')
         for path in write(module, weights, folder, **options):
             if options.get("runtime") == "npu":
                 encodings.write(path)

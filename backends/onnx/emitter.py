@@ -109,6 +109,10 @@ class Emitter:
                 g.output(
                     self.values[value], numpy_dtype(element_type(value)), [lengths.token_dim, channels(value)]
                 )
+        if not g.gives(LOGITS):
+            raise TargetError(
+                f"onnx: {self.name(returned_value(self.module))} gives the logits without an int.requant"
+            )
         return g
 
     def name(self, value: SSAValue) -> str:
@@ -130,9 +134,10 @@ class Emitter:
     def matrix(self, op: int_ops.LinearOp) -> str:
         """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load."""
         g, k, n = self.graph, channels(op.x), channels(op.result)
-        if op.get("weight_bits") == 8:
+        if op.get("weight_bits") == 8 and op.group_scale is None:
             return g.weight(op.weight)
-        packed = g.weight(op.weight, TensorProto.INT4, (k, n))
+        kind = TensorProto.INT8 if op.get("weight_bits") == 8 else TensorProto.INT4
+        packed = g.weight(op.weight, kind, (k, n))
         if op.group_scale is None:
             return g.op("Cast", packed, to=TensorProto.INT8)
         factor = self.weights[op.group_scale].T.astype(np.int32)

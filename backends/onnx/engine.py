@@ -76,7 +76,8 @@ class OnnxEngine(Engine):
             exact = {"session_x64quantprecision": "1"} if style == "integer" else {}
             self._sessions = [open_session(path, provider, threads, **exact) for path in paths]
         self.vocabulary = channels(returned_value(module))
-        self.context = context or context_length(module)
+        self.context = context_length(module) if context is None else context
+        self._chunk = self.context if every_value else CHUNK
         self.prefix_length = len(prefix_tokens(module))
         self.position = self.prefix_length
         #: With `every_value`: what each value was in the last call, by name.
@@ -102,29 +103,33 @@ class OnnxEngine(Engine):
         parts, start = [], 0
         while start < len(ids):
             session, lengths = self._graph_for(len(ids) - start)
-            part = ids[start : start + (lengths.tokens or CHUNK)]
+            part = ids[start : start + (lengths.tokens or self._chunk)]
             first = min(max(len(ids) - wanted - start, 0), len(part))
             parts.append(self._run(session, lengths, part, first))
             start += len(part)
         return np.concatenate(parts)
 
     def _graph_for(self, count: int) -> tuple[ort.InferenceSession, Lengths]:
-        """The largest graph with room for its tokens; no larger than needed to hold `count`."""
+        """The smallest graph that takes `count` tokens and has room for its own, else the largest."""
         graphs = list(zip(self._sessions, self._lengths, strict=True))
         if self._lengths[0].tokens is None:
             return graphs[0]
-        fitting = [g for g in graphs if (g[1].past or 0) >= self.position and (count > 1 or g[1].tokens == 1)]
+        fitting = [g for g in graphs if (g[1].past or 0) >= self.position]
+        whole = [g for g in fitting if (g[1].tokens or 0) >= count]
+        if whole:
+            return min(whole, key=lambda graph: graph[1].tokens or 0)
         return max(fitting, key=lambda graph: graph[1].tokens or 0)
 
     def _run(self, session: ort.InferenceSession, lengths: Lengths, ids: Ids, first: int) -> Logits:
         """Append tokens to the sequence; s32 logits of those from `first` on."""
+        wanted, first = first, min(first, len(ids) - 1)  # runtimes need not take no rows at all
         binding = session.io_binding()
         count, start = len(ids), self.position
         fixed = lengths.tokens is not None
         size = lengths.tokens or count
-        # Padding repeats the last position, which no table lacks; its rows are not kept.
-        positions = np.minimum(np.arange(start, start + size), self.context - 1)
-        feeds = {
+        # Padding comes last, and its rows are not kept.
+        positions = np.arange(start, start + size)
+        feeds: dict[str, Array] = {
             IDS: np.pad(ids, (0, size - count)),
             POSITIONS: positions,
             LOGIT_ROWS: np.arange(first, count),
@@ -159,7 +164,7 @@ class OnnxEngine(Engine):
             for rows, new in zip(self._cache, fresh, strict=True):
                 rows.buffer[start : start + count] = new[:count]
         self.position += count
-        return self._integers(logits)
+        return self._integers(logits[wanted - first :])
 
     def _integers(self, logits: Array) -> Logits:
         """Logits in the module's unit."""

@@ -17,7 +17,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects import int_ops
 from mqc.dialects.core import channels
-from mqc.errors import InputError
+from mqc.errors import InputError, TargetError
 from mqc.ir import context_length, mqc_ops, prefix_tokens
 from mqc.weight_store import Array, WeightStore
 
@@ -43,11 +43,15 @@ def all_lengths(module: ModuleOp, tokens: Sequence[int], context: int | None) ->
     Raises `InputError` if they do not fit the context that the module was compiled for.
     """
     most = context_length(module)
-    room = context or most
+    room = most if context is None else context
     if not len(prefix_tokens(module)) < room <= most:
         raise InputError(f"context must be in ({len(prefix_tokens(module))}, {most}], got {room}")
     if not tokens:
+        if context is not None:
+            raise InputError("context is for fixed lengths: give tokens too, e.g. (128, 1)")
         return [Lengths()]
+    if len(set(tokens)) < len(tokens) or not all(isinstance(count, int) for count in tokens):
+        raise InputError(f"tokens must be different numbers, got {tuple(tokens)}")
     for count in tokens:
         if not 1 <= count <= room - len(prefix_tokens(module)):
             raise InputError(f"{count} tokens do not fit a context of {room} with its prefix")
@@ -93,8 +97,11 @@ def write(
     facts = {**(metadata or {}), "weights_sha256": data.write(folder / DATA_FILE)}
     for path, (graph, opset) in graphs.items():
         model = graph.model(path.stem, opset, facts)
-        onnx.save(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True), path)
-        onnx.checker.check_model(path)
+        try:
+            onnx.save(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True), path)
+            onnx.checker.check_model(path)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+            raise TargetError(f"onnx: {path.name} does not pass ONNX's checks: {error}") from error
     save_file(initial_cache(module, weights), folder / CACHE_FILE)
     return list(graphs)
 

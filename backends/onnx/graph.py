@@ -76,25 +76,22 @@ class Graph:
     def scope(self, name: str) -> Iterator[None]:
         """Nodes and constants made inside are called after `name`."""
         before, self._scope = self._scope, name
-        yield
-        self._scope = before
+        try:
+            yield
+        finally:
+            self._scope = before
 
-    def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any) -> str:
+    def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         """Append a node with one output, called `out` or like the node, and return the output's name."""
-        return self.ops(kind, inputs, [out], domain=domain, **attributes)[0]
+        return self.ops(kind, inputs, [out], **attributes)[0]
 
     def ops(
-        self,
-        kind: str,
-        inputs: Sequence[str],
-        outs: Sequence[str | None],
-        domain: str = "",
-        **attributes: Any,
+        self, kind: str, inputs: Sequence[str], outs: Sequence[str | None], **attributes: Any
     ) -> list[str]:
         """Append a node with one output for each of `outs`."""
         name = self._unique(f"{self._scope}/{kind}")
         names = [out or (f"{name}:{i}" if i else name) for i, out in enumerate(outs)]
-        self._nodes.append(helper.make_node(kind, inputs, names, name=name, domain=domain, **attributes))
+        self._nodes.append(helper.make_node(kind, inputs, names, name=name, **attributes))
         return names
 
     def rename(self, x: str, name: str) -> str:
@@ -117,16 +114,22 @@ class Graph:
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         return self._initializer(array, kind, array.shape, digest, hint, meaning)
 
-    def weight(self, ref: WeightAttr, dtype: int | None = None, shape: Sequence[int] | None = None) -> str:
+    def weight(
+        self,
+        ref: WeightAttr,
+        dtype: int | None = None,
+        shape: Sequence[int] | None = None,
+        meaning: Any = None,
+    ) -> str:
         """Name of the initializer of a weight, or of its bytes seen as another ONNX type and shape."""
         array = self._weights[ref]
         kind = dtype or helper.np_dtype_to_tensor_dtype(array.dtype)
-        return self._initializer(array, kind, shape or array.shape, ref.hash.data, ref.key.data)
+        return self._initializer(array, kind, shape or array.shape, ref.hash.data, ref.key.data, meaning)
 
-    def packed(self, array: Array, dtype: int, shape: Sequence[int], hint: str) -> str:
+    def packed(self, array: Array, dtype: int, shape: Sequence[int], hint: str, meaning: Any = None) -> str:
         """Name of an initializer from the bytes of an ONNX type that NumPy lacks."""
         digest = hashlib.sha256(array.tobytes()).hexdigest()
-        return self._initializer(array, dtype, shape, digest, hint)
+        return self._initializer(array, dtype, shape, digest, hint, meaning)
 
     def _initializer(
         self, array: Array, dtype: int, shape: Sequence[int], digest: str, hint: str, meaning: Any = None
@@ -155,13 +158,16 @@ class Graph:
     def output(self, name: str, dtype: Any, shape: Shape, first: bool = False) -> None:
         self._outputs.insert(0 if first else len(self._outputs), _value_info(name, dtype, shape))
 
+    def gives(self, name: str) -> bool:
+        """Whether the graph has an output of that name."""
+        return any(output.name == name for output in self._outputs)
+
     def model(self, name: str, opset: int, metadata: Mapping[str, str]) -> onnx.ModelProto:
         """The model, shapes not yet inferred."""
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, list(self._constants.values())
         )
-        domains = sorted({node.domain for node in self._nodes if node.domain})
-        imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+        imports = [helper.make_opsetid("", opset)]
         model = helper.make_model(
             graph,
             opset_imports=imports,

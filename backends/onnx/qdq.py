@@ -13,7 +13,7 @@ from xdsl.ir import SSAValue
 
 from mqc import arithmetic as a
 from mqc.dialects import int_ops
-from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.dialects.core import channels, plain
 from mqc.dialects.quant import UniformType
 from mqc.errors import TargetError
 from mqc.evaluation import Evaluation
@@ -42,7 +42,7 @@ class QdqForm(Emitter):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.floats: dict[SSAValue, str] = {}
-        self._rope: dict[tuple[WeightAttr, WeightAttr], tuple[str, str]] = {}
+        self._rope: dict[tuple[Any, ...], tuple[str, str]] = {}
         self._scores: dict[int | None, str] = {}
 
     def constant(self, value: Any, hint: str = "", dtype: Any = np.float32) -> str:
@@ -86,8 +86,8 @@ class QdqForm(Emitter):
         stated = self.type(value)
         return self.dequantize(self.values[value], stated.real_scale, stated.zero, f"uint{stated.bits}")
 
-    def store(self, x: str, value: SSAValue) -> None:
-        """Make float `x` the value."""
+    def store(self, x: Any, value: SSAValue) -> None:
+        """Make what an op's method gave, here a float tensor, the value."""
         if self.is_logits(value):
             self.graph.op("Identity", x, out=LOGITS)
             self.graph.output(LOGITS, np.float32, self.logit_shape, first=True)
@@ -117,7 +117,7 @@ class QdqForm(Emitter):
 
     def requant(self, op: int_ops.RequantOp) -> None:
         producer = op.x.owner
-        rules: dict[type, Callable[[Any, int_ops.RequantOp], str]] = {
+        rules: dict[type, Callable[[Any, int_ops.RequantOp], Any]] = {
             int_ops.LinearOp: self.product,
             int_ops.RmsNormOp: self.normalize,
             int_ops.LayerNormOp: self.normalize,
@@ -134,10 +134,9 @@ class QdqForm(Emitter):
         result: Array = stored * self.scale(op.result)
         return result
 
-    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> str:
-        g, n = self.graph, channels(op.result)
-        step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
-        scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
+    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Any:
+        g = self.graph
+        step, scale = self.product_scales(op, requant)
         weight = self.real_weight(op, scale)
         bias = self.weights[op.bias]
         if op.x not in self.values:
@@ -148,6 +147,16 @@ class QdqForm(Emitter):
             return g.op("MatMul", x, weight)
         stored = g.constant(bias, f"{self.name(requant.result)}.bias")
         return g.op("Gemm", x, weight, g.op("DequantizeLinear", stored, self.constant(step), axis=0))
+
+    def product_scales(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> tuple[Array, Array]:
+        """Per output channel: what a step of the accumulator is worth, and one of the weights."""
+        step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), channels(op.result))
+        if (step < 0).any():
+            raise TargetError(
+                f"onnx: %{self.name(requant.result)} has negative multipliers, which scales of weights "
+                "cannot hold; turn the signs of the weights"
+            )
+        return step, np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
 
     def real_weight(self, op: int_ops.LinearOp, scale: Array) -> str:
         """The weight `[inputs, outputs]` in float, from integers."""
@@ -179,7 +188,7 @@ class QdqForm(Emitter):
         correction = 256 * s * (128 - zero) * scale * matrix.sum(1, dtype=np.int64) + bias
         return g.op("Add", y, self.constant(correction, f"{self.name(op.result)}.correction"))
 
-    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> str:
+    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Any:
         g, groups = self.graph, op.get("groups")
         size = channels(op.x) // groups
         gain = self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size)
@@ -194,7 +203,7 @@ class QdqForm(Emitter):
         y = g.op(kind, blocks, self.constant(np.ones(size)), axis=-1, epsilon=epsilon)
         return g.op("Mul", self.reshape(y, (0, groups * size)), self.constant(gain, hint))
 
-    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> str:
+    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Any:
         g, head_dim = self.graph, op.get("head_dim")
         x = self.reshape(self.real(op.x), (0, -1, head_dim))
         cos, sin = self.rope_rows(op)
@@ -212,7 +221,7 @@ class QdqForm(Emitter):
 
     def rope_rows(self, op: int_ops.RopeOp) -> tuple[str, str]:
         """`[tokens, 1, head_dim]` each: what a channel and its partner are multiplied with."""
-        key = (op.cos, op.sin)
+        key = (op.cos, op.sin, op.get("head_dim"), op.get("interleaved"))
         if key not in self._rope:
             g, head_dim = self.graph, op.get("head_dim")
             with g.scope("rope"):
@@ -232,7 +241,7 @@ class QdqForm(Emitter):
         full_sin[:, first], full_sin[:, second] = -sin, sin
         return full_cos, full_sin
 
-    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> str:
+    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Any:
         return self.graph.op("Mul", self.real(op.a), self.real(op.b))
 
     def add(self, op: int_ops.AddOp) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,18 +16,25 @@ from xdsl.ir import SSAValue
 
 from mqc import arithmetic as a
 from mqc.dialects import int_ops
-from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.dialects.core import channels, element_type, plain
 from mqc.dialects.int_ops import LOGIT_STEPS
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import TargetError
 from mqc.evaluation import Evaluation
+from mqc.layouts import pack
 from mqc.rotary import rope_pairs
-from mqc.weight_store import Array
+from mqc.weight_store import Array, numpy_dtype
 
 #: Probabilities, and what a sigmoid gives: the scale that HTP has for them.
 _UNIT = UniformType.of(16, 2.0**-16, 0)
+#: Rows of an embedding that are evaluated at once.
+_TABLE_ROWS = 1024
 #: Scores of hidden keys lie so far below all others: their probabilities are less than 2^-28.
 _HIDDEN_BELOW = 20.0
+
+
+#: Least range of a type: what is all zeros has none of its own.
+_SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,11 @@ class Tensor:
 
 
 class NpuForm(QdqForm):
-    """Follows QNN's rules: operands of a product or an elementwise op have one width, an op's result its own
+    """Follows QNN's rules: operands of an elementwise op have one width, an op's result has its own
     QuantizeLinear, a change of precision is a pair DequantizeLinear, QuantizeLinear (`Convert`).
 
     8-bit operands of ops with a 16-bit result are widened first: `s·(q − z) = s/256·(256·q − 256·z)`.
-    Ids and positions are s32, the logits u16.
+    Ids and positions are s32, the logits u16. The methods of ops give a `Tensor`.
     """
 
     INDEX: ClassVar[Any] = np.int32
@@ -52,7 +59,7 @@ class NpuForm(QdqForm):
         super().__init__(*args)
         if self.lengths.tokens is None or self.lengths.past is None:
             raise TargetError('onnx: runtime "npu" needs fixed lengths: give tokens, e.g. (128, 1)')
-        self._tables: dict[tuple[WeightAttr, float], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
         self._query_factor: dict[SSAValue, float] = {}
 
@@ -61,7 +68,13 @@ class NpuForm(QdqForm):
             if isinstance(op, int_ops.AttentionOp):
                 if not op.q.has_one_use():
                     raise TargetError(f"onnx: the queries %{self.name(op.q)} of an attention have other uses")
-                self._query_factor[op.q] = self.score_factor(op)
+                made = op.q.owner
+                if not isinstance(made, int_ops.RequantOp) or isinstance(made.x.owner, int_ops.MulOp):
+                    raise TargetError(
+                        f"onnx: the queries %{self.name(op.q)} cannot take in the factor of the scores; "
+                        "let a product, a norm or a rotation give them"
+                    )
+                self._query_factor[op.q] = max(self.score_factor(op), _SMALLEST)
         return super().emit(every_value)
 
     def type(self, value: SSAValue) -> UniformType:
@@ -112,7 +125,7 @@ class NpuForm(QdqForm):
     def tensor(self, value: SSAValue) -> Tensor:
         return Tensor(self.values[value], self.type(value))
 
-    def set(self, x: Tensor, value: SSAValue) -> None:
+    def store(self, x: Any, value: SSAValue) -> None:
         """Make x, which the last op gave, the value."""
         wanted, name = self.result_type(value), LOGITS if self.is_logits(value) else self.name(value)
         if x.type == wanted:
@@ -128,57 +141,56 @@ class NpuForm(QdqForm):
     # ---- ops
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
-        every_row = np.arange(op.multiplier.shape[0])
-        stored = op.evaluate(Evaluation(self.module, self.weights), every_row)
+        ctx, rows = Evaluation(self.module, self.weights), op.multiplier.shape[0]
+        stored = np.empty((rows, channels(op.result)), numpy_dtype(element_type(op.result)))
+        for start in range(0, rows, _TABLE_ROWS):  # the op computes in 64 bits
+            part = slice(start, start + _TABLE_ROWS)
+            stored[part] = op.evaluate(ctx, np.arange(rows)[part])
         table = Tensor(self.graph.constant(stored, f"{self.name(op.result)}.table"), self.type(op.result))
-        self.set(self.move("Gather", table, self.values[op.indices], axis=0), op.result)
+        self.store(self.move("Gather", table, self.values[op.indices], axis=0), op.result)
 
-    def requant(self, op: int_ops.RequantOp) -> None:
-        rules: dict[type, Callable[[Any, int_ops.RequantOp], Tensor]] = {
-            int_ops.LinearOp: self.fully_connected,
-            int_ops.RmsNormOp: self.normalized,
-            int_ops.LayerNormOp: self.normalized,
-            int_ops.RopeOp: self.rotated,
-            int_ops.MulOp: self.multiplied,
-        }
-        producer = op.x.owner
-        if type(producer) not in rules:
-            raise TargetError(f"onnx: %{self.name(op.x)} before an int.requant has no QDQ form")
-        self.set(rules[type(producer)](producer, op), op.result)
-
-    def fully_connected(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Tensor:
+    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Tensor:
         if op.group_scale is not None:
             raise TargetError(
                 f"onnx: %{self.name(requant.result)} has 4-bit weights in groups, which HTP does not take; "
                 "compile with group = 0 (per channel)"
             )
-        n, result, x = channels(op.result), self.result_type(requant.result), self.tensor(op.x)
+        result, x = self.result_type(requant.result), self.tensor(op.x)
         if 16 in (x.type.bits, result.bits):
             x, result = self.widen(x), wider(result)
-        step = np.broadcast_to(self.factor(requant) * 2.0 ** -op.get("acc_shift"), n)
-        scale = np.maximum(step / self.scale(op.x), np.finfo(np.float32).tiny)
-        weight = self.npu_weight(op, scale)
-        bias = self.weights[op.bias]
+        step, scale = self.product_scales(op, requant)
+        bias = self.weights[op.bias] * step
+        # s32 must hold a bias in steps of the product: coarser weights where it does not.
+        coarser = np.maximum(np.abs(bias / (scale * x.type.real_scale)) / (2**31 - 1), 1.0)
+        scale = scale * coarser
+        weight = self.npu_weight(op, scale, coarser)
         if not bias.any():
             return self.run("MatMul", [x, weight], result)
         unit = scale * x.type.real_scale
-        limit = 2**31 - 1
-        stored = np.clip(np.rint(bias * step / unit), -limit, limit).astype(np.int32)
-        name = self.graph.constant(stored, f"{self.name(requant.result)}.bias")
+        stored = np.rint(bias / unit).astype(np.int64).astype(np.int32)
+        name = self.graph.constant(stored, f"{self.name(requant.result)}.bias", meaning=self.name(op.result))
         real = self.graph.op("DequantizeLinear", name, self.constant(unit), axis=0)
         return self.run("Gemm", [x, weight, real], result)
 
-    def npu_weight(self, op: int_ops.LinearOp, scale: Array) -> str:
-        shape = (channels(op.x), channels(op.result))
-        if op.get("weight_bits") == 8:
-            return self.dequantize(self.graph.weight(op.weight), scale, 0, np.int8, axis=1)
-        packed = self.graph.weight(op.weight, TensorProto.INT4, shape)
+    def npu_weight(self, op: int_ops.LinearOp, scale: Array, coarser: Array) -> str:
+        """The weight `[inputs, outputs]`, its steps `coarser` times the module's, dequantized."""
+        g, shape = self.graph, (channels(op.x), channels(op.result))
+        kind = TensorProto.INT8 if op.get("weight_bits") == 8 else TensorProto.INT4
+        meaning = scale.astype(np.float32).tobytes()  # QNN knows one encoding for an initializer
+        if (coarser == 1).all():
+            packed = g.weight(op.weight, kind, shape, meaning)
+        else:
+            matrix = op.matrix(Evaluation(self.module, self.weights)) / coarser[:, None]
+            stored = pack(np.rint(matrix).astype(np.int8), op.get("layout"))
+            packed = g.packed(stored, kind, shape, f"{op.weight.key.data}.coarser", meaning)
+        if kind == TensorProto.INT8:
+            return self.dequantize(packed, scale, 0, np.int8, axis=1)
         # Without an explicit zero point onnxruntime-qnn 2.7 reads other numbers from INT4 tensors.
         nothing = np.zeros(-(-shape[1] // 2), np.uint8)
         zeros = self.graph.packed(nothing, TensorProto.INT4, shape[1:], f"int4_zeros_{shape[1]}")
         return self.graph.op("DequantizeLinear", packed, self.constant(scale), zeros, axis=1)
 
-    def normalized(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
+    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
         gain = np.broadcast_to(
             self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size), groups * size
@@ -199,10 +211,15 @@ class NpuForm(QdqForm):
         weight = self.constant_tensor(gain, symmetric(np.abs(gain).max()), hint)
         return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
 
-    def rotated(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
+    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
         head_dim = op.get("head_dim")
         x = self.shaped(self.widen(self.tensor(op.x)), (-1, channels(op.x) // head_dim, head_dim))
-        factor = float(self.factor(requant)[0] * 2.0**a.ROPE_FRACTION_BITS / self.scale(op.x))
+        factors = self.factor(requant) * 2.0**a.ROPE_FRACTION_BITS / self.scale(op.x)
+        if np.ptp(factors) > 1e-6 * np.abs(factors).max():
+            raise TargetError(
+                f"onnx: %{self.name(requant.result)}: a rotation needs one scale for all channels"
+            )
+        factor = float(factors[0])
         cos, sin = self.rope_tensors(op, factor)
         pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
         first, second = (np.arange(head_dim)[part] for part in pairs)
@@ -230,25 +247,26 @@ class NpuForm(QdqForm):
         return self.run("Concat", pieces, x.type, axis=2)
 
     def rope_tensors(self, op: int_ops.RopeOp, factor: float) -> tuple[Tensor, Tensor]:
-        key = (op.cos, float(f"{factor:.6g}"))
+        rounded = float(f"{factor:.6g}")
+        key = (op.cos, op.sin, op.get("head_dim"), op.get("interleaved"), rounded)
         if key not in self._tables:
             rows = []
             with self.graph.scope("rope"):
-                kind = symmetric(key[1])
+                kind = symmetric(rounded)
                 for name, table in zip(("cos", "sin"), self.rope_tables(op, op.get("head_dim")), strict=True):
-                    stored = self.constant_tensor(table * key[1], kind, f"rope.{name}")
+                    stored = self.constant_tensor(table * rounded, kind, f"rope.{name}")
                     picked = self.move("Gather", stored, self.positions, axis=0)
                     rows.append(self.shaped(picked, (-1, 1, op.get("head_dim"))))
             self._tables[key] = rows[0], rows[1]
         return self._tables[key]
 
-    def multiplied(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Tensor:
+    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Tensor:
         operands = [self.widen(self.tensor(x)) for x in (op.a, op.b)]
         return self.run("Mul", operands, wider(self.type(requant.result)))
 
     def add(self, op: int_ops.AddOp) -> None:
         operands = [self.widen(self.tensor(x)) for x in (op.a, op.b)]
-        self.set(self.run("Add", operands, wider(self.type(op.result))), op.result)
+        self.store(self.run("Add", operands, wider(self.type(op.result))), op.result)
 
     def lut(self, op: int_ops.LutOp) -> None:
         x, result = self.widen(self.tensor(op.x)), wider(self.type(op.result))
@@ -261,7 +279,7 @@ class NpuForm(QdqForm):
                 y = self.run("Mul", [x, self.run("Sigmoid", [inner], _UNIT)], result)
             case _:
                 y = self.quantized(self.function(op, self.dequantized(x)), result)
-        self.set(y, op.result)
+        self.store(y, op.result)
 
     def attention(self, op: int_ops.AttentionOp) -> None:
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
@@ -281,7 +299,7 @@ class NpuForm(QdqForm):
         y = self.run("MatMul", [p, values], self.type(op.result))
 
         y = self.move("Transpose", self.shaped(y, (kv_heads, group, tokens, width)), perm=[2, 0, 1, 3])
-        self.set(self.shaped(y, (tokens, heads * width)), op.result)
+        self.store(self.shaped(y, (tokens, heads * width)), op.result)
 
     def history(self, op: int_ops.AttentionOp, which: str, value: SSAValue) -> Tensor:
         """Give the new rows out, and return all `[seen, kv_heads, head_dim]`."""
@@ -294,7 +312,7 @@ class NpuForm(QdqForm):
 
 def symmetric(most: Any) -> UniformType:
     """u16 over [−most, most]: what HTP wants of a second operand."""
-    return UniformType.of(16, float(most) / 32767, 1 << 15)
+    return UniformType.of(16, max(float(most), _SMALLEST) / 32767, 1 << 15)
 
 
 def wider(kind: UniformType) -> UniformType:

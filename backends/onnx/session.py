@@ -31,7 +31,7 @@ def open_session(
     if threads is not None and not 1 <= threads <= 256:
         raise InputError(f"threads must be in [1, 256], got {threads}")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 4
     for name, value in entries.items():
         options.add_session_config_entry(name.replace("_", ".", 1), value)
@@ -48,6 +48,11 @@ def open_session(
         return ort.InferenceSession(path, options, **arguments)
     except Exception as error:  # onnxruntime's errors share no base class
         raise TargetError(f"{provider} cannot load {path.name}: {error}") from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -204,7 +204,7 @@ def _configured(path: Path, threads: int | None, option: list[str] | None) -> Pr
     """The program with its engine's options set."""
     program = load(path)
     given = parse_options(program.target, backend_for(program.target).options, option or [])
-    return program.configure(threads=threads, **given)
+    return program.configure(**{"threads": threads, **given})
 
 
 def _describe(path: Path, as_json: bool) -> None:

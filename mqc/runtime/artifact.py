@@ -54,6 +54,8 @@ def save(program: Program, path: Path) -> None:
     Raises `StorageError`.
     """
 
+    check_replaceable(path)
+
     def fill(folder: Path) -> None:
         _write(folder / "program.mlir", print_module(program.module))
         program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
@@ -82,15 +84,16 @@ def export(program: Program, path: Path, **options: Any) -> None:
         backend.export(program.module, program.weights, folder, metadata=metadata, **options)
         _write(folder / "tokenizer.json", program.tokenizer.to_json())
 
-    facts = {"prefix": program.prefix, "context": program.context, "logit_scale": program.logit_scale}
-    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: {k: str(v) for k, v in options.items()}})
+    check_replaceable(path, exported=True)
+    context = options.get("context") or program.context
+    facts = {"prefix": program.prefix, "context": context, "logit_scale": program.logit_scale}
+    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: options})
 
 
 def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
     """A folder with what `fill` writes and a manifest; it appears whole or not at all."""
     work: Path | None = None
     try:
-        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         fill(work)
@@ -107,18 +110,22 @@ def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, 
                 shutil.rmtree(work)
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise `StorageError` unless `path` is free, or a folder that mqc wrote and nothing else."""
+def check_replaceable(path: Path, exported: bool = False) -> None:
+    """Raise `StorageError` unless `path` is free, or a program (`exported`: an export) and nothing else."""
     if not path.exists():
         return
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         ours = set(_FILES) <= set(manifest["files"]) or _EXPORT in manifest
+        kind_differs = ours and exported != (_EXPORT in manifest)
         foreign = sorted({p.name for p in path.iterdir()} - {_MANIFEST, *manifest["files"]})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ours, foreign = False, []
+        ours, foreign, kind_differs = False, [], False
     if not ours:
         raise StorageError(f"{path} exists and is not an mqc program; choose another path")
+    if kind_differs:
+        held = "a compiled program" if exported else "exported files"
+        raise StorageError(f"{path} holds {held}; choose another path")
     if foreign:
         raise StorageError(f"{path} also holds {foreign[0]}, which is not mqc's; move it away first")
 

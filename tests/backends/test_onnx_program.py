@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from mqc.backends.onnx import OnnxBackend
+from mqc.backends.onnx import engine as onnx_engine
 from mqc.backends.onnx.encodings import Encoding, collect, document_1, document_2
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
@@ -182,6 +184,61 @@ def test_prefix_rows_stand_in_the_initial_cache(tmp_path: Path) -> None:
     assert (engine(found, style="integer").forward(IDS) == oracle(found)).all()
 
 
+# ---- models that are seldom seen
+
+
+def changed(architecture: str, change: Any) -> Compiled:
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        change(model)
+    found = quantized(model)
+    lower_for_onnx(*found)
+    return found
+
+
+def large_bias_on_tiny_weights(model: Any) -> None:
+    model.transformer.h[0].attn.c_proj.weight[:, 3] *= 1e-6
+    model.transformer.h[0].attn.c_proj.bias[3] = 0.7
+
+
+def zero_weights(model: Any) -> None:
+    model.model.layers[0].self_attn.q_proj.weight.zero_()
+    model.model.layers[1].mlp.up_proj.weight.zero_()
+
+
+def equal_weights(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.copy_(layer.mlp.gate_proj.weight)
+        layer.self_attn.v_proj.weight.copy_(layer.self_attn.k_proj.weight)
+
+
+@pytest.mark.parametrize(
+    "architecture, change",
+    [("gpt2", large_bias_on_tiny_weights), ("llama", zero_weights), ("llama", equal_weights)],
+)
+def test_unusual_weights(architecture: str, change: Any, tmp_path: Path) -> None:
+    found = changed(architecture, change)
+    want = oracle(found)
+    assert (engine(found, style="integer").forward(IDS) == want).all()
+    assert sqnr(engine(found).forward(IDS), want) > 25
+    assert sqnr(engine(found, runtime="npu", tokens=(8, 1)).forward(IDS), want) > 25
+    (path,) = write(found[1], found[0].weights, tmp_path, "qdq", "npu", tokens=(8,))
+    assert collect(path)
+
+
+def test_long_prompts_of_which_one_row_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the prompt without a wanted row, also where the logits' operand has 16 bits."""
+    monkeypatch.setattr(onnx_engine, "CHUNK", 8)
+    for recipe in (Recipe(), Recipe(precision=("%norm=16",))):
+        found = compiled("llama", recipe)
+        want = oracle(found)
+        assert (engine(found, style="integer").forward(IDS, rows=1) == want[-1:]).all()
+        assert engine(found, style="integer").forward(IDS, rows=0).shape == (0, VOCABULARY)
+        assert sqnr(engine(found).forward(IDS, rows=9), want[-9:]) > 25
+        values = OnnxBackend().values(found[1], found[0].weights, IDS, style="integer")
+        assert all(len(value) == len(IDS) for value in values.values())
+
+
 # ---- Qualcomm's HTP back end
 
 
@@ -322,6 +379,12 @@ def test_refusals(tiny: Compiled, tmp_path: Path) -> None:
         engine(tiny, tokens=(1,), context=65)
     with pytest.raises(InputError, match="do not fit"):
         write(tiny[1], tiny[0].weights, tmp_path, tokens=(64,), context=20)
+    with pytest.raises(InputError, match="different numbers"):
+        engine(tiny, tokens=(8, 8, 1))
+    with pytest.raises(InputError, match="give tokens too"):
+        engine(tiny, context=20)
+    with pytest.raises(InputError, match="htp_binary needs"):
+        OnnxBackend().export(tiny[1], tiny[0].weights, tmp_path, htp_binary=True)
     with pytest.raises(InputError, match="threads"):
         OnnxEngine(tiny[1], tiny[0].weights, threads=0)
 

@@ -51,11 +51,22 @@ def test_export(onnx_program: Program, tmp_path: Path) -> None:
     assert names == set(manifest["files"])
     assert {"decode.onnx", "prefill_8.onnx", "weights.bin", "initial_cache.safetensors"} <= names
     assert {"decode.1.0.0.encodings", "decode.2.0.0.encodings", "tokenizer.json"} <= names
-    assert manifest["export"] == {"runtime": "npu", "tokens": "(8, 1)", "context": "40"}
+    assert manifest["export"] == {"runtime": "npu", "tokens": [8, 1], "context": 40}
+    assert manifest["context"] == 40
     with pytest.raises(ArtifactError, match="exported for onnx-int8"):
         mqc.load(path)
     onnx_program.export(path)
     assert (path / "model.onnx").exists() and not (path / "decode.onnx").exists()
+
+
+def test_a_program_and_its_files_do_not_replace_each_other(onnx_program: Program, tmp_path: Path) -> None:
+    onnx_program.save(tmp_path / "p.mqc")
+    with pytest.raises(StorageError, match="holds a compiled program"):
+        onnx_program.export(tmp_path / "p.mqc")
+    mqc.load(tmp_path / "p.mqc")
+    onnx_program.export(tmp_path / "files")
+    with pytest.raises(StorageError, match="holds exported files"):
+        onnx_program.save(tmp_path / "files")
 
 
 def test_a_failed_export_leaves_nothing(onnx_program: Program, tmp_path: Path) -> None:
@@ -99,6 +110,8 @@ def test_command_line(onnx_program: Program, tmp_path: Path) -> None:
     assert set(json.loads(found.stdout)["files"]) >= {"model.onnx", "weights.bin"}
     answer = command("run", path, "--prompt", "hello", "--max-new-tokens", 4, "-O", "style=integer", "--json")
     assert json.loads(answer.stdout) == {"text": onnx_program.generate("hello", 4, engine="oracle")}
+    again = command("run", path, "--prompt", "hello", "--max-new-tokens", 4, "-O", "threads=1", "--json")
+    assert again.returncode == 0, again.stderr
     bench = command("bench", path, "--prompt-tokens", 8, "--new-tokens", 2, "--json")
     assert json.loads(bench.stdout)["decode_tok_s"] > 0
     compared = command("debug", "compare", path, "-O", "style=integer", "--length", 16, "--json")
