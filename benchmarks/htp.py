@@ -44,12 +44,13 @@ def main() -> None:
             f"| {name} | {(d > 0).mean():.1%} | {d.mean():.2f} | {np.quantile(d, 0.999):.0f} | {d.max()} |",
             flush=True,
         )
-    logits = program.configure(**options, tokens=(TOKENS, 1)).integer_logits(
-        program.tokenizer.encode(text("test"))[:TOKENS]
-    )
-    oracle = program.integer_logits(program.tokenizer.encode(text("test"))[:TOKENS], "oracle")
-    noise = ((logits - oracle.astype(np.float64)) ** 2).sum()
-    print(f"\nlogits: SQNR {10 * np.log10((oracle.astype(np.float64) ** 2).sum() / noise):.1f} dB")
+    ids = program.tokenizer.encode(text("test"))[:TOKENS]
+    oracle = program.integer_logits(ids, "oracle").astype(np.float64)
+    print()
+    for provider in ("QNNExecutionProvider", "CPUExecutionProvider"):
+        program.configure(runtime="npu", tokens=(TOKENS, 1), context=128, provider=provider)
+        noise = ((program.integer_logits(ids) - oracle) ** 2).sum()
+        print(f"logits, {provider}: SQNR {10 * np.log10((oracle**2).sum() / noise):.1f} dB")
 
 
 if __name__ == "__main__":

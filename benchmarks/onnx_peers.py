@@ -123,7 +123,7 @@ class Ours:
     def __init__(self, path: Path, **options: Any) -> None:
         program = mqc.load(path).configure(**options)
         self.engine, self.scale = program.engine(), np.float32(program.logit_scale)
-        self.engine._integers = lambda logits: logits  # type: ignore[attr-defined]
+        self.engine._integers = lambda logits: logits
         self.reset = self.engine.reset
 
     def forward(self, ids: Any) -> Any:
@@ -184,7 +184,7 @@ def main() -> None:
         path = BUILD / f"{name.replace(' ', '_').replace(',', '')}.onnx"
         if not path.exists():
             make(path)
-        models[name] = (lambda path=path: Peer(path, empty), _bytes(path))  # type: ignore[misc]
+        models[name] = (lambda path=path: Peer(path, empty), _bytes(path))
     for style in ("qdq", "integer"):
         folder = BUILD / style
         if not folder.exists():
@@ -192,7 +192,7 @@ def main() -> None:
         files = (folder / "model.onnx", folder / "weights.bin")
         models[f"mqc, {style}"] = (
             lambda style=style: Ours(program, style=style), sum(f.stat().st_size for f in files),
-        )  # type: ignore[assignment]  # fmt: skip
+        )  # fmt: skip
     windows = text_windows(tokenizer.encode(text("test")), 512, WINDOWS)
     print("| model | perplexity | size | prefill | decode |\n|---|---|---|---|---|", flush=True)
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in models}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,18 @@ def check_ids(engine: Engine, ids: Ids) -> Ids:
     return token_ids(ids, engine.vocabulary, engine.context - engine.position)
 
 
+def thread_count(threads: int | None) -> int:
+    """`threads`, or one for each core that this process may run on: more would wait for each other.
+
+    Raises `InputError` unless it is in [1, 256].
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= threads <= 256:
+        raise InputError(f"threads must be in [1, 256], got {threads}")
+    return threads
+
+
 def check_options(target: str, known: Mapping[str, type], given: Mapping[str, Any]) -> None:
     """Raise `InputError` for an option that the target does not have, or of another type."""
     for name, value in given.items():
@@ -131,8 +144,17 @@ class Backend(ABC):
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
         """An engine for a module that went through `choose-kernels` and `passes`."""
 
-    def export(self, module: ModuleOp, weights: WeightStore, folder: Path, **options: Any) -> None:
+    def export(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        folder: Path,
+        metadata: Mapping[str, str],
+        **options: Any,
+    ) -> None:
         """Write the files that a user takes to the target into an empty folder.
+
+        `metadata` says where the program comes from: mqc_version, recipe, pipeline, source and prefix.
 
         Raises `TargetError` by default: what the backend runs may not be of use elsewhere.
         """

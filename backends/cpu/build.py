@@ -42,14 +42,6 @@ def supported_isas() -> tuple[str, ...]:
     return tuple(isa for isa, needs in _NEEDS.items() if needs <= flags)
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on. More threads than that would wait for each other."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-
-
 def choose_isa(isa: str) -> str:
     """`auto` → the best supported one. Raises `TargetError` for one that this machine lacks."""
     if isa == "auto":

@@ -6,11 +6,11 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from mqc.backends.cpu.build import choose_isa, load_library, usable_cores
+from mqc.backends.cpu.build import choose_isa, load_library
 from mqc.backends.cpu.emit import emit
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Engine, Ids, Logits, check_ids
+from mqc.backend import Engine, Ids, Logits, check_ids, thread_count
 from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
 from mqc.ir import context_length, prefix_tokens, returned_value
@@ -31,9 +31,7 @@ class CpuEngine(Engine):
         self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
     ) -> None:
         self._handle: int | None = None
-        self.threads = threads if threads is not None else usable_cores()
-        if not 1 <= self.threads <= 256:
-            raise InputError(f"threads must be in [1, 256], got {self.threads}")
+        self.threads = thread_count(threads)
         self.isa = choose_isa(isa)
         program = emit(module, weights)
         self._library = load_library(program.source, self.isa)

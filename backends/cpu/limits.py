@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-from mqc.backends.cpu.build import choose_isa, load_library, usable_cores
+from mqc.backends.cpu.build import choose_isa, load_library
 from mqc.backends.cpu.kernels import source
 
-from mqc.backend import Limits
+from mqc.backend import Limits, thread_count
 from mqc.errors import TargetError
 
 _BYTES = 512 << 20
@@ -21,7 +21,7 @@ def measure(threads: int | None = None, isa: str = "auto") -> Limits:
 
     Takes about two seconds. Raises `TargetError` if there is not enough memory.
     """
-    count = threads if threads is not None else usable_cores()
+    count = thread_count(threads)
     text = source("prelude.h", "dot.c", "limits.c")
     library = load_library(text, choose_isa(isa))
     for name in ("mqc_read_ns", "mqc_multiply_ns"):

@@ -23,9 +23,13 @@ class OnnxBackend(Backend):
     name: ClassVar[str] = "onnx"
     targets: ClassVar[Sequence[str]] = ("onnx-int8",)
     options: ClassVar[Mapping[str, type]] = {
-        "style": str, "runtime": str, "tokens": tuple, "context": int, "provider": str, "threads": int,
-    }  # fmt: skip
-
+        "style": str,
+        "runtime": str,
+        "tokens": tuple,
+        "context": int,
+        "provider": str,
+        "threads": int,
+    }
     export_options: ClassVar[Mapping[str, type]] = {
         "style": str,
         "runtime": str,
@@ -45,7 +49,14 @@ class OnnxBackend(Backend):
 
         return OnnxEngine(module, weights, **options)
 
-    def export(self, module: ModuleOp, weights: WeightStore, folder: Path, **options: Any) -> None:
+    def export(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        folder: Path,
+        metadata: Mapping[str, str],
+        **options: Any,
+    ) -> None:
         """Graphs, weights and the initial cache; for NPUs also AIMET encodings.
 
         Options: those of `mqc.backends.onnx.files.write`; `htp_binary` to compile the graphs for HTP.
@@ -58,7 +69,7 @@ class OnnxBackend(Backend):
         htp_binary = options.pop("htp_binary", False)
         if htp_binary and options.get("runtime") != "npu":
             raise InputError('htp_binary needs runtime "npu"')
-        for path in write(module, weights, folder, **options):
+        for path in write(module, weights, folder, metadata=metadata, **options):
             if options.get("runtime") == "npu":
                 encodings.write(path)
             if htp_binary:

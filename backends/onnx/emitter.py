@@ -16,6 +16,7 @@ from xdsl.ir import SSAValue
 from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp, channels, element_type
 from mqc.errors import TargetError
+from mqc.evaluation import Evaluation
 from mqc.ir import main_function, ops_by_name, returned_value
 from mqc.weight_store import WeightStore, numpy_dtype
 
@@ -82,6 +83,8 @@ class Emitter:
         self.names: dict[MqcOp, str] = {op: name for name, op in ops_by_name(module).items()}
         self.graph = Graph(data, weights, self.names.values())
         self.values: dict[SSAValue, str] = {}
+        #: For the weights of ops: `LinearOp.matrix`, `EmbeddingOp.evaluate`.
+        self.evaluation = Evaluation(module, weights)
         self._masks: dict[int | None, str] = {}
         self._head_shapes: dict[tuple[int, int], str] = {}
         self._flat_shapes: dict[int, str] = {}
@@ -110,9 +113,8 @@ class Emitter:
                     self.values[value], numpy_dtype(element_type(value)), [lengths.token_dim, channels(value)]
                 )
         if not g.gives(LOGITS):
-            raise TargetError(
-                f"onnx: {self.name(returned_value(self.module))} gives the logits without an int.requant"
-            )
+            last = self.name(returned_value(self.module))
+            raise TargetError(f"onnx: %{last} must be an int.requant to give the logits")
         return g
 
     def name(self, value: SSAValue) -> str:
@@ -162,14 +164,14 @@ class Emitter:
         split = self.reshape(q, (0, kv_heads, -1, width))
         return self.reshape(self.graph.op("Transpose", split, perm=[1, 2, 0, 3]), (kv_heads, -1, width))
 
-    def merge(self, op: int_ops.AttentionOp, y: str, out: str | None = None) -> str:
+    def merge(self, op: int_ops.AttentionOp, y: str) -> str:
         """Inverse of `queries`."""
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
         width = channels(op.q) // heads
         tokens = self.lengths.tokens
         split = self.reshape(y, (kv_heads, heads // kv_heads, -1 if tokens is None else tokens, width))
         y = self.graph.op("Transpose", split, perm=[2, 0, 1, 3])
-        return self.reshape(y, (-1 if tokens is None else tokens, heads * width), out)
+        return self.reshape(y, (-1 if tokens is None else tokens, heads * width))
 
     def by_head(self, op: int_ops.AttentionOp, x: str) -> str:
         """`[kv_heads, heads per kv head · tokens, seen]` as `[kv_heads, heads per kv head, tokens, seen]`."""

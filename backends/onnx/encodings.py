@@ -126,7 +126,7 @@ def document_1(entries: Iterable[Encoding]) -> dict[str, Any]:
         "producer": _producer(),
         "quantizer_args": {
             "activation_bitwidth": 16, "dtype": "int", "is_symmetric": True, "param_bitwidth": 8,
-            "per_channel_quantization": True, "quant_scheme": "post_training_tf",
+            "per_channel_quantization": True, "quant_scheme": "min_max",
         },
         "version": "1.0.0",
     }  # fmt: skip

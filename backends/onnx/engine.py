@@ -73,8 +73,8 @@ class OnnxEngine(Engine):
                 module, weights, Path(folder), style, runtime, tokens, context, every_value=every_value
             )
             # Without VNNI, ONNX Runtime's u8 × s8 products saturate in 16 bits unless told otherwise.
-            exact = {"session_x64quantprecision": "1"} if style == "integer" else {}
-            self._sessions = [open_session(path, provider, threads, **exact) for path in paths]
+            exact = {"session.x64quantprecision": "1"} if style == "integer" else {}
+            self._sessions = [open_session(path, provider, threads, exact) for path in paths]
         self.vocabulary = channels(returned_value(module))
         self.context = context_length(module) if context is None else context
         self._chunk = self.context if every_value else CHUNK

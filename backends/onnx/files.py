@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.dialects import int_ops
 from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
+from mqc.files import replacing
 from mqc.ir import context_length, mqc_ops, prefix_tokens
 from mqc.weight_store import Array, WeightStore
 
@@ -102,7 +103,8 @@ def write(
             onnx.checker.check_model(path)
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             raise TargetError(f"onnx: {path.name} does not pass ONNX's checks: {error}") from error
-    save_file(initial_cache(module, weights), folder / CACHE_FILE)
+    with replacing(folder / CACHE_FILE) as partial:
+        save_file(initial_cache(module, weights), partial)
     return list(graphs)
 
 

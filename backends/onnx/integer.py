@@ -13,7 +13,6 @@ from xdsl.ir import SSAValue
 from mqc import arithmetic as a
 from mqc.dialects import int_ops
 from mqc.dialects.core import MqcOp, WeightAttr, channels, element_type, u8
-from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, numpy_dtype
 
@@ -121,7 +120,7 @@ class IntegerForm(Emitter):
         else:
             # Σ (x − z)·w = 256·Σ high·w + Σ low·w − z·Σ w
             acc = self.plane_product(self.cast(x, TensorProto.UINT64), matrix)
-            sums = op.matrix(Evaluation(self.module, self.weights)).sum(1, dtype=np.int64)
+            sums = op.matrix(self.evaluation).sum(1, dtype=np.int64)
             bias = bias - op.get("x_zero") * sums
         total = g.op("Add", acc, self.constant(bias.reshape(n)))
         self.finish(self.shift_right_round(total, op.get("acc_shift")), op.result)

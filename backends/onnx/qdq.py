@@ -16,7 +16,6 @@ from mqc.dialects import int_ops
 from mqc.dialects.core import channels, plain
 from mqc.dialects.quant import UniformType
 from mqc.errors import TargetError
-from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
 from mqc.weight_store import Array
 
@@ -67,10 +66,6 @@ class QdqForm(Emitter):
             return float(plain(self.module.attributes["mqc.logit_scale"]))
         return self.type(value).real_scale
 
-    def keeps(self, value: SSAValue) -> bool:
-        """Whether the form stores a value as integers."""
-        return self.type(value).bits == 8
-
     def dequantize(self, x: str, scale: Any, zero: int, dtype: Any = np.uint8, **attributes: Any) -> str:
         zeros = self.graph.constant(np.full(np.shape(scale), zero), dtype=dtype)
         return self.graph.op("DequantizeLinear", x, self.constant(scale), zeros, **attributes)
@@ -84,18 +79,16 @@ class QdqForm(Emitter):
         if value in self.floats:
             return self.floats[value]
         stated = self.type(value)
-        return self.dequantize(self.values[value], stated.real_scale, stated.zero, f"uint{stated.bits}")
+        return self.dequantize(self.values[value], stated.real_scale, stated.zero)
 
     def store(self, x: Any, value: SSAValue) -> None:
         """Make what an op's method gave, here a float tensor, the value."""
         if self.is_logits(value):
             self.graph.op("Identity", x, out=LOGITS)
             self.graph.output(LOGITS, np.float32, self.logit_shape, first=True)
-        elif self.keeps(value):
+        elif self.type(value).bits == 8:
             stated = self.type(value)
-            self.values[value] = self.quantize(
-                x, stated.real_scale, stated.zero, f"uint{stated.bits}", out=self.name(value)
-            )
+            self.values[value] = self.quantize(x, stated.real_scale, stated.zero, out=self.name(value))
         else:
             self.floats[value] = x
 
@@ -184,37 +177,40 @@ class QdqForm(Emitter):
         both = g.op("MatMul", planes, weight)
         first, second = g.ops("Split", [both], [None, None], axis=0, num_outputs=2)
         y = g.op("Add", g.op("Mul", first, self.constant(256)), second)
-        matrix = op.matrix(Evaluation(self.module, self.weights))
+        matrix = op.matrix(self.evaluation)
         correction = 256 * s * (128 - zero) * scale * matrix.sum(1, dtype=np.int64) + bias
         return g.op("Add", y, self.constant(correction, f"{self.name(op.result)}.correction"))
 
     def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Any:
         g, groups = self.graph, op.get("groups")
         size = channels(op.x) // groups
-        gain = self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size)
-        epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
-        if isinstance(op, int_ops.LayerNormOp):
-            epsilon /= 4.0**a.MEAN_FRACTION_BITS
-        kind = "RMSNormalization" if isinstance(op, int_ops.RmsNormOp) else "LayerNormalization"
+        kind, gain, epsilon = self.real_norm(op, requant)
         x, hint = self.real(op.x), f"{self.name(requant.result)}.gain"
         if groups == 1:
-            return g.op(kind, x, self.constant(np.broadcast_to(gain, size), hint), axis=-1, epsilon=epsilon)
+            return g.op(kind, x, self.constant(gain, hint), axis=-1, epsilon=epsilon)
         blocks = self.reshape(x, (0, groups, size))
         y = g.op(kind, blocks, self.constant(np.ones(size)), axis=-1, epsilon=epsilon)
         return g.op("Mul", self.reshape(y, (0, groups * size)), self.constant(gain, hint))
+
+    def real_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> tuple[str, Array, float]:
+        """ONNX's op, its gain per channel, and its epsilon in real numbers."""
+        size = channels(op.x) // op.get("groups")
+        factor = self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size)
+        gain: Array = np.broadcast_to(factor, channels(op.x))
+        epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
+        if isinstance(op, int_ops.RmsNormOp):
+            return "RMSNormalization", gain, epsilon
+        return "LayerNormalization", gain, epsilon / 4.0**a.MEAN_FRACTION_BITS
 
     def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Any:
         g, head_dim = self.graph, op.get("head_dim")
         x = self.reshape(self.real(op.x), (0, -1, head_dim))
         cos, sin = self.rope_rows(op)
-        pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
-        first, second = (np.arange(head_dim)[part] for part in pairs)
-        if 2 * len(first) == head_dim and first[-1] + 1 == second[0]:
+        order = partners(op)
+        if (order == np.roll(np.arange(head_dim), head_dim // 2)).all():
             halves = g.ops("Split", [x], [None, None], axis=2, num_outputs=2)
             turned = g.op("Concat", halves[1], halves[0], axis=2)
         else:
-            order = np.arange(head_dim)
-            order[first], order[second] = second, first
             turned = g.op("Gather", x, g.constant(order), axis=2)
         y = g.op("Add", g.op("Mul", x, cos), g.op("Mul", turned, sin))
         return self.reshape(y, (0, channels(op.x)))
@@ -297,3 +293,12 @@ class QdqForm(Emitter):
                     "Where", visible, self.constant(0), self.constant(_HIDDEN)
                 )
         return self._scores[window]
+
+
+def partners(op: int_ops.RopeOp) -> Array:
+    """For each channel of a head the one that it is rotated with; itself if it passes through."""
+    head_dim = op.get("head_dim")
+    pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
+    order = np.arange(head_dim)
+    order[pairs[0]], order[pairs[1]] = np.arange(head_dim)[pairs[1]], np.arange(head_dim)[pairs[0]]
+    return order

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from mqc.backends.onnx.emitter import LOGITS, new_name, past_name
 from mqc.backends.onnx.graph import Graph
-from mqc.backends.onnx.qdq import QdqForm
+from mqc.backends.onnx.qdq import QdqForm, partners
 from onnx import TensorProto
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
@@ -20,9 +20,7 @@ from mqc.dialects.core import channels, element_type, plain
 from mqc.dialects.int_ops import LOGIT_STEPS
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import TargetError
-from mqc.evaluation import Evaluation
 from mqc.layouts import pack
-from mqc.rotary import rope_pairs
 from mqc.weight_store import Array, numpy_dtype
 
 #: Probabilities, and what a sigmoid gives: the scale that HTP has for them.
@@ -60,7 +58,6 @@ class NpuForm(QdqForm):
         if self.lengths.tokens is None or self.lengths.past is None:
             raise TargetError('onnx: runtime "npu" needs fixed lengths: give tokens, e.g. (128, 1)')
         self._tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-
         self._query_factor: dict[SSAValue, float] = {}
 
     def emit(self, every_value: bool = False) -> Graph:
@@ -141,11 +138,11 @@ class NpuForm(QdqForm):
     # ---- ops
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
-        ctx, rows = Evaluation(self.module, self.weights), op.multiplier.shape[0]
+        rows = op.multiplier.shape[0]
         stored = np.empty((rows, channels(op.result)), numpy_dtype(element_type(op.result)))
         for start in range(0, rows, _TABLE_ROWS):  # the op computes in 64 bits
             part = slice(start, start + _TABLE_ROWS)
-            stored[part] = op.evaluate(ctx, np.arange(rows)[part])
+            stored[part] = op.evaluate(self.evaluation, np.arange(rows)[part])
         table = Tensor(self.graph.constant(stored, f"{self.name(op.result)}.table"), self.type(op.result))
         self.store(self.move("Gather", table, self.values[op.indices], axis=0), op.result)
 
@@ -180,7 +177,7 @@ class NpuForm(QdqForm):
         if (coarser == 1).all():
             packed = g.weight(op.weight, kind, shape, meaning)
         else:
-            matrix = op.matrix(Evaluation(self.module, self.weights)) / coarser[:, None]
+            matrix = op.matrix(self.evaluation) / coarser[:, None]
             stored = pack(np.rint(matrix).astype(np.int8), op.get("layout"))
             packed = g.packed(stored, kind, shape, f"{op.weight.key.data}.coarser", meaning)
         if kind == TensorProto.INT8:
@@ -192,23 +189,17 @@ class NpuForm(QdqForm):
 
     def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
-        gain = np.broadcast_to(
-            self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size), groups * size
+        kind, gain, epsilon = self.real_norm(op, requant)
+        wide, hint = wider(self.result_type(requant.result)), f"{self.name(requant.result)}.gain"
+        x, weight = (
+            self.widen(self.tensor(op.x)),
+            self.constant_tensor(gain, symmetric(abs(gain).max()), hint),
         )
-        epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
-        result, hint = self.result_type(requant.result), f"{self.name(requant.result)}.gain"
-        wide = wider(result)
-        x, kind = self.widen(self.tensor(op.x)), "RMSNormalization"
-        if isinstance(op, int_ops.LayerNormOp):
-            kind, epsilon = "LayerNormalization", epsilon / 4.0**a.MEAN_FRACTION_BITS
         if groups == 1:
-            weight = self.constant_tensor(gain, symmetric(np.abs(gain).max()), hint)
             return self.run(kind, [x, weight], wide, axis=-1, epsilon=epsilon)
-        most = np.sqrt(size)
         blocks = self.shaped(x, (-1, groups, size))
         ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
-        y = self.run(kind, [blocks, ones], symmetric(float(most)), axis=-1, epsilon=epsilon)
-        weight = self.constant_tensor(gain, symmetric(np.abs(gain).max()), hint)
+        y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
         return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
 
     def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
@@ -221,11 +212,7 @@ class NpuForm(QdqForm):
             )
         factor = float(factors[0])
         cos, sin = self.rope_tensors(op, factor)
-        pairs = rope_pairs(head_dim, 2 * op.cos.shape[1], bool(op.get("interleaved")))
-        first, second = (np.arange(head_dim)[part] for part in pairs)
-        order = np.arange(head_dim)
-        order[first], order[second] = second, first
-        turned = self.permuted(x, order)
+        turned = self.permuted(x, partners(op))
         kind = symmetric(factor * reach(x.type))
         y = self.run(
             "Add",
@@ -247,7 +234,7 @@ class NpuForm(QdqForm):
         return self.run("Concat", pieces, x.type, axis=2)
 
     def rope_tensors(self, op: int_ops.RopeOp, factor: float) -> tuple[Tensor, Tensor]:
-        rounded = float(f"{factor:.6g}")
+        rounded = float(f"{factor:.6g}")  # multipliers of equal factors differ in the last bit
         key = (op.cos, op.sin, op.get("head_dim"), op.get("interleaved"), rounded)
         if key not in self._tables:
             rows = []
@@ -297,7 +284,6 @@ class NpuForm(QdqForm):
         p = self.shaped(self.run("Softmax", [shown], _UNIT, axis=-1), (kv_heads, group * tokens, -1))
         values = self.move("Transpose", values, perm=[1, 0, 2])
         y = self.run("MatMul", [p, values], self.type(op.result))
-
         y = self.move("Transpose", self.shaped(y, (kv_heads, group, tokens, width)), perm=[2, 0, 1, 3])
         self.store(self.shaped(y, (tokens, heads * width)), op.result)
 

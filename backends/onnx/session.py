@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from mqc.errors import InputError, TargetError
+from mqc.backend import thread_count
+from mqc.errors import TargetError
 
 QNN = "QNNExecutionProvider"
 #: HTP architecture that programs are made for: the oldest with 16-bit × 16-bit products.
@@ -18,23 +19,24 @@ HTP_ARCH = "73"
 
 
 def open_session(
-    path: Path, provider: str = "CPUExecutionProvider", threads: int | None = None, **entries: str
+    path: Path,
+    provider: str = "CPUExecutionProvider",
+    threads: int | None = None,
+    entries: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """A session of an execution provider; on QNN no node may fall back to the CPU.
 
     Args:
         threads: of the CPU provider; all cores by default.
-        entries: session configuration, underscores for dots in the names.
+        entries: session configuration.
 
     Raises `TargetError` if the provider is not there or refuses the model.
     """
-    if threads is not None and not 1 <= threads <= 256:
-        raise InputError(f"threads must be in [1, 256], got {threads}")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = 4
-    for name, value in entries.items():
-        options.add_session_config_entry(name.replace("_", ".", 1), value)
+    for name, value in (entries or {}).items():
+        options.add_session_config_entry(name, value)
     arguments: dict[str, Any] = {}
     if provider == QNN:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -48,11 +50,6 @@ def open_session(
         return ort.InferenceSession(path, options, **arguments)
     except Exception as error:  # onnxruntime's errors share no base class
         raise TargetError(f"{provider} cannot load {path.name}: {error}") from error
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
@@ -75,7 +72,6 @@ def write_context(path: Path) -> Path:
     Raises `TargetError` if a node cannot run on HTP.
     """
     target = path.with_name(f"{path.stem}_ctx.onnx")
-    open_session(
-        path, QNN, ep_context_enable="1", ep_context_file_path=str(target), ep_context_embed_mode="0"
-    )
+    entries = {"ep.context_enable": "1", "ep.context_file_path": str(target), "ep.context_embed_mode": "0"}
+    open_session(path, QNN, entries=entries)
     return target

@@ -54,8 +54,6 @@ def save(program: Program, path: Path) -> None:
     Raises `StorageError`.
     """
 
-    check_replaceable(path)
-
     def fill(folder: Path) -> None:
         _write(folder / "program.mlir", print_module(program.module))
         program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
@@ -84,7 +82,6 @@ def export(program: Program, path: Path, **options: Any) -> None:
         backend.export(program.module, program.weights, folder, metadata=metadata, **options)
         _write(folder / "tokenizer.json", program.tokenizer.to_json())
 
-    check_replaceable(path, exported=True)
     context = options.get("context") or program.context
     facts = {"prefix": program.prefix, "context": context, "logit_scale": program.logit_scale}
     _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: options})
@@ -94,6 +91,7 @@ def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, 
     """A folder with what `fill` writes and a manifest; it appears whole or not at all."""
     work: Path | None = None
     try:
+        check_replaceable(path, exported=_EXPORT in manifest)
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         fill(work)

@@ -13,6 +13,7 @@ import numpy as np
 from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, i64
 
+from mqc.backend import Engine
 from mqc.dialects import int_ops
 from mqc.dialects.core import attr, channels, s32, tensor, u8, u16
 from mqc.ir import CompilerContext, set_level
@@ -252,3 +253,13 @@ CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "attention-many-query": attention(u8, 7, 1, 6, window=5, prefix=1),
     "attention-window": attention(u8, 2, 2, 64, window=18),
 }
+
+
+def check_engine(engine: Engine, ids: Any, want: Any) -> None:
+    """The engine gives the oracle's logits in one call, in several, and of the last rows alone."""
+    assert (engine.forward(ids) == want).all()
+    engine.reset()
+    parts = [engine.forward(ids[a:b]) for a, b in ((0, 1), (1, 2), (2, 7), (7, len(ids)))]
+    assert (np.concatenate(parts) == want).all()
+    engine.reset()
+    assert (engine.forward(ids, rows=2) == want[-2:]).all()

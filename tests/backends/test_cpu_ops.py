@@ -8,7 +8,7 @@ from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
 
 from mqc.runtime.oracle import OracleEngine
-from tests.backends.op_cases import CASES, Lab
+from tests.backends.op_cases import CASES, Lab, check_engine
 from tests.compiled import lower_for_cpu
 
 
@@ -25,11 +25,6 @@ def test_op_equals_the_oracle(case: str, isa: str) -> None:
         want = OracleEngine(module, lab.ctx.weights).forward(ids)
         for threads in (1, 2):
             with CpuEngine(module, lab.ctx.weights, threads=threads, isa=isa) as engine:
-                assert (engine.forward(ids) == want).all()
-                engine.reset()
-                parts = [engine.forward(ids[a:b]) for a, b in ((0, 1), (1, 2), (2, 7), (7, 33))]
-                assert (np.concatenate(parts) == want).all()
-                engine.reset()
-                assert (engine.forward(ids, rows=2) == want[-2:]).all()
+                check_engine(engine, ids, want)
         seen |= set(want.reshape(-1).tolist())
     assert len(seen) > 30, "everything saturates: the case says nothing"

@@ -286,7 +286,7 @@ def test_context_binary(tiny: Compiled, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_qnn")
     ctx, module = tiny
     OnnxBackend().export(
-        module, ctx.weights, tmp_path, runtime="npu", tokens=(8, 1), context=40, htp_binary=True
+        module, ctx.weights, tmp_path, {}, runtime="npu", tokens=(8, 1), context=40, htp_binary=True
     )
     assert {"decode_ctx.onnx", "prefill_8_ctx.onnx"} <= {path.name for path in tmp_path.iterdir()}
     for path in tmp_path.glob("*_ctx.onnx"):
@@ -384,7 +384,7 @@ def test_refusals(tiny: Compiled, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give tokens too"):
         engine(tiny, context=20)
     with pytest.raises(InputError, match="htp_binary needs"):
-        OnnxBackend().export(tiny[1], tiny[0].weights, tmp_path, htp_binary=True)
+        OnnxBackend().export(tiny[1], tiny[0].weights, tmp_path, {}, htp_binary=True)
     with pytest.raises(InputError, match="threads"):
         OnnxEngine(tiny[1], tiny[0].weights, threads=0)
 

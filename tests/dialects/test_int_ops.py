@@ -16,7 +16,7 @@ from mqc import arithmetic as a
 from mqc.dialects import int_ops, llm
 from mqc.dialects.core import s32, tensor, u8, u16
 from mqc.dialects.quant import UniformType
-from mqc.layouts import pack, unpack
+from mqc.layouts import LAYOUTS, pack, packed_shape, unpack
 from mqc.lut import exact, interpolation_table, table_of_256
 from mqc.weight_store import WeightStore
 
@@ -62,14 +62,16 @@ def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
 @given(
     st.integers(1, 50),
     st.integers(1, 50),
-    st.sampled_from(["n16k4", "n16k4.s4"]),
+    st.sampled_from(sorted(LAYOUTS)),
     st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
 def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
-    low, high = (-8, 8) if layout.endswith("s4") else (-128, 128)
-    weight = np.random.default_rng(seed).integers(low, high, (n, k)).astype(np.int8)
-    assert (unpack(pack(weight, layout), layout, n, k) == weight).all()
+    half = 1 << (LAYOUTS[layout] - 1)
+    weight = np.random.default_rng(seed).integers(-half, half, (n, k)).astype(np.int8)
+    packed = pack(weight, layout)
+    assert packed.shape == packed_shape(layout, n, k)
+    assert (unpack(packed, layout, n, k) == weight).all()
 
 
 @given(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from xdsl.dialects.builtin import ModuleOp
 
+from mqc.ir import CompilerContext
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
-from tests.compiled import lower_for_cpu, quantized
+from tests.compiled import lower_for_cpu, lower_for_onnx, quantized
 from tests.models import tiny_model
 
 TEMPLATE = "".join(
@@ -33,12 +36,21 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(raw.to_str(), config)
 
 
+def compiled(target: str, lower: Callable[[CompilerContext, ModuleOp], None]) -> Program:
+    ctx, module = quantized(tiny_model("llama"))
+    lower(ctx, module)
+    manifest = {"target": target, "recipe": "w8a8", "source": {"kind": "object"}, "mac_share_8bit": 0.8}
+    return Program(module, ctx.weights, byte_tokenizer(), manifest)
+
+
 @pytest.fixture(scope="session")
 def program() -> Program:
-    ctx, module = quantized(tiny_model("llama"))
-    lower_for_cpu(ctx, module)
-    manifest = {"target": "cpu-int8", "recipe": "w8a8", "source": {"kind": "object"}, "mac_share_8bit": 0.8}
-    return Program(module, ctx.weights, byte_tokenizer(), manifest)
+    return compiled("cpu-int8", lower_for_cpu)
+
+
+@pytest.fixture(scope="session")
+def onnx_program() -> Program:
+    return compiled("onnx-int8", lower_for_onnx)
 
 
 @pytest.fixture

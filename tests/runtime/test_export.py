@@ -13,19 +13,8 @@ import mqc
 from mqc.backend import parse_options
 from mqc.errors import ArtifactError, InputError, StorageError, TargetError
 from mqc.runtime.program import Program
-from tests.compiled import lower_for_onnx, quantized
-from tests.models import tiny_model
-from tests.runtime.conftest import byte_tokenizer
 
 KNOWN = {"style": str, "tokens": tuple, "context": int, "htp_binary": bool}
-
-
-@pytest.fixture(scope="module")
-def onnx_program() -> Program:
-    ctx, module = quantized(tiny_model("llama"))
-    lower_for_onnx(ctx, module)
-    manifest = {"target": "onnx-int8", "recipe": "w8a8", "source": {"kind": "object"}, "mac_share_8bit": 0.8}
-    return Program(module, ctx.weights, byte_tokenizer(), manifest)
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
