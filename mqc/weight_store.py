@@ -100,12 +100,11 @@ class WeightStore:
         """Bytes of the distinct tensors in `refs`."""
         return sum(self._tensors[k].nbytes for k in {self._key(ref) for ref in refs})
 
-    def save(self, path: Path, refs: Iterable[WeightAttr]) -> dict[str, int]:
+    def save(self, path: Path, refs: Iterable[WeightAttr]) -> None:
         """Write the tensors of `refs` as one safetensors file that can be memory-mapped.
 
         The header is padded so that the data section starts at a multiple of `ALIGNMENT`, and
-        large tensors come first, so that packed matrices keep their alignment. Returns the
-        offset in the file of each tensor, by weight key.
+        large tensors come first, so that packed matrices keep their alignment.
         """
         arrays = {self._key(ref): self[ref] for ref in refs}
         # Multiples of 64 bytes first, then wide elements before narrow ones: each stays aligned.
@@ -131,8 +130,6 @@ class WeightStore:
                 file.write(arrays[key].reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-        base = 8 + len(text)
-        return {key: base + header[key]["data_offsets"][0] for key in order}
 
     @classmethod
     def load(cls, path: Path) -> WeightStore:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mqc.backend import parse_options
-from mqc.cli.common import (  # fmt: skip
+from mqc.cli.common import (
     AsJson,
     Options,
     PrintAfter,
