@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mqc.rotary import rope_pairs
+
 Int = npt.NDArray[np.int64]
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
@@ -94,6 +96,43 @@ def inverse_norm(square_sum: Int) -> tuple[Int, Int]:
         shift = (64 - value.bit_length()) & ~1
         flat_r[i], flat_h[i] = (1 << 62) // math.isqrt(value << shift), shift // 2
     return r, h
+
+
+def directions(deviations: Int, epsilon: int) -> Int:
+    """`2^30 · d / sqrt(Σ d² + epsilon)` along the last axis, s32: `inverse_norm`, rounded."""
+    square_sum = (deviations * deviations).sum(-1, keepdims=True) + epsilon
+    r, h = inverse_norm(square_sum)
+    return np.asarray(shift_right_round(deviations * r, 62 - NORM_FRACTION_BITS - h), np.int64)
+
+
+def deviations_from_mean(x: Int) -> Int:
+    """`64·x − round(64·mean(x))` along the last axis, for x ≥ 0."""
+    count, one = x.shape[-1], 1 << MEAN_FRACTION_BITS
+    mean = (2 * one * x.sum(-1, keepdims=True) + count) // (2 * count)
+    return np.asarray(x * one - mean, np.int64)
+
+
+def rotate(d: Int, cos: Int, sin: Int, interleaved: bool) -> Int:
+    """Rotary embedding of `[tokens, heads, head_dim]` by tables `[tokens, 1, pairs]` with 14 fraction bits,
+    which the result keeps; lanes past the pairs are shifted only."""
+    first, second = rope_pairs(d.shape[-1], 2 * cos.shape[-1], interleaved)
+    y = d << ROPE_FRACTION_BITS
+    y[..., first] = d[..., first] * cos - d[..., second] * sin
+    y[..., second] = d[..., second] * cos + d[..., first] * sin
+    return y
+
+
+def interpolate(x: Int, knots: Int, segment_bits: int) -> Int:
+    """Linear interpolation between `knots` (4 fraction bits), one each 2^segment_bits values of x."""
+    index, rest = x >> segment_bits, x & ((1 << segment_bits) - 1)
+    y = knots[index] * ((1 << segment_bits) - rest) + knots[index + 1] * rest
+    return np.asarray(shift_right_round(y, segment_bits + LUT_FRACTION_BITS), np.int64)
+
+
+def rescaled_sum(*terms: tuple[Int, int, int]) -> Int:
+    """Sum of `(d, multiplier, shift)` terms, each rescaled to 2^-8 of the result's step; rounded."""
+    total = sum(requantize(d << ADD_LEFT_SHIFT, multiplier, shift) for d, multiplier, shift in terms)
+    return np.asarray(shift_right_round(total, ADD_FRACTION_BITS), np.int64)
 
 
 #: 2^-f for f = 0, 1/2048, …, 2047/2048 with 30 fraction bits, correctly rounded.

@@ -23,11 +23,11 @@ class Evaluation:
 
     Works on every level; values are torch tensors on `llm` and `quant`, NumPy arrays on `int`.
     Memory grows with the widest set of live values (freed after their last use) and with the
-    cache; time is that of the ops.
+    cache; time is that of the ops. Evaluates @main, or `function`.
     """
 
-    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
-        self._function = main_function(module)
+    def __init__(self, module: ModuleOp, weights: WeightStore, function: func.FuncOp | None = None) -> None:
+        self._function = main_function(module) if function is None else function
         self._weights = weights
         self.prefix = prefix_tokens(module)
         self._last_use = _last_uses(self._function)
@@ -35,7 +35,8 @@ class Evaluation:
 
     def reset(self) -> None:
         """Forget the sequence: the cache is empty again but for the prefix."""
-        self.cache: dict[int, tuple[Any, Any]] = {}
+        #: Keys and values by layer; what level `htp` keeps by layer and part.
+        self.cache: dict[Any, Any] = {}
         self.position = len(self.prefix)
 
     def array(self, ref: WeightAttr) -> Array:
@@ -61,7 +62,7 @@ class Evaluation:
         for op in block.ops:
             if isinstance(op, func.ReturnOp):
                 self.position += len(ids)
-                return values[op.operands[0]]
+                return values[op.operands[0]] if op.operands else None
             assert isinstance(op, MqcOp)
             result = op.evaluate(self, *(values[operand] for operand in op.operands))
             values[op.results[0]] = result
@@ -95,7 +96,7 @@ def evaluate(
     ids = check_tokens(module, ids)
     evaluation = Evaluation(module, weights)
     positions = np.arange(evaluation.position, evaluation.position + len(ids))
-    if level(module) == "int":
+    if level(module) in ("int", "htp"):
         result: Array = evaluation.run(ids, positions, observe)
         return result
     import torch

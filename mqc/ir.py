@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mqc.calibration import Calibration
     from mqc.weight_store import WeightStore
 
-LEVELS = ("llm", "quant", "int")
+LEVELS = ("llm", "quant", "int", "htp")
 
 
 class CompilerContext(Context):
@@ -40,6 +40,7 @@ class CompilerContext(Context):
         self.register_dialect("llm", _llm)
         self.register_dialect("quant", _quant)
         self.register_dialect("int", _int)
+        self.register_dialect("htp", _htp)
         for name, load in dialects().items():
             self.register_dialect(name, load)
 
@@ -65,12 +66,34 @@ def _int() -> Dialect:
     return Int
 
 
+def _htp() -> Dialect:
+    from mqc.dialects.htp import Htp
+
+    return Htp
+
+
 def main_function(module: ModuleOp) -> FuncOp:
     """The one function of a module. Raises `IRError` if it is missing."""
     for op in module.ops:
         if isinstance(op, FuncOp) and op.sym_name.data == "main":
             return op
     raise IRError("the module has no function @main")
+
+
+def static_functions(module: ModuleOp) -> dict[str, FuncOp]:
+    """The functions of level `htp` by name: `initialize` where there is a prefix, `prefill_N`, `decode`.
+
+    They stand behind @main, which at that level is still the `int` program that they carry out.
+    """
+    functions = (op for op in module.ops if isinstance(op, FuncOp))
+    return {f.sym_name.data: f for f in functions if f.sym_name.data != "main"}
+
+
+def function_ops(function: FuncOp) -> Iterator[MqcOp]:
+    """The ops of a function in order, but for the return."""
+    for op in list(function.body.block.ops):
+        if isinstance(op, MqcOp):
+            yield op
 
 
 def returned_value(module: ModuleOp) -> SSAValue:
@@ -83,9 +106,7 @@ def returned_value(module: ModuleOp) -> SSAValue:
 
 def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:
     """The ops of @main in order, but for the return."""
-    for op in list(main_function(module).body.block.ops):
-        if isinstance(op, MqcOp):
-            yield op
+    yield from function_ops(main_function(module))
 
 
 def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
@@ -105,12 +126,13 @@ def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
 
 def weight_refs(module: ModuleOp) -> Iterator[WeightAttr]:
     """Every weight attribute in the module."""
-    for op in mqc_ops(module):
-        yield from op.weight_refs()
+    for function in (main_function(module), *static_functions(module).values()):
+        for op in function_ops(function):
+            yield from op.weight_refs()
 
 
 def level(module: ModuleOp) -> str:
-    """`llm`, `quant` or `int`. Raises `IRError` if the module does not say."""
+    """`llm`, `quant`, `int` or `htp`. Raises `IRError` if the module does not say."""
     stated = module.attributes.get("mqc.level")
     if not isinstance(stated, StringAttr) or stated.data not in LEVELS:
         raise IRError(f"the module must state mqc.level, one of {', '.join(LEVELS)}")

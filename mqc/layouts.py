@@ -8,6 +8,9 @@
 `kn.s4`     u8 `[ceil(K·N / 2)]`: the values of `kn` in C order as 4-bit two's complement, two a byte,
             the first in the low half: an ONNX INT4 tensor.
 
+`records…`  u8 `[ceil(N / 32), bytes]`: for HVX, with the parameters of each output (`mqc.htp_tiles`);
+            `.s4` 4-bit, `.gG` with factors for groups of G inputs.
+
 The `n16k4` layouts pad N to a multiple of 16 and K to a multiple of 4 with zeros.
 """
 
@@ -17,24 +20,38 @@ from typing import Any
 
 import numpy as np
 
+from mqc.htp_tiles import Records
 from mqc.weight_store import Array
 
+#: Inputs per factor of 4-bit records.
+_GROUPS = {"records.s4": 0, "records.s4.g32": 32, "records.s4.g64": 64, "records.s4.g128": 128}
 #: Bits of a weight in each layout.
-LAYOUTS = {"n16k4": 8, "n16k4.s4": 4, "kn": 8, "kn.s4": 4}
+LAYOUTS = {"n16k4": 8, "n16k4.s4": 4, "kn": 8, "kn.s4": 4, "records": 8, **dict.fromkeys(_GROUPS, 4)}
+#: Those whose elements are the weights themselves; the others' are bytes.
+S8_LAYOUTS = ("n16k4", "kn")
 
 
 def packed_shape(layout: str, n: int, k: int) -> tuple[int, ...]:
     """Shape of a matrix of `n` outputs and `k` inputs in a layout. Raises `ValueError`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if layout.startswith("records"):
+        return records(layout, n, k).shape
     if layout.startswith("kn"):
         return (k, n) if layout == "kn" else (-(-k * n // 2),)
     blocks = (-(-n // 16), -(-k // 4))
     return (*blocks, 16, 4) if layout == "n16k4" else (*blocks, 32)
 
 
+def records(layout: str, n: int, k: int) -> Records:
+    """The sizes of a matrix in a `records` layout. Raises `ValueError` for groups that it has none for."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"there is no layout {layout}")
+    return Records(n, k, LAYOUTS[layout], _GROUPS.get(layout, 0))
+
+
 def pack(weight: Array, layout: str) -> Array:
-    """`[N, K]` s8 in the given layout. One copy of the matrix."""
+    """`[N, K]` s8 in the given layout, but for `records`, which `lower-to-htp` makes. One copy."""
     n, k = weight.shape
     shape = packed_shape(layout, n, k)
     if layout == "kn":
@@ -59,6 +76,8 @@ def pack(weight: Array, layout: str) -> Array:
 
 def unpack(packed: Array, layout: str, n: int, k: int) -> Array:
     """Inverse of `pack` for a matrix of `n` outputs and `k` inputs."""
+    if layout.startswith("records"):
+        return records(layout, n, k).weights(packed)
     if layout == "kn":
         return packed.T
     blocks: Any = packed

@@ -11,7 +11,8 @@ from xdsl.utils.exceptions import VerifyException
 
 from mqc.dialects.core import INDICES, MqcOp, channels
 from mqc.errors import IRError
-from mqc.ir import level, main_function, prefix_tokens, weight_refs
+from mqc.htp_verification import verify_static_functions
+from mqc.ir import level, main_function, prefix_tokens, static_functions, weight_refs
 from mqc.proofs import check_accumulators
 from mqc.weight_store import WeightStore
 
@@ -32,8 +33,12 @@ def verify_module(module: ModuleOp) -> None:
         raise IRError(str(error)) from error
     stage = level(module)
     function = main_function(module)
-    if len(list(module.ops)) != 1 or len(function.body.blocks) != 1:
+    functions = static_functions(module) if stage == "htp" else {}
+    if len(list(module.ops)) != 1 + len(functions) or len(function.body.blocks) != 1:
         raise IRError("a module holds one function, @main, of one block")
+    if stage == "htp":
+        verify_static_functions(module)
+        stage = "int"  # of @main
     block = function.body.block
     *ops, last = block.ops
     if [arg.type for arg in block.args] != [INDICES, INDICES]:
@@ -85,7 +90,7 @@ def verify_fully(module: ModuleOp, weights: WeightStore) -> None:
     """
     verify_module(module)
     weights.check(set(weight_refs(module)))
-    if level(module) == "int":
+    if level(module) in ("int", "htp"):
         check_accumulators(module, weights)
 
 

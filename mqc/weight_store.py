@@ -100,12 +100,14 @@ class WeightStore:
         """Bytes of the distinct tensors in `refs`."""
         return sum(self._tensors[k].nbytes for k in {self._key(ref) for ref in refs})
 
-    def save(self, path: Path, refs: Iterable[WeightAttr]) -> None:
+    def save(self, path: Path, refs: Iterable[WeightAttr]) -> dict[WeightAttr, int]:
         """Write the tensors of `refs` as one safetensors file that can be memory-mapped.
 
         The header is padded so that the data section starts at a multiple of `ALIGNMENT`, and
-        large tensors come first, so that packed matrices keep their alignment.
+        large tensors come first, so that packed matrices keep their alignment. Returns where each begins
+        in the file.
         """
+        refs = set(refs)
         arrays = {self._key(ref): self[ref] for ref in refs}
         # Multiples of 64 bytes first, then wide elements before narrow ones: each stays aligned.
         order = sorted(
@@ -130,6 +132,7 @@ class WeightStore:
                 file.write(arrays[key].reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
+        return {ref: 8 + len(text) + header[self._key(ref)]["data_offsets"][0] for ref in refs}
 
     @classmethod
     def load(cls, path: Path) -> WeightStore:

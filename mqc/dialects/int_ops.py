@@ -28,8 +28,7 @@ from mqc.dialects.core import (
 )  # fmt: skip
 from mqc.dialects.quant import UniformType
 from mqc.evaluation import Evaluation
-from mqc.layouts import LAYOUTS, packed_shape, unpack
-from mqc.rotary import rope_pairs
+from mqc.layouts import LAYOUTS, S8_LAYOUTS, packed_shape, unpack
 from mqc.weight_store import Array, numpy_dtype
 
 ACTIVATION_TYPES = (u8, u16)
@@ -116,7 +115,7 @@ class IntOp(MqcOp):
             return
         self.expect(layout in LAYOUTS, f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
         self.expect(LAYOUTS[layout] == weight_bits, f"{layout} does not hold {weight_bits} bits")
-        self.expect_weight(name, s8 if weight_bits == 8 else u8, packed_shape(layout, n, k))
+        self.expect_weight(name, s8 if layout in S8_LAYOUTS else u8, packed_shape(layout, n, k))
 
     def expect_channels(self, count: int, *values: SSAValue) -> None:
         for value in values:
@@ -276,10 +275,7 @@ class NormOp(IntOp):
 
     def evaluate(self, ctx: Evaluation, x: Array) -> Array:
         blocks = x.astype(np.int64).reshape(len(x), self.get("groups"), -1)
-        d = self.deviations(blocks)
-        square_sum = (d * d).sum(-1, keepdims=True) + self.get("epsilon")
-        r, h = a.inverse_norm(square_sum)
-        y = a.shift_right_round(d * r, 62 - a.NORM_FRACTION_BITS - h)
+        y = a.directions(self.deviations(blocks), self.get("epsilon"))
         return y.reshape(x.shape).astype(np.int32)
 
 
@@ -306,9 +302,7 @@ class LayerNormOp(NormOp):
     name = "int.layer_norm"
 
     def deviations(self, blocks: Array) -> Array:
-        count, one = blocks.shape[-1], 1 << a.MEAN_FRACTION_BITS
-        mean = (2 * one * blocks.sum(-1, keepdims=True) + count) // (2 * count)
-        return blocks * one - mean
+        return a.deviations_from_mean(blocks)
 
 
 @irdl_op_definition
@@ -350,10 +344,7 @@ class RopeOp(IntOp):
     def evaluate(self, ctx: Evaluation, x: Array, positions: Array) -> Array:
         d = x.astype(np.int64).reshape(len(x), -1, self.get("head_dim")) - self.get("x_zero")
         cos, sin = (ctx.array(t)[positions][:, None].astype(np.int64) for t in (self.cos, self.sin))
-        first, second = rope_pairs(d.shape[-1], 2 * cos.shape[-1], bool(self.get("interleaved")))
-        y = d << a.ROPE_FRACTION_BITS
-        y[..., first] = d[..., first] * cos - d[..., second] * sin
-        y[..., second] = d[..., second] * cos + d[..., first] * sin
+        y = a.rotate(d, cos, sin, bool(self.get("interleaved")))
         return y.reshape(x.shape).astype(np.int32)
 
 
@@ -474,11 +465,9 @@ class LutOp(IntOp):
         table = ctx.array(self.table)
         if bits(self.x) == 8:
             return table[x]
-        b = self.get("segment_bits")
-        index, rest = x.astype(np.int64) >> b, x.astype(np.int64) & ((1 << b) - 1)
-        knots = table.astype(np.int64)
-        y = knots[index] * ((1 << b) - rest) + knots[index + 1] * rest
-        return self.narrow(a.shift_right_round(y, b + a.LUT_FRACTION_BITS))
+        return self.narrow(
+            a.interpolate(x.astype(np.int64), table.astype(np.int64), self.get("segment_bits"))
+        )
 
 
 @irdl_op_definition
@@ -545,11 +534,11 @@ class AddOp(IntOp):
             self.expect(bound < 2**30, f"operand {name} is more than 64 times the result's range")
 
     def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
-        total: Any = 0
-        for name, value in (("a", x), ("b", y)):
-            d = (value.astype(np.int64) - self.get(f"{name}_zero")) << a.ADD_LEFT_SHIFT
-            total = total + a.requantize(d, self.get(f"{name}_multiplier"), self.get(f"{name}_shift"))
-        return self.narrow(a.shift_right_round(total, a.ADD_FRACTION_BITS) + self.get("zero_point"))
+        terms = (
+            (v.astype(np.int64) - self.get(f"{n}_zero"), self.get(f"{n}_multiplier"), self.get(f"{n}_shift"))
+            for n, v in (("a", x), ("b", y))
+        )
+        return self.narrow(a.rescaled_sum(*terms) + self.get("zero_point"))
 
 
 Int = Dialect(

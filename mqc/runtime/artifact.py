@@ -3,7 +3,7 @@
 A folder of four files:
 
 - `manifest.json`: format version, target, recipe, source, and size and SHA-256 of the others
-- `program.mlir`: the `int` module, kernels chosen and memory planned
+- `program.mlir`: the `int` or `htp` module, kernels chosen and memory planned
 - `weights.safetensors`: its tensors, laid out for the target, memory-mapped when loaded
 - `tokenizer.json`: the tokenizer and the chat template
 
@@ -157,8 +157,8 @@ def load(path: str | Path) -> Program:
     try:
         text = (folder / "program.mlir").read_text(encoding="utf-8")
         module = parse_module(text, str(folder / "program.mlir"), CompilerContext())
-        if level(module) != "int":
-            raise ArtifactError(f"{folder}: program.mlir is at level {level(module)}, not int")
+        if level(module) not in ("int", "htp"):
+            raise ArtifactError(f"{folder}: program.mlir is at level {level(module)}, not int or htp")
     except IRError as error:
         raise ArtifactError(str(error)) from error
     weights = WeightStore.load(folder / "weights.safetensors")

@@ -1,0 +1,37 @@
+"""The NPU backend: programs for a Hexagon-style NPU, run here in NumPy or as HVX code under QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from mqc.backends.npu.engine import NpuEngine, values
+from mqc.backends.npu.select import select
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Ids, Kernel, Limits
+from mqc.dialects.core import MqcOp
+from mqc.errors import TargetError
+from mqc.weight_store import WeightStore
+
+
+class NpuBackend(Backend):
+    """Tiled `htp` programs for VTCM and HVX."""
+
+    name: ClassVar[str] = "npu"
+    targets: ClassVar[Sequence[str]] = ("npu-int8",)
+    passes: ClassVar[Sequence[str]] = ("lower-to-htp", "tile-htp", "allocate-vtcm")
+    options: ClassVar[Mapping[str, type]] = {"simulator": str}
+
+    def select(self, op: MqcOp) -> Kernel | None:
+        return select(op)
+
+    def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> NpuEngine:
+        """Options: `simulator`, `numpy` (default) for the semantics of the ops or `qemu` for HVX code."""
+        return NpuEngine(module, weights, **options)
+
+    def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
+        return values(module, weights, ids, **options)
+
+    def limits(self, **options: Any) -> Limits:
+        raise TargetError("npu: nothing here is measured on a chip; mqc bench gives modelled figures")

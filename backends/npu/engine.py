@@ -1,0 +1,177 @@
+"""Running an `htp` program here: in NumPy, op by op, or as HVX code under QEMU."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Engine, Ids, Logits, check_ids
+from mqc.dialects.core import MqcOp, channels
+from mqc.dialects.htp_core import VTCM, HtpOp, shape, space
+from mqc.errors import InputError, TargetError
+from mqc.evaluation import Evaluation
+from mqc.ir import (
+    context_length,
+    function_ops,
+    level,
+    ops_by_name,
+    prefix_tokens,
+    returned_value,
+    static_functions,
+)
+from mqc.verification import verify_module
+from mqc.weight_store import Array, WeightStore
+
+#: Called with the name of a value and the value.
+Observer = Callable[[str, Array], None]
+
+
+def finals(module: ModuleOp, name: str) -> dict[str, HtpOp]:
+    """By name of the value of @main, the op of a function that completes it in VTCM."""
+    wanted = ops_by_name(module)
+    found = {
+        op.value_name: op for op in function_ops(static_functions(module)[name]) if isinstance(op, HtpOp)
+    }
+    return {
+        value: op
+        for value, op in found.items()
+        if value in wanted
+        and "fused_into" not in wanted[value].attributes
+        and space(op.results[0].type) == VTCM
+    }
+
+
+class Runner(ABC):
+    """Carries out the functions of a module on one KV cache."""
+
+    @abstractmethod
+    def run(
+        self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
+    ) -> Logits:
+        """Logits `[count, vocabulary]` of the tokens from `first` on; ids `[tokens of the function]`.
+
+        observe: called with the names and values `[tokens, channels]` of `finals`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what it holds."""
+
+
+class NumpyRunner(Runner):
+    """The semantics that the ops declare. Time per token grows with the weights, as eight-byte floats."""
+
+    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+        self._functions = {
+            name: Evaluation(module, weights, function) for name, function in static_functions(module).items()
+        }
+        self._module = module
+        cache: dict[Any, Any] = {}
+        for evaluation in self._functions.values():
+            evaluation.cache = cache
+
+    def run(
+        self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
+    ) -> Logits:
+        evaluation = self._functions[name]
+        evaluation.position = position
+        names: dict[MqcOp, str] = {}
+        if observe is not None:
+            names = {op: value for value, op in finals(self._module, name).items()}
+
+        def note(op: MqcOp, value: Array) -> None:
+            if observe is not None and op in names:
+                observe(names[op], value)
+
+        logits = evaluation.run(ids, np.arange(position, position + len(ids)), note)
+        return np.empty((0, 0), np.int32) if logits is None else logits[first : first + count]
+
+    def close(self) -> None:
+        self._functions.clear()
+
+
+class NpuEngine(Engine):
+    """One sequence through the functions of fixed length.
+
+    Prompts run in pieces of the longest function; what remains runs padded where at least an eighth of
+    the rows is of use and the context has room for all, else token by token.
+    """
+
+    def __init__(self, module: ModuleOp, weights: WeightStore, simulator: str = "numpy") -> None:
+        if level(module) != "htp":
+            raise TargetError("npu: the module is not at level htp; run lower-to-htp")
+        verify_module(module)
+        self.vocabulary = channels(returned_value(module))
+        self.context = context_length(module)
+        self.prefix_length = len(prefix_tokens(module))
+        functions = static_functions(module)
+        self._lengths = sorted(
+            ((shape(f.body.block.args[0])[0], name) for name, f in functions.items() if name != "initialize"),
+            reverse=True,
+        )
+        self._initialize = "initialize" in functions
+        self._runner: Runner
+        if simulator == "numpy":
+            self._runner = NumpyRunner(module, weights)
+        elif simulator == "qemu":
+            from mqc.backends.npu.qemu import QemuRunner
+
+            self._runner = QemuRunner(module, weights)
+        else:
+            raise InputError(f"simulator must be numpy or qemu, got {simulator!r}")
+        self.reset()
+
+    def reset(self) -> None:
+        # Rows of an earlier sequence stay in the cache; no position is read before it is written.
+        if self._initialize:
+            self._runner.run("initialize", 0, np.zeros(self.prefix_length, np.int32), 0, 0)
+        self.position = self.prefix_length
+
+    def forward(self, ids: Ids, rows: int | None = None, observe: Observer | None = None) -> Logits:
+        """As `Engine.forward`; `observe` is called with the rows of the values in `finals`, piece by piece."""
+        ids = check_ids(self, ids)
+        wanted = len(ids) if rows is None else min(rows, len(ids))
+        parts = []
+        done = 0
+        while done < len(ids):
+            tokens, name = self._next(len(ids) - done)
+            part = np.zeros(tokens, np.int32)
+            used = min(tokens, len(ids) - done)
+            part[:used] = ids[done : done + used]
+            first = min(max(len(ids) - wanted - done, 0), used)
+            note = None if observe is None else _first_rows(observe, used)
+            parts.append(self._runner.run(name, self.position, part, first, used - first, note))
+            done += used
+            self.position += used
+        return np.concatenate(parts)
+
+    def _next(self, remaining: int) -> tuple[int, str]:
+        """The function for the next piece."""
+        for tokens, name in self._lengths:
+            fits = self.position + tokens <= self.context
+            if tokens == 1 or (fits and 8 * remaining >= tokens and remaining > 1):
+                return tokens, name
+        raise AssertionError("a verified module has @decode")
+
+    def close(self) -> None:
+        """Give up the simulator."""
+        self._runner.close()
+
+
+def _first_rows(observe: Observer, count: int) -> Observer:
+    return lambda name, value: observe(name, value[:count])
+
+
+def values(module: ModuleOp, weights: WeightStore, ids: Ids, simulator: str = "numpy") -> dict[str, Array]:
+    """Every value of @main that a function completes, by name, `[tokens, channels]`, and the logits."""
+    parts: dict[str, list[Array]] = {}
+    engine = NpuEngine(module, weights, simulator)
+    logits = engine.forward(ids, observe=lambda name, value: parts.setdefault(name, []).append(value.copy()))
+    engine.close()
+    last = returned_value(module).owner
+    assert isinstance(last, MqcOp)
+    return {**{name: np.concatenate(rows) for name, rows in parts.items()}, last.value_name: logits}

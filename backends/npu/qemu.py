@@ -1,0 +1,82 @@
+"""Running the op list of an `htp` module on the HVX runtime under QEMU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from mqc.backends.npu.emit import emit
+from mqc.backends.npu.engine import Observer, Runner, finals
+from mqc.backends.npu.op_list import OpList
+from mqc.backends.npu.simulator import Simulator, Trace
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Ids, Logits
+from mqc.dialects.core import channels, element_type, plain
+from mqc.dialects.htp_core import tensor_bytes
+from mqc.htp_schedule import homes
+from mqc.ir import static_functions, weight_refs
+from mqc.weight_store import Array, WeightStore, numpy_dtype
+
+OP_LIST_FILE, WEIGHTS_FILE = "program.oplist", "weights.safetensors"
+
+
+class QemuRunner(Runner):
+    """A process that holds VTCM and cache. The weights are written to the temporary folder once."""
+
+    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+        self._module = module
+        self._folder = tempfile.TemporaryDirectory(prefix="mqc-npu-")
+        folder = Path(self._folder.name)
+        self.ops = write(module, weights, folder)
+        self._index = {name: i for i, name in enumerate(static_functions(module))}
+        self._simulator = Simulator(folder / OP_LIST_FILE, folder / WEIGHTS_FILE)
+
+    def run(
+        self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
+    ) -> Logits:
+        index = self._index[name]
+        watched = self._watched(name) if observe is not None else {}
+        traces = sorted((trace, value) for value, trace in watched.items())
+        answer = self._simulator.run(index, position, ids, (first, count), [trace for trace, _ in traces])
+        wanted = finals(self._module, name)
+        for (_, value), data in zip(traces, answer.traces, strict=True):
+            result = wanted[value].results[0]
+            assert observe is not None
+            rows = np.frombuffer(data, numpy_dtype(element_type(result)))
+            observe(value, rows.reshape(-1, channels(result)))
+        return answer.logits
+
+    def packets(self, name: str, position: int, ids: Ids) -> Array:
+        """Packets that each command of a function takes, u32 `[commands]`."""
+        answer = self._simulator.run(self._index[name], position, ids, packets=True)
+        assert answer.packets is not None
+        return answer.packets
+
+    def _watched(self, name: str) -> dict[str, Trace]:
+        """By value: the last command that writes it, and where it lies."""
+        function = static_functions(self._module)[name]
+        commands = self.ops.lists[self._index[name]].commands
+        last = {c.value: i for i, c in enumerate(commands) if c.kind not in ("wait", "load_weights")}
+        home = homes(function)
+        return {
+            value: (
+                last[value],
+                int(plain(home[op.results[0]].attributes["offset"])),
+                tensor_bytes(op.results[0].type),
+            )
+            for value, op in finals(self._module, name).items()
+        }
+
+    def close(self) -> None:
+        self._simulator.close()
+        self._folder.cleanup()
+
+
+def write(module: ModuleOp, weights: WeightStore, folder: Path) -> OpList:
+    """Write the op list and the weights of a module into a folder; return the op list."""
+    offsets = weights.save(folder / WEIGHTS_FILE, weight_refs(module))
+    ops = emit(module, offsets.__getitem__)
+    ops.write(folder / OP_LIST_FILE)
+    return ops

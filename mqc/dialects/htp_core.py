@@ -1,0 +1,229 @@
+"""What the ops of the `htp` dialect share: memory spaces, and constraints that are stated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from xdsl.dialects.builtin import IntegerAttr, IntegerType, NoneAttr, StringAttr, TensorType, i64
+from xdsl.ir import Attribute, ParametrizedAttribute, SSAValue, TypeAttribute
+from xdsl.irdl import irdl_attr_definition
+from xdsl.utils.exceptions import VerifyException
+
+from mqc.dialects.core import MqcOp, channels, element_type, s8, s16, s32, u8, u16
+from mqc.dialects.int_ops import limits
+from mqc.htp_tiles import LANES, VECTOR_BYTES
+from mqc.weight_store import Array, numpy_dtype
+
+#: Memory spaces. Before tiling, values have none.
+DDR, VTCM = "ddr", "vtcm"
+#: QNN's names of the element types.
+QNN_TYPES: dict[Attribute, str] = {
+    u8: "UFIXED_POINT_8", u16: "UFIXED_POINT_16", s8: "SFIXED_POINT_8", s16: "SFIXED_POINT_16",
+    s32: "INT_32", i64: "INT_64",
+}  # fmt: skip
+
+
+def static(element: Attribute, *shape: int, space: str | None = None) -> TensorType:
+    """The type of a value of the `htp` level: a static shape, and the memory it lies in."""
+    return TensorType(element, shape, NoneAttr() if space is None else StringAttr(space))
+
+
+def space(kind: Attribute) -> str | None:
+    """`ddr`, `vtcm`, or None before tiling."""
+    assert isinstance(kind, TensorType)
+    encoding = kind.encoding
+    return encoding.data if isinstance(encoding, StringAttr) else None
+
+
+def in_space(kind: Attribute, where: str) -> TensorType:
+    """The same tensor in a memory space."""
+    assert isinstance(kind, TensorType)
+    return static(kind.get_element_type(), *kind.get_shape(), space=where)
+
+
+def shape(value: SSAValue) -> tuple[int, ...]:
+    assert isinstance(value.type, TensorType)
+    return tuple(value.type.get_shape())
+
+
+def tensor_bytes(kind: Attribute) -> int:
+    """Bytes of a tensor of integers, without padding."""
+    assert isinstance(kind, TensorType)
+    element = kind.get_element_type()
+    assert isinstance(element, IntegerType)
+    return int(np.prod(kind.get_shape(), dtype=np.int64)) * int(element.width.data) // 8
+
+
+def buffer_bytes(kind: Attribute) -> int:
+    """Bytes that a tensor occupies in VTCM: whole vectors, and one behind them, because kernels read
+    and write whole vectors from any byte on."""
+    return (-(-tensor_bytes(kind) // VECTOR_BYTES) + 1) * VECTOR_BYTES
+
+
+@irdl_attr_definition
+class TransferType(ParametrizedAttribute, TypeAttribute):
+    """A DMA under way: `!htp.transfer<tensor<…, "vtcm">>`; `htp.dma_wait` gives the tensor."""
+
+    name = "htp.transfer"
+    tensor: TensorType
+
+
+@dataclass(frozen=True)
+class Port:
+    """What an operand or result must be.
+
+    types: element types. rank: number of dimensions. space: where it lies once tiled.
+    """
+
+    types: tuple[Attribute, ...]
+    rank: int = 2
+    space: str = VTCM
+
+    def violation(self, kind: Attribute) -> str | None:
+        """What about the type is not as stated, or None."""
+        if not isinstance(kind, TensorType):
+            return f"{kind} is no tensor"
+        if kind.get_element_type() not in self.types:
+            return f"{kind} must have {' or '.join(map(str, self.types))} elements"
+        if kind.get_num_dims() != self.rank or min(kind.get_shape(), default=1) < 1:
+            return f"{kind} must have {self.rank} dimensions of 1 or more"
+        if space(kind) not in (None, self.space):
+            return f"{kind} must lie in {self.space}"
+        return None
+
+    def __str__(self) -> str:
+        names = " / ".join(QNN_TYPES.get(t, str(t)) for t in self.types)
+        return f"{names}, rank {self.rank}, {self.space}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint beyond types: what must hold, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+ACTIVATIONS = Port((u8, u16))
+INDEX = Port((i64,), 1, DDR)
+#: Per 32 channels, s32 multiplier[32] and shift[32]; one block for all channels, or one for each 32.
+SCALE = Port((s32,), 3)
+
+
+def within(name: str, low: int, high: int) -> Limit:
+    """A property is in [low, high]."""
+    bound = {0: "0", 2**31 - 1: "2^31 - 1", 2**62 - 1: "2^62 - 1", 2**16 - 1: "2^16 - 1"}
+    text = f"{name} in [{bound.get(low, low)}, {bound.get(high, high)}]"
+    return Limit(text, lambda op: low <= op.get(name) <= high)
+
+
+def zero_of(name: str, operand: str | None = None) -> Limit:
+    """A zero point is in the range of an operand, or of the result."""
+
+    def holds(op: Any) -> bool:
+        low, high = limits(op.results[0] if operand is None else getattr(op, operand))
+        return low <= op.get(name) <= high
+
+    return Limit(f"{name} in the range of {operand or 'the result'}", holds)
+
+
+def scales(prefix: str = "") -> tuple[Limit, ...]:
+    """A scalar multiplier and shift."""
+
+    def holds(op: Any) -> bool:
+        m = abs(op.get(f"{prefix}multiplier"))
+        return m == 0 or 2**30 <= m < 2**31
+
+    return (
+        Limit(f"|{prefix}multiplier| 0 or in [2^30, 2^31)", holds),
+        within(f"{prefix}shift", -31, 31),
+    )
+
+
+def same_shape(*names: str) -> Limit:
+    """Operands have the result's shape."""
+    return Limit(
+        f"{' and '.join(names)} shaped like the result",
+        lambda op: all(shape(getattr(op, name)) == shape(op.results[0]) for name in names),
+    )
+
+
+SCALE_SHAPE = Limit(
+    f"scale is [1 or channels / {LANES} rounded up, 2, {LANES}]",
+    lambda op: shape(op.scale) in ((1, 2, LANES), (-(-channels(op.results[0]) // LANES), 2, LANES)),
+)
+
+
+class HtpOp(MqcOp):
+    """An op of the `htp` level: static shapes, and constraints as data.
+
+    QNN: the op of Qualcomm's HTP that it is modelled on. PORTS: by name of operand (`result` for the
+    result). LIMITS: what must hold besides. Verifier, legalisation and docs/htp.md read them.
+    """
+
+    LEVELS: ClassVar[tuple[str, ...]] = ("htp",)
+    QNN: ClassVar[str] = ""
+    PORTS: ClassVar[dict[str, Port]] = {}
+    LIMITS: ClassVar[Sequence[Limit]] = ()
+
+    def verify_(self) -> None:
+        for text in self.violations():
+            raise VerifyException(f"{self.name} %{self.value_name}: {text}")
+
+    def violations(self) -> Iterator[str]:
+        """The constraints that do not hold, in words."""
+        broken = False
+        for name, port in self.PORTS.items():
+            value = self.results[0] if name == "result" else getattr(self, name)
+            if value is not None and (text := port.violation(value.type)) is not None:
+                broken = True
+                yield f"{name} {text}"
+        spaces = {
+            space(v.type)
+            for v in (*self.operands, *self.results)
+            if isinstance(v.type, TensorType) and element_type(v) != i64
+        }
+        if None in spaces and len(spaces) > 1:
+            yield "some of its values lie in a memory space and some do not"
+        if broken:
+            return  # limits rely on the types
+        for limit in self.LIMITS:
+            if not limit.holds(self):
+                yield f"{limit.text} does not hold"
+        offset = self.attributes.get("offset")
+        if isinstance(offset, IntegerAttr) and (offset.value.data < 0 or offset.value.data % VECTOR_BYTES):
+            yield f"offset {offset.value.data} must be a multiple of {VECTOR_BYTES}"
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the result."""
+        return shape(self.results[0])[0]
+
+    def narrow(self, x: Any) -> Array:
+        """Clamp to the result's type."""
+        low, high = limits(self.results[0])
+        return np.clip(x, low, high).astype(numpy_dtype(element_type(self.results[0])))
+
+    def tied(self) -> SSAValue | None:
+        """The operand whose memory the result continues, if any."""
+        return None
+
+
+def factors(scale: Array, count: int) -> tuple[Array, Array]:
+    """Multipliers and shifts `[count]` of a scale operand."""
+    full = scale if len(scale) > 1 else np.repeat(scale, -(-count // LANES), 0)
+    flat = full.astype(np.int64).transpose(1, 0, 2).reshape(2, -1)
+    return flat[0, :count], flat[1, :count]
+
+
+def pack_scale(multiplier: Array, shift: Array) -> Array:
+    """The inverse of `factors`: one block for a scalar, else `[ceil(channels / 32), 2, 32]` s32."""
+    count = len(multiplier)
+    if count == 1:
+        return np.stack([np.full(LANES, v[0], np.int32) for v in (multiplier, shift)])[None]
+    packed = np.zeros((2, -(-count // LANES) * LANES), np.int32)
+    packed[0, :count], packed[1, :count] = multiplier, shift
+    return np.ascontiguousarray(packed.reshape(2, -1, LANES).transpose(1, 0, 2))
