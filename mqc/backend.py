@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import MqcOp
+from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.errors import InputError, TargetError
 from mqc.tokens import token_ids
 from mqc.weight_store import WeightStore
@@ -45,6 +45,31 @@ class Limits:
     read_bandwidth_bytes_s: float
     int8_peak_mac_s: float
     threads: int
+
+
+@dataclass(frozen=True)
+class ModelledRun:
+    """Figures of a model, not measured, for a prompt or for decoding; per token.
+
+    bound: the unit that works longest. on_chip_bytes: on-chip memory in use at most. seconds_by_op: by
+    kind of op.
+    """
+
+    tokens_per_s: float
+    joules_per_token: float
+    memory_bytes_per_token: float
+    bound: str
+    on_chip_bytes: int
+    seconds_by_op: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """What a model says of a program on a chip that is not here."""
+
+    chip: str
+    prefill: ModelledRun
+    decode: ModelledRun
 
 
 class Engine(ABC):
@@ -132,9 +157,10 @@ class Backend(ABC):
     targets: ClassVar[Sequence[str]]
     #: Passes that it wants after `choose-kernels`.
     passes: ClassVar[Sequence[str]] = ()
-    #: Options of `engine` and of `export`, each with its type; `tuple` is one of integers.
+    #: Options of `engine`, `export` and `accompany`, each with its type; `tuple` is one of integers.
     options: ClassVar[Mapping[str, type]] = {}
     export_options: ClassVar[Mapping[str, type]] = {}
+    save_options: ClassVar[Mapping[str, type]] = {}
 
     @abstractmethod
     def select(self, op: MqcOp) -> Kernel | None:
@@ -160,6 +186,21 @@ class Backend(ABC):
         """
         raise TargetError(f"backend {self.name} exports no files")
 
+    def accompany(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        offsets: Mapping[WeightAttr, int],
+        folder: Path,
+        metadata: Mapping[str, str],
+        **options: Any,
+    ) -> None:
+        """Write into the folder of a saved program what else a user of the target wants there.
+
+        offsets: where each constant begins in the folder's `weights.safetensors`. Nothing by default.
+        """
+        return None
+
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         """Every value that the engine computes for token ids `[tokens]`, by name (`mqc.ir.ops_by_name`), as
         stored `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
@@ -167,6 +208,13 @@ class Backend(ABC):
         Raises `TargetError` by default: a backend need not be able to.
         """
         raise TargetError(f"backend {self.name} does not give its values; compare its logits")
+
+    def modelled(self, module: ModuleOp, prompt_tokens: int, new_tokens: int) -> Sequence[Modelled] | None:
+        """Speed, energy and traffic by chip, where a program runs only on chips that are not here.
+
+        None by default: what runs here is measured. Raises `InputError` if the tokens do not fit.
+        """
+        return None
 
     @abstractmethod
     def limits(self, **options: Any) -> Limits:

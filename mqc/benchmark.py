@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,24 @@ from mqc.registry import backend_for
 from mqc.runtime.program import Program
 
 _RUNS = 3
+
+
+def modelled(program: Program, prompt_tokens: int = 512, new_tokens: int = 64) -> dict[str, Any] | None:
+    """The figures of the target's cost model by chip, None if its programs are measured.
+
+    Raises `InputError` if the tokens do not fit the context.
+    """
+    _check(prompt_tokens, new_tokens)
+    found = backend_for(program.target).modelled(program.module, prompt_tokens, new_tokens)
+    if found is None:
+        return None
+    chips = [asdict(entry) for entry in found]
+    return {"modelled": chips, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+
+
+def _check(prompt_tokens: int, new_tokens: int) -> None:
+    if prompt_tokens < 1 or new_tokens < 1:
+        raise InputError("bench needs at least one prompt token and one new token")
 
 
 def measure(
@@ -32,8 +51,7 @@ def measure(
     read bandwidth over the bytes of weights that every token reads.
     Raises `InputError` if the tokens do not fit the context.
     """
-    if prompt_tokens < 1 or new_tokens < 1:
-        raise InputError("bench needs at least one prompt token and one new token")
+    _check(prompt_tokens, new_tokens)
     engine = program.engine()
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, engine.vocabulary, prompt_tokens).astype(np.int32)

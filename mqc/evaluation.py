@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import MqcOp, WeightAttr, channels
-from mqc.ir import context_length, level, main_function, prefix_tokens, returned_value
+from mqc.ir import context_length, main_function, main_level, prefix_tokens, returned_value
 from mqc.tokens import token_ids
 from mqc.weight_store import Array, WeightStore
 
@@ -96,7 +96,7 @@ def evaluate(
     ids = check_tokens(module, ids)
     evaluation = Evaluation(module, weights)
     positions = np.arange(evaluation.position, evaluation.position + len(ids))
-    if level(module) in ("int", "htp"):
+    if main_level(module) == "int":
         result: Array = evaluation.run(ids, positions, observe)
         return result
     import torch

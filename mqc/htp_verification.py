@@ -75,12 +75,10 @@ def _check_ops(module: ModuleOp, name: str, function: FuncOp) -> None:
         if not isinstance(op, MqcOp) or "htp" not in op.LEVELS:
             raise IRError(f"{where} does not belong to level htp")
         if isinstance(op, GatherTokensOp | GatherPositionsOp):
-            index, most = (
-                (ids, channels(returned_value(module)))
-                if isinstance(op, GatherTokensOp)
-                else (positions, context)
-            )
-            if op.indices is not index or shape(op.table)[0] < most:
+            most = channels(returned_value(module)) if op.indices is ids else context
+            if op.indices is ids and isinstance(op, GatherPositionsOp):
+                raise IRError(f"{where} must take its rows by position")
+            if op.indices not in (ids, positions) or shape(op.table)[0] < most:
                 raise IRError(f"{where} must have a row of its table for each of {most} indices")
         if isinstance(op, CausalOp) and op.get("capacity") < context:
             raise IRError(f"{where} has room for {op.get('capacity')} positions of {context}")

@@ -139,6 +139,12 @@ def level(module: ModuleOp) -> str:
     return stated.data
 
 
+def main_level(module: ModuleOp) -> str:
+    """The level of @main's ops: `int` in a module of level `htp`."""
+    stated = level(module)
+    return "int" if stated == "htp" else stated
+
+
 def set_level(module: ModuleOp, name: str) -> None:
     module.attributes["mqc.level"] = StringAttr(name)
 

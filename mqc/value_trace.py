@@ -16,7 +16,7 @@ from mqc.dialects.core import MqcOp, element_type, plain
 from mqc.dialects.int_ops import IntOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.evaluation import Evaluation, check_tokens
-from mqc.ir import level, main_function, ops_by_name, prefix_tokens, returned_value
+from mqc.ir import main_function, main_level, ops_by_name, prefix_tokens, returned_value
 from mqc.weight_store import Array, WeightStore, numpy_dtype
 
 
@@ -39,7 +39,7 @@ class Trace:
     """
 
     def __init__(self, side: Side) -> None:
-        self.side, self.level = side, level(side.module)
+        self.side, self.level = side, main_level(side.module)
         self.ops = ops_by_name(side.module)
         self.names = {op: name for name, op in self.ops.items()}
         self._evaluation = Evaluation(side.module, side.weights)

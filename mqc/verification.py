@@ -12,7 +12,7 @@ from xdsl.utils.exceptions import VerifyException
 from mqc.dialects.core import INDICES, MqcOp, channels
 from mqc.errors import IRError
 from mqc.htp_verification import verify_static_functions
-from mqc.ir import level, main_function, prefix_tokens, static_functions, weight_refs
+from mqc.ir import level, main_function, main_level, prefix_tokens, static_functions, weight_refs
 from mqc.proofs import check_accumulators
 from mqc.weight_store import WeightStore
 
@@ -31,14 +31,13 @@ def verify_module(module: ModuleOp) -> None:
         module.verify()
     except VerifyException as error:
         raise IRError(str(error)) from error
-    stage = level(module)
+    stage = main_level(module)
     function = main_function(module)
-    functions = static_functions(module) if stage == "htp" else {}
+    functions = static_functions(module) if level(module) == "htp" else {}
     if len(list(module.ops)) != 1 + len(functions) or len(function.body.blocks) != 1:
         raise IRError("a module holds one function, @main, of one block")
-    if stage == "htp":
+    if level(module) == "htp":
         verify_static_functions(module)
-        stage = "int"  # of @main
     block = function.body.block
     *ops, last = block.ops
     if [arg.type for arg in block.args] != [INDICES, INDICES]:
@@ -90,7 +89,7 @@ def verify_fully(module: ModuleOp, weights: WeightStore) -> None:
     """
     verify_module(module)
     weights.check(set(weight_refs(module)))
-    if level(module) in ("int", "htp"):
+    if main_level(module) == "int":
         check_accumulators(module, weights)
 
 

@@ -40,3 +40,10 @@ def lower_for_cpu(ctx: CompilerContext, module: ModuleOp) -> None:
 
 def lower_for_onnx(ctx: CompilerContext, module: ModuleOp) -> None:
     Pipeline.parse('choose-kernels{backend="onnx"}').run(ctx, module)
+
+
+def lower_for_npu(ctx: CompilerContext, module: ModuleOp, tile: int = 16384, vtcm: int = 1 << 20) -> None:
+    Pipeline.parse(
+        'choose-kernels{backend="npu"},lower-to-htp{tokens=16},'
+        f"tile-htp{{tile_bytes={tile}}},allocate-vtcm{{vtcm_bytes={vtcm}}}"
+    ).run(ctx, module)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+from mqc.backends.npu import device_files
 from mqc.backends.npu.engine import NpuEngine, values
 from mqc.backends.npu.select import select
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Backend, Ids, Kernel, Limits
-from mqc.dialects.core import MqcOp
+from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.errors import TargetError
+from mqc.ir import weight_refs
 from mqc.weight_store import WeightStore
 
 
@@ -22,6 +25,8 @@ class NpuBackend(Backend):
     targets: ClassVar[Sequence[str]] = ("npu-int8",)
     passes: ClassVar[Sequence[str]] = ("lower-to-htp", "tile-htp", "allocate-vtcm")
     options: ClassVar[Mapping[str, type]] = {"simulator": str}
+    export_options: ClassVar[Mapping[str, type]] = {"htp_binary": bool}
+    save_options: ClassVar[Mapping[str, type]] = {"htp_binary": bool}
 
     def select(self, op: MqcOp) -> Kernel | None:
         return select(op)
@@ -32,6 +37,30 @@ class NpuBackend(Backend):
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         return values(module, weights, ids, **options)
+
+    def accompany(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        offsets: Mapping[WeightAttr, int],
+        folder: Path,
+        metadata: Mapping[str, str],
+        **options: Any,
+    ) -> None:
+        """Options: `htp_binary` (default true), to compile the ONNX graphs for HTP."""
+        device_files.write(module, weights, offsets, folder, metadata, **options)
+
+    def export(
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        folder: Path,
+        metadata: Mapping[str, str],
+        **options: Any,
+    ) -> None:
+        """The files of `accompany`, and the weights. Options: `htp_binary` (default true)."""
+        offsets = weights.save(folder / "weights.safetensors", weight_refs(module))
+        device_files.write(module, weights, offsets, folder, metadata, **options)
 
     def limits(self, **options: Any) -> Limits:
         raise TargetError("npu: nothing here is measured on a chip; mqc bench gives modelled figures")

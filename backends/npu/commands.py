@@ -31,9 +31,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     # rows of VTCM to columns of the logits: `row_bytes` each, to `column` bytes behind a row's begin
     "store_logits": ("transfer", "a", "rows", "row_bytes", "column", "logits_row_bytes"),
     "wait": ("transfer",),
-    # rows of tables in the weights file, chosen by token id or by position
+    # rows of tables in the weights file, one for each token by its id or position
     "gather_tokens": (
-        "tokens", "width", "table", "multiplier_table", "shift_table", "zero", "out_bits",
+        "tokens", "by_position", "width", "table", "multiplier_table", "shift_table", "zero", "out_bits",
     ),
     "gather_positions": ("tokens", "row_bytes", "table"),
     # `weight`: the tile's records (mqc/htp_tiles.py); `out_row_bytes`: from one row of the result to the next

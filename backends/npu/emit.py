@@ -139,7 +139,8 @@ class _Emitter:
 
     def gather_tokens(self, op: htp_compute.GatherTokensOp) -> None:
         self.command(
-            "gather_tokens", op, self.place(op.result), tokens=op.tokens, width=channels(op.result),
+            "gather_tokens", op, self.place(op.result), tokens=op.tokens,
+            by_position=int(op.indices is self.function.body.block.args[1]), width=channels(op.result),
             table=self.constant(op.table), multiplier_table=self.constant(op.multiplier),
             shift_table=self.constant(op.shift), **self.result(op),
         )  # fmt: skip

@@ -132,7 +132,7 @@ class NpuEngine(Engine):
         self.position = self.prefix_length
 
     def forward(self, ids: Ids, rows: int | None = None, observe: Observer | None = None) -> Logits:
-        """As `Engine.forward`; `observe` is called with the rows of the values in `finals`, piece by piece."""
+        """As `Engine.forward`; `observe` is given the rows of the values in `finals`, piece by piece."""
         ids = check_ids(self, ids)
         wanted = len(ids) if rows is None else min(rows, len(ids))
         parts = []

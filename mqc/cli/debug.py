@@ -113,7 +113,7 @@ def judge(
     `int`: precision mends nothing then.
     """
     from mqc.compare import attribute, compare
-    from mqc.ir import level
+    from mqc.ir import main_level
     from mqc.precision_plan import propose
 
     with progress() as report:
@@ -123,7 +123,7 @@ def judge(
             found = result.first_bad(threshold) is not None
             names = [v.name for v in (ranked[:WORST] if found else ranked)]
             attribute(result, one, two, ids[0][:ATTRIBUTION_TOKENS], names, report)
-    if two.backend is not None or result.kl == 0 or level(two.module) != "int":
+    if two.backend is not None or result.kl == 0 or main_level(two.module) != "int":
         return result, None
     return result, propose(result, two.module)
 

@@ -155,10 +155,13 @@ def bench(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tokens per second, beside what the machine could do at most."""
-    from mqc.benchmark import measure
+    """Tokens per second, beside what the machine could do at most; for an NPU, what a model says."""
+    from mqc.benchmark import measure, modelled
 
     program = _configured(path, threads, option)
+    if (figures := modelled(program, prompt_tokens, new_tokens)) is not None:
+        _show_modelled(figures, as_json)
+        return
     with progress() as report:
         data = measure(program, prompt_tokens, new_tokens, lambda share: report("measuring", share))
     rows = [
@@ -173,6 +176,36 @@ def bench(
         ("threads", str(data["threads"])),
     ]
     show(data, as_json, f"{prompt_tokens} + {new_tokens} tokens", rows)
+
+
+def _show_modelled(data: dict[str, Any], as_json: bool) -> None:
+    """A table of figures and one of time by op, with a column for each chip."""
+    chips = data["modelled"]
+
+    def row(name: str, text: str, run: str, field: str, unit: float = 1.0) -> tuple[str, ...]:
+        return (name, *(text.format(c[run][field] / unit) for c in chips))
+
+    rows: list[tuple[str, ...]] = []
+    for run in ("prefill", "decode"):
+        rows += [
+            row(run, "{:.1f} tok/s", run, "tokens_per_s"),
+            row(f"{run}, energy per token", "{:.2f} mJ", run, "joules_per_token", 1e-3),
+            row(f"{run}, DDR per token", "{:.2f} MB", run, "memory_bytes_per_token", 1e6),
+            (f"{run}, longest at work", *(c[run]["bound"] for c in chips)),
+            row(f"{run}, VTCM in use", "{:.2f} MiB", run, "on_chip_bytes", 2**20),
+        ]
+    names = [c["chip"] for c in chips]
+    tokens = f"{data['prompt_tokens']} + {data['new_tokens']} tokens"
+    show(data, as_json, "|".join(f"{n}, modelled, {tokens}" for n in names), rows)
+    if as_json:
+        return
+    runs = [c[run]["seconds_by_op"] for c in chips for run in ("prefill", "decode")]
+    kinds = sorted(
+        {kind for run in runs for kind in run}, key=lambda kind: -max(r.get(kind, 0) for r in runs)
+    )
+    rows = [(kind, *(f"{r.get(kind, 0) * 1e3:.3f}" for r in runs)) for kind in kinds]
+    title = "|".join(f"{n}, {run}, modelled ms per token" for n in names for run in ("prefill", "decode"))
+    show({}, False, title, rows)
 
 
 @app.command()

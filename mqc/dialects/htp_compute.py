@@ -35,7 +35,7 @@ from mqc.weight_store import Array
 
 @irdl_op_definition
 class GatherTokensOp(HtpOp):
-    """Rows of the embedding table by token id, rescaled as they are read.
+    """Rows of an embedding table, one for each token by its id or position, rescaled as they are read.
 
     `y[t] = clamp(requantize(table[i], multiplier[i], shift[i]) + zero_point), i = index[t]`
     """
@@ -67,7 +67,7 @@ class GatherTokensOp(HtpOp):
 
 @irdl_op_definition
 class GatherPositionsOp(HtpOp):
-    """Rows of a rotary table by position.
+    """Rows of a rotary table, one for each token by its position.
 
     `y[t] = table[index[t]]`
     """

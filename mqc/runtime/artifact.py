@@ -1,6 +1,6 @@
 """Programs on disk.
 
-A folder of four files:
+A folder of four files, and what the target's backend adds:
 
 - `manifest.json`: format version, target, recipe, source, and size and SHA-256 of the others
 - `program.mlir`: the `int` or `htp` module, kernels chosen and memory planned
@@ -47,16 +47,22 @@ _FIELDS = {
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
 
-def save(program: Program, path: Path) -> None:
+def save(program: Program, path: Path, **options: Any) -> None:
     """Write a program; the folder appears whole or not at all.
+
+    Beside it stands what the target's backend adds (`Backend.accompany`); options are its
+    (`save_options`).
 
     An existing artifact at `path` is replaced; anything else there is left alone and refused.
     Raises `StorageError`.
     """
+    backend = backend_for(program.target)
+    check_options(program.target, backend.save_options, options)
 
     def fill(folder: Path) -> None:
         _write(folder / "program.mlir", print_module(program.module))
-        program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
+        offsets = program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
+        backend.accompany(program.module, program.weights, offsets, folder, _metadata(program), **options)
         _write(folder / "tokenizer.json", program.tokenizer.to_json())
 
     _write_folder(path, fill, {**program.manifest, "format_version": FORMAT_VERSION})
@@ -69,22 +75,26 @@ def export(program: Program, path: Path, **options: Any) -> None:
     """
     known = backend_for(program.target).export_options
     check_options(program.target, known, options)
-    metadata = {
+
+    def fill(folder: Path) -> None:
+        backend = backend_for(program.target)
+        backend.export(program.module, program.weights, folder, metadata=_metadata(program), **options)
+        _write(folder / "tokenizer.json", program.tokenizer.to_json())
+
+    context = options.get("context") or program.context
+    facts = {"prefix": program.prefix, "context": context, "logit_scale": program.logit_scale}
+    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: options})
+
+
+def _metadata(program: Program) -> dict[str, str]:
+    """Where a program comes from, as texts."""
+    return {
         "mqc_version": str(program.manifest.get("mqc_version")),
         "recipe": str(program.manifest.get("recipe")),
         "pipeline": str(program.manifest.get("pipeline")),
         "source": json.dumps(program.manifest.get("source", {})),
         "prefix": json.dumps(program.prefix),
     }
-
-    def fill(folder: Path) -> None:
-        backend = backend_for(program.target)
-        backend.export(program.module, program.weights, folder, metadata=metadata, **options)
-        _write(folder / "tokenizer.json", program.tokenizer.to_json())
-
-    context = options.get("context") or program.context
-    facts = {"prefix": program.prefix, "context": context, "logit_scale": program.logit_scale}
-    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: options})
 
 
 def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
@@ -95,7 +105,7 @@ def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, 
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         fill(work)
-        files = {file.name: _describe(file) for file in sorted(work.iterdir())}
+        files = {str(f.relative_to(work)): _describe(f) for f in sorted(work.rglob("*")) if f.is_file()}
         _write(work / _MANIFEST, json.dumps({**manifest, "files": files}, indent=2) + "\n")
         os.chmod(work, 0o755)
         _replace(work, path)
@@ -116,7 +126,8 @@ def check_replaceable(path: Path, exported: bool = False) -> None:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         ours = set(_FILES) <= set(manifest["files"]) or _EXPORT in manifest
         kind_differs = ours and exported != (_EXPORT in manifest)
-        foreign = sorted({p.name for p in path.iterdir()} - {_MANIFEST, *manifest["files"]})
+        known = {_MANIFEST, *manifest["files"]}
+        foreign = sorted({str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - known)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours, foreign, kind_differs = False, [], False
     if not ours:

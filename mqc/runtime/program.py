@@ -206,11 +206,12 @@ class Program:
         parts = text_windows(self.tokenizer.encode(text), length, windows, skip)
         return perplexity(lambda ids: self.logits(ids.tolist(), engine), parts, progress)
 
-    def save(self, path: str | Path) -> None:
-        """Write the program as a folder (`mqc.runtime.artifact`)."""
+    def save(self, path: str | Path, **options: Any) -> None:
+        """Write the program as a folder (`mqc.runtime.artifact`); options are the backend's
+        (`save_options`)."""
         from mqc.runtime.artifact import save
 
-        save(self, Path(path))
+        save(self, Path(path), **options)
 
     def export(self, path: str | Path, **options: Any) -> None:
         """Write the files for the target as a folder; options are the backend's (`export_options`)."""

@@ -1,0 +1,144 @@
+"""The files for the person who takes a program to a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from mqc.backends.npu import toolchain
+from mqc.backends.npu.emit import emit
+from mqc.backends.npu.op_list import OpList
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.dialects.htp_core import shape
+from mqc.dialects.int_ops import LinearOp
+from mqc.errors import MqcError
+from mqc.ir import CompilerContext, mqc_ops, set_level, static_functions
+from mqc.layouts import unpack
+from mqc.pass_manager import Pipeline
+from mqc.registry import backend
+from mqc.weight_store import WeightStore
+
+OP_LIST, OP_TEXT, HVX, ONNX = "program.oplist", "program.txt", "hvx", "onnx"
+
+
+def write(
+    module: ModuleOp,
+    weights: WeightStore,
+    offsets: Mapping[WeightAttr, int],
+    folder: Path,
+    metadata: Mapping[str, str],
+    htp_binary: bool = True,
+) -> None:
+    """Op list (binary and text), HVX sources and objects, QDQ ONNX with encodings, and a README.
+
+    What needs a tool that is not installed is left out, and the README says so: objects without clang,
+    ONNX files without the package `onnx`, context binaries without `onnxruntime-qnn`.
+
+    Args:
+        offsets: where each constant begins in the weights file.
+        htp_binary: compile the ONNX graphs for HTP, which takes a minute for a model of 135M parameters.
+    """
+    ops = emit(module, offsets.__getitem__)
+    ops.write(folder / OP_LIST)
+    (folder / OP_TEXT).write_text(str(ops), encoding="utf-8")
+    missing = []
+    try:
+        toolchain.objects(folder / HVX)
+    except MqcError as error:
+        missing.append(f"objects of the HVX sources: {error}")
+    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
+        missing.append("ONNX graphs and encodings: they need the packages onnx and onnxruntime (mqc[onnx])")
+    else:
+        qnn = find_spec("onnxruntime_qnn") is not None
+        if not qnn:
+            missing.append("context binaries: they need the package onnxruntime-qnn (mqc[qnn])")
+        elif not htp_binary:
+            missing.append("context binaries: not asked for")
+        _write_onnx(module, weights, folder / ONNX, metadata, htp_binary and qnn)
+    (folder / "README.md").write_text(_readme(module, ops, metadata, missing), encoding="utf-8")
+
+
+def _write_onnx(
+    module: ModuleOp, weights: WeightStore, folder: Path, metadata: Mapping[str, str], htp_binary: bool
+) -> None:
+    """The static QDQ graphs of the lengths that the module was lowered for."""
+    tokens = [
+        shape(function.body.block.args[0])[0]
+        for name, function in static_functions(module).items()
+        if name != "initialize"
+    ]
+    program, store = integer_program(module, weights)
+    folder.mkdir()
+    backend("onnx").export(
+        program, store, folder, metadata, runtime="npu", tokens=tuple(tokens), htp_binary=htp_binary
+    )
+
+
+def integer_program(module: ModuleOp, weights: WeightStore) -> tuple[ModuleOp, WeightStore]:
+    """@main by itself, with matrices as they were before `lower-to-htp`, and kernels for ONNX chosen."""
+    program = module.clone()
+    for function in static_functions(program).values():
+        function.detach()
+        function.erase(safe_erase=False)
+    set_level(program, "int")
+    program.attributes.pop("mqc.vtcm", None)
+    store = WeightStore()
+    store.update(weights)
+    for op in mqc_ops(program):
+        for name in ("kernel", "fused_into"):
+            op.attributes.pop(name, None)
+        if isinstance(op, LinearOp) and op.layout is not None:
+            n, k = channels(op.result), channels(op.x)
+            matrix = unpack(weights[op.weight], op.layout.data, n, k)
+            op.properties["weight"] = store.add(op.weight.key.data, matrix)
+            del op.properties["layout"]
+    Pipeline.parse('choose-kernels{backend="onnx"}').run(CompilerContext(store), program)
+    return program, store
+
+
+def _readme(module: ModuleOp, ops: OpList, metadata: Mapping[str, str], missing: list[str]) -> str:
+    rows = []
+    for i, (name, function) in enumerate(static_functions(module).items()):
+        peak = plain(function.attributes["vtcm_peak"])
+        rows.append(f"| {i} | {name} | {ops.lists[i].tokens} | {len(ops.lists[i].commands)} | {peak} |")
+    absent = [f"- {text}" for text in missing] or ["- nothing"]
+    return "\n".join(
+        [
+            "# Program for a Hexagon NPU",
+            "",
+            f"Compiled by mqc {metadata.get('mqc_version')}, recipe {metadata.get('recipe')}. "
+            f"Source: {metadata.get('source')}. Prefix tokens: {metadata.get('prefix')}.",
+            "",
+            "## Two ways to a phone",
+            "",
+            f"**QNN.** `{ONNX}/` holds static QDQ graphs (`prefill_N.onnx`, `decode.onnx`; int32 ids and "
+            "positions in, 16-bit logits and the new cache rows out), their weights, the cache rows of the "
+            "prefix (`initial_cache.safetensors`), AIMET encodings, and the context binaries that HTP loads "
+            "(`*_ctx.onnx` and the `.bin` beside). docs/onnx.md of mqc says how close these are to the "
+            "integer program.",
+            "",
+            f"**HVX.** `{HVX}/` holds the kernels in C with HVX intrinsics, an interpreter of op lists and "
+            f"objects for Hexagon v67; `{OP_LIST}` is the op list, `{OP_TEXT}` the same as text, and "
+            "`weights.safetensors` the weights that its addresses count in. `runtime.c` shows how a list is "
+            "carried out; on a phone, replace its system calls (`system.h`) by FastRPC and its copies at "
+            "`wait` by user DMA, and give it VTCM. The numbers are the integer program's, bit for bit.",
+            "",
+            "## Op lists",
+            "",
+            f"VTCM {ops.vtcm_bytes} bytes, KV cache {ops.cache_bytes} bytes (zero at first), "
+            f"{ops.vocabulary} logits. Run `initialize` once at position 0, where it is listed; then prompts "
+            "by `prefill_N`, tokens by `decode`, each with the position of its first token.",
+            "",
+            "| list | function | tokens | commands | VTCM bytes used |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "## Not written",
+            "",
+            *absent,
+            "",
+        ]
+    )
