@@ -1,4 +1,4 @@
-"""Reference pages made from the declarations: docs/ops.md and docs/passes.md.
+"""Reference pages made from the declarations: docs/ops.md, docs/htp.md and docs/passes.md.
 
 `python -m mqc.reference docs` writes them; a test checks that they are up to date.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from xdsl.irdl import OptOperandDef, OptPropertyDef
 
 from mqc.dialects.core import MqcOp
+from mqc.dialects.htp import Htp
+from mqc.dialects.htp_core import HtpOp
 from mqc.dialects.int_ops import Int
 from mqc.dialects.llm import Llm
 from mqc.registry import pass_class, pass_names
@@ -46,6 +48,32 @@ def _op(op: type[MqcOp]) -> list[str]:
     return [f"### `{op.name}` {operands}", "", text, "", f"Properties: {properties or 'none'}.", ""]
 
 
+def htp_page() -> str:
+    """The ops of the NPU: QNN's op, formula, types and places of operands, constraints."""
+    lines = [
+        "# Ops of level `htp`",
+        "",
+        _NOTE,
+        "Beside each op the QNN op that it is modelled on. An operand's element types are QNN's names of "
+        "ui8, ui16, si8, si16, si32 and i64; then its rank, and where it lies once `tile-htp` has run. "
+        "The verifier and `lower-to-htp` check what stands here. Matrices are records "
+        "(`mqc/htp_tiles.py`): SFIXED_POINT_8, or SFIXED_POINT_4 per channel or, with integer factors, "
+        "per block; INT_32 biases are part of the record.",
+        "",
+    ]
+    for op in Htp.operations:
+        assert issubclass(op, MqcOp)
+        text = inspect.cleandoc(op.__doc__ or "")
+        lines += [f"## `{op.name}`", ""]
+        if issubclass(op, HtpOp) and op.QNN:
+            lines += [f"QNN: {op.QNN}", ""]
+        lines += [text, ""]
+        if issubclass(op, HtpOp):
+            lines += [f"- `{name}`: {port}" for name, port in op.PORTS.items()]
+            lines += [f"- {limit.text}" for limit in op.LIMITS] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def passes_page() -> str:
     """Every pass: levels, what it does, options with defaults."""
     lines = ["# Passes", "", _NOTE]
@@ -61,7 +89,7 @@ def passes_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES = {"ops.md": ops_page, "passes.md": passes_page}
+PAGES = {"ops.md": ops_page, "htp.md": htp_page, "passes.md": passes_page}
 
 
 if __name__ == "__main__":

@@ -153,21 +153,18 @@ class _Tiling:
 
 def _prefetched(ops: list[MqcOp]) -> Iterator[MqcOp]:
     """The ops with each load moved up to the end of the load before it, or to where its source is made;
-    and the wait for a store moved down to the next store."""
+    and the wait for a store moved down to the next store. Constants stand first."""
     constants = [op for op in ops if isinstance(op, ConstantOp)]
     yield from constants
     made: set[SSAValue] = {op.result for op in constants}
-    following = iter([op for op in ops if isinstance(op, DmaLoadOp)])
-    pending = next(following, None)
+    loads = [op for op in reversed(ops) if isinstance(op, DmaLoadOp)]
     free = True  # no load is under way
     store: MqcOp | None = None  # the wait that is put off
     for op in ops:
-        if isinstance(op, ConstantOp):
-            continue
-        if isinstance(op, DmaLoadOp):
-            if op is pending:  # not begun earlier: its source was made just now
-                yield op
-                pending, free = next(following, None), False
+        if free and loads and loads[-1].x in made:
+            yield loads.pop()
+            free = False
+        if isinstance(op, ConstantOp | DmaLoadOp):
             continue
         if isinstance(op, DmaWaitOp) and isinstance(op.transfer.owner, DmaStoreOp):
             store = op
@@ -177,10 +174,6 @@ def _prefetched(ops: list[MqcOp]) -> Iterator[MqcOp]:
             store = None
         yield op
         made.update(op.results)
-        if isinstance(op, DmaWaitOp):
-            free = True
-        if free and pending is not None and pending.x in made:
-            yield pending
-            pending, free = next(following, None), False
+        free |= isinstance(op, DmaWaitOp)
     if store is not None:
         yield store

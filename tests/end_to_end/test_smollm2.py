@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,32 +14,11 @@ import mqc
 from mqc.data import text
 from mqc.proofs import check_accumulators
 from mqc.runtime.oracle import OracleEngine
+from tests.end_to_end.processes import command, peak_gib
 
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is the capital of France?"
-
-
-def command(*arguments: object) -> dict[str, object]:
-    run = subprocess.run(
-        [sys.executable, "-m", "mqc", *map(str, arguments), "--json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
-def peak_gib(process: subprocess.Popen[bytes]) -> float:
-    """Wait for a process; the most memory it had, to half a second before its end.
-
-    `ru_maxrss` of a child would include what this process had when it was forked.
-    """
-    peak = 0
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = max([peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status))])
-        time.sleep(0.5)
-    return peak / 2**20
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,115 @@
+"""SmolLM2 for the NPU: compiled, scheduled and run, beside the CPU program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mqc.backends.npu.engine import NpuEngine
+
+import mqc
+from mqc.data import text
+from mqc.dialects.core import plain
+from mqc.dump import read_dump
+from mqc.htp_schedule import buffers, check_schedule, lower_bound
+from mqc.ir import CompilerContext, static_functions
+from mqc.pass_manager import Pipeline
+from mqc.proofs import check_accumulators
+from tests.end_to_end.processes import command, peak_gib
+
+pytestmark = pytest.mark.slow
+
+NPU = 'choose-kernels{backend="npu"},lower-to-htp,tile-htp,allocate-vtcm'
+CPU = 'choose-kernels{backend="cpu"},plan-memory'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`npu.mqc` by the command line, and in `ir` its dump."""
+    folder = tmp_path_factory.mktemp("npu")
+    arguments = ["demo", "--target", "npu-int8", "-o", folder / "npu.mqc", "--dump-ir", folder / "ir"]
+    compiling = subprocess.Popen([sys.executable, "-m", "mqc", "compile", *map(str, arguments)])
+    peak = peak_gib(compiling)
+    assert compiling.returncode == 0
+    assert 0.5 < peak < 6, f"compilation took {peak:.2f} GiB"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def npu(folder: Path) -> mqc.Program:
+    return mqc.load(folder / "npu.mqc")
+
+
+@pytest.fixture(scope="module")
+def ids(npu: mqc.Program) -> Any:
+    return np.array(npu.tokenizer.encode(text("test")[:4000])[:140], np.int32)
+
+
+def lowered(folder: Path, before: str, passes: str, like: mqc.Program, target: str) -> mqc.Program:
+    """A program from the dump of the pass `before`."""
+    module, weights = read_dump(next((folder / "ir").glob(f"*-{before}.mlir")))
+    ctx = CompilerContext(weights)
+    Pipeline.parse(passes).run(ctx, module)
+    return mqc.Program(module, ctx.weights, like.tokenizer, {**like.manifest, "target": target})
+
+
+def test_logits_equal_the_cpu_programs(folder: Path, npu: mqc.Program, ids: Any) -> None:
+    """The second half of the 140 tokens runs padded and token by token."""
+    cpu = lowered(folder, "lower-to-int", CPU, npu, "cpu-int8")
+    assert (npu.integer_logits(ids) == cpu.integer_logits(ids)).all()
+    assert npu.generate("What is the capital of France?", 8, chat=True) == "The capital of France is Paris."
+
+
+@pytest.mark.hexagon
+def test_hvx_code_equals_the_oracle(npu: mqc.Program, ids: Any) -> None:
+    """30 layers as machine code: a padded prompt and a decoded token."""
+    engine = NpuEngine(npu.module, npu.weights, "qemu")
+    got = np.concatenate([engine.forward(ids[:40]), engine.forward(ids[40:41])])
+    engine.close()
+    assert (got == npu.integer_logits(ids[:41], "oracle")).all()
+
+
+def test_allocation_is_close_to_the_bound(npu: mqc.Program) -> None:
+    used = check_schedule(npu.module)
+    assert set(used) == {"initialize", "prefill_128", "decode"}
+    for name, function in static_functions(npu.module).items():
+        assert used[name] == plain(function.attributes["vtcm_peak"])
+        assert used[name] <= 1.1 * lower_bound(buffers(function)), name
+        assert used[name] <= 8 << 20
+
+
+@pytest.mark.hexagon
+@pytest.mark.parametrize("group", [0, 64])
+def test_four_bit_weights(folder: Path, npu: mqc.Program, ids: Any, group: int) -> None:
+    tail = f"quantize-weights{{bits=4 group={group}}},lower-to-int,"
+    w4 = lowered(folder, "assign-precision", tail + NPU, npu, "npu-int8")
+    cpu = lowered(folder, "assign-precision", tail + CPU, npu, "cpu-int8")
+    want = cpu.integer_logits(ids[:64])
+    assert (w4.integer_logits(ids[:64]) == want).all()
+    assert w4.size_bytes < 0.75 * npu.size_bytes
+    assert check_accumulators(w4.module, w4.weights) > 100_000
+    engine = NpuEngine(w4.module, w4.weights, "qemu")
+    assert (engine.forward(ids[:2]) == want[:2]).all()
+    engine.close()
+
+
+def test_the_folder_is_what_a_phone_needs(folder: Path) -> None:
+    path = folder / "npu.mqc"
+    files = set(json.loads((path / "manifest.json").read_text())["files"])
+    for name in (
+        "README.md", "program.oplist", "program.txt", "weights.safetensors", "hvx/linear.c", "hvx/linear.o",
+        "onnx/prefill_128.onnx", "onnx/decode.onnx", "onnx/decode.1.0.0.encodings",
+        "onnx/decode_ctx.onnx", "onnx/decode_ctx_qnn.bin", "onnx/initial_cache.safetensors",
+    ):  # fmt: skip
+        assert name in files and (path / name).stat().st_size > 0, name
+    assert "- nothing" in (path / "README.md").read_text()
+
+
+def test_bench_is_labelled_as_modelled(folder: Path) -> None:
+    data = command("bench", folder / "npu.mqc")
+    assert "modelled" in json.dumps(data)
