@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from mqc.backends.npu import device_files
 from mqc.backends.npu.engine import NpuEngine, values
+from mqc.backends.npu.modelled import modelled
 from mqc.backends.npu.select import select
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Ids, Kernel, Limits
+from mqc.backend import Backend, Ids, Kernel, Limits, Modelled
 from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.errors import TargetError
 from mqc.ir import weight_refs
@@ -61,6 +62,9 @@ class NpuBackend(Backend):
         """The files of `accompany`, and the weights. Options: `htp_binary` (default true)."""
         offsets = weights.save(folder / "weights.safetensors", weight_refs(module))
         device_files.write(module, weights, offsets, folder, metadata, **options)
+
+    def modelled(self, module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Modelled]:
+        return modelled(module, prompt_tokens, new_tokens)
 
     def limits(self, **options: Any) -> Limits:
         raise TargetError("npu: nothing here is measured on a chip; mqc bench gives modelled figures")
