@@ -51,7 +51,12 @@ def records(layout: str, n: int, k: int) -> Records:
 
 
 def pack(weight: Array, layout: str) -> Array:
-    """`[N, K]` s8 in the given layout, but for `records`, which `lower-to-htp` makes. One copy."""
+    """`[N, K]` s8 in the given layout. One copy of the matrix.
+
+    Raises `ValueError` for `records`: they hold parameters too; `mqc.htp_tiles.Records.pack` makes them.
+    """
+    if layout.startswith("records"):
+        raise ValueError(f"layout {layout} holds more than weights; use mqc.htp_tiles.Records.pack")
     n, k = weight.shape
     shape = packed_shape(layout, n, k)
     if layout == "kn":

@@ -33,6 +33,7 @@ def test_info_targets_passes(saved: Path) -> None:  # noqa: F811
     found = data("targets")["targets"]
     assert {name: entry["backend"] for name, entry in found.items()} == {
         "cpu-int8": "cpu",
+        "npu-int8": "npu",
         "onnx-int8": "onnx",
     }
     assert data("passes")["passes"]["fold-norm"]["ensures"] == "llm"  # type: ignore[index]

@@ -62,7 +62,7 @@ def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
 @given(
     st.integers(1, 50),
     st.integers(1, 50),
-    st.sampled_from(sorted(LAYOUTS)),
+    st.sampled_from([name for name in sorted(LAYOUTS) if not name.startswith("records")]),
     st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
