@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
 
+from mqc.dialects.core import MqcOp
 from mqc.errors import CalibrationError
 from mqc.evaluation import Evaluation, Observer
 from mqc.files import replacing
-from mqc.ir import CompilerContext
+from mqc.ir import CompilerContext, main_function, mqc_ops
 
 Windows = npt.NDArray[np.int64]
 
@@ -84,6 +86,33 @@ class Calibration:
         """The first `length` tokens of `count` windows spread over all."""
         picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
         return self.windows[picked, :length]
+
+
+def lockstep(
+    ctx: CompilerContext, module: ModuleOp, windows: Windows
+) -> Iterator[tuple[MqcOp, list[tuple[torch.Tensor, ...]]]]:
+    """Evaluate a float module over all windows at once, op by op: each op with its operands in every
+    window, before it is evaluated, so that it may be changed first.
+
+    Each window follows the module's prefix. Memory: the values that are alive between two ops, of all
+    windows.
+    """
+    evaluations = [Evaluation(module, ctx.weights) for _ in windows]
+    block = main_function(module).body.block
+    values: list[dict[SSAValue, torch.Tensor]] = [
+        dict(zip(block.args, (torch.from_numpy(window), e.position + torch.arange(len(window))), strict=True))
+        for e, window in zip(evaluations, windows, strict=True)
+    ]
+    last_use = {operand: op for op in block.ops for operand in op.operands}
+    with torch.no_grad():
+        for op in mqc_ops(module):
+            operands = [tuple(v[operand] for operand in op.operands) for v in values]
+            yield op, operands
+            for e, v, given in zip(evaluations, values, operands, strict=True):
+                v[op.results[0]] = op.evaluate(e, *given)
+                for operand in set(op.operands):
+                    if last_use[operand] is op:
+                        del v[operand]
 
 
 def observe(

@@ -222,7 +222,8 @@ def export(
         report("exporting", 0.0)
         program.export(output, **parse_options(program.target, known, option or []))
         report("exporting", 1.0)
-    data = {file.name: file.stat().st_size for file in sorted(output.iterdir())}
+    files = sorted(file for file in output.rglob("*") if file.is_file())
+    data = {str(file.relative_to(output)): file.stat().st_size for file in files}
     rows = [(name, f"{size / 1e6:.2f} MB") for name, size in data.items()]
     show({"path": str(output), "files": data}, as_json, str(output), rows)
 

@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.quantize_weights import _best_step4, _quantize8
+from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 
 from mqc.dialects.core import channels, plain
 from mqc.dialects.int_ops import bits
 from mqc.dialects.quant import affine_range
+from mqc.errors import CalibrationError, RecipeError
+from mqc.evaluation import evaluate
 from mqc.histogram import BINS, Histogram
-from mqc.ir import mqc_ops
+from mqc.ir import CompilerContext, mqc_ops
 from mqc.pass_manager import Pipeline
 from mqc.proofs import acc_shift, accumulator_bound
+from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
 from mqc.weight_store import WeightStore
 from tests.compiled import imported, lower_for_cpu, quantized
 from tests.models import ARCHITECTURES, tiny_model
@@ -65,13 +68,67 @@ def test_weights_round_to_within_half_a_step(n: int, k: int, seed: int) -> None:
     values, scale = (store[ref] for ref in _quantize8(store, store.add("w", weight), None))
     assert np.abs(values.astype(int)).max() == 127
     assert (np.abs(values * scale[:, None] - weight) <= scale[:, None] * 0.5001).all()
-    step = _best_step4(weight[:, None])[:, 0]
+    step = best_steps(weight, k, 4)[:, 0]
     plainly = np.abs(weight).max(1) / 7.5
 
     def error(s: np.ndarray) -> np.ndarray:
         return ((np.clip(np.rint(weight / s[:, None]), -8, 7) * s[:, None] - weight) ** 2).sum(1)
 
     assert (error(step) <= error(plainly) * 1.001 + 1e-9).all()
+
+
+@given(st.integers(1, 12), st.integers(2, 150), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_feedback_lowers_the_error_of_the_result(n: int, k: int, seed: int) -> None:
+    """On inputs that are correlated, the outputs are closer to those of the float matrix."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(400, max(k // 2, 1))) @ rng.normal(size=(max(k // 2, 1), k))).astype(np.float32)
+    x += 0.1 * rng.normal(size=x.shape).astype(np.float32)
+    weight = rng.normal(size=(n, k)).astype(np.float32)
+    hessian = torch.from_numpy(x.T @ x / len(x))
+    step = best_steps(weight, k, 4, hessian.diagonal().numpy())
+    near, fed = round_nearest(weight, step, 4), round_with_feedback(weight, step, 4, hessian)
+    assert fed.min() >= -8 and fed.max() <= 7
+
+    def error(q: np.ndarray) -> float:
+        return float((((q * step - weight) @ x.T) ** 2).sum())
+
+    assert error(fed) <= error(near) * 1.05 + 1e-6
+    if k > 20:
+        assert error(fed) < 0.8 * error(near)
+
+
+def test_feedback_without_correlation_rounds_to_nearest() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
+    step = best_steps(weight, 33, 4)
+    fed = round_with_feedback(weight, step, 4, torch.eye(33))
+    assert (fed == round_nearest(weight, step, 4)).all()
+
+
+def test_feedback_in_the_pass() -> None:
+    """The quantized model is closer to the float one than by rounding to nearest."""
+    ctx, module = imported(tiny_model("llama"))
+    Pipeline.parse("fold-norm,observe-ranges,assign-precision").run(ctx, module)
+    assert ctx.calibration is not None
+    ids = ctx.calibration.windows[0]
+    want = evaluate(module, ctx.weights, ids)
+    errors = {}
+    for rounding in ("nearest", "feedback"):
+        again, other = module.clone(), CompilerContext(calibration=ctx.calibration)
+        other.weights.update(ctx.weights)
+        Pipeline((QuantizeWeights(bits=4, rounding=rounding),)).run(other, again)
+        errors[rounding] = float(((evaluate(again, other.weights, ids) - want) ** 2).sum())
+    assert errors["feedback"] < 0.9 * errors["nearest"]
+
+
+def test_feedback_needs_calibration() -> None:
+    ctx, module = imported(tiny_model("llama"))
+    Pipeline.parse("observe-ranges,assign-precision").run(ctx, module)
+    ctx.calibration = None
+    with pytest.raises(CalibrationError, match="quantize-weights needs calibration"):
+        Pipeline.parse('quantize-weights{bits=4 rounding="feedback"}').run(ctx, module)
+    with pytest.raises(RecipeError, match="neither nearest nor feedback"):
+        Pipeline.parse('quantize-weights{rounding="up"}').run(ctx, module)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
