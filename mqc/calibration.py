@@ -18,7 +18,7 @@ from mqc.dialects.core import MqcOp
 from mqc.errors import CalibrationError
 from mqc.evaluation import Evaluation, Observer
 from mqc.files import replacing
-from mqc.ir import CompilerContext, main_function, mqc_ops
+from mqc.ir import CompilerContext, main_function, mqc_ops, returned_value
 
 Windows = npt.NDArray[np.int64]
 
@@ -94,8 +94,8 @@ def lockstep(
     """Evaluate a float module over all windows at once, op by op: each op with its operands in every
     window, before it is evaluated, so that it may be changed first.
 
-    Each window follows the module's prefix. Memory: the values that are alive between two ops, of all
-    windows.
+    Each window follows the module's prefix. The last op is not evaluated: nothing reads the logits.
+    Memory: the values that are alive between two ops, of all windows.
     """
     evaluations = [Evaluation(module, ctx.weights) for _ in windows]
     block = main_function(module).body.block
@@ -104,10 +104,13 @@ def lockstep(
         for e, window in zip(evaluations, windows, strict=True)
     ]
     last_use = {operand: op for op in block.ops for operand in op.operands}
+    returned = returned_value(module)
     with torch.no_grad():
         for op in mqc_ops(module):
             operands = [tuple(v[operand] for operand in op.operands) for v in values]
             yield op, operands
+            if op.results[0] is returned:
+                return
             for e, v, given in zip(evaluations, values, operands, strict=True):
                 v[op.results[0]] = op.evaluate(e, *given)
                 for operand in set(op.operands):

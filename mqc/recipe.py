@@ -21,6 +21,7 @@ class Recipe:
     name: shown in reports and in the manifest.
     weight_bits: 8 or 4; group: input channels per 4-bit group, 0 for per channel.
     keep8: globs of value names whose weights keep 8 bits.
+    rounding: how 4-bit weights are rounded, `nearest` or `feedback` (GPTQ).
     alpha: share of activation magnitude that `balance-scales` moves into weights.
     ranges: `minmax`, `percentile` or `mse`; outside_ppm: values that `percentile` leaves
         outside, in parts per million.
@@ -32,6 +33,7 @@ class Recipe:
     weight_bits: int = 8
     group: int = 0
     keep8: tuple[str, ...] = ()
+    rounding: str = "nearest"
     alpha: float = 0.65
     ranges: str = "percentile"
     outside_ppm: float = 1.0
@@ -52,7 +54,12 @@ class Recipe:
             ("assign-precision", {"rules": self.precision}),
             (
                 "quantize-weights",
-                {"bits": self.weight_bits, "group": self.group, "keep8": self.keep8},
+                {
+                    "bits": self.weight_bits,
+                    "group": self.group,
+                    "keep8": self.keep8,
+                    "rounding": self.rounding,
+                },
             ),
             ("lower-to-int", {}),
             ("choose-kernels", {"backend": backend}),
@@ -74,8 +81,8 @@ class Recipe:
 RECIPES = {
     "w8a8": Recipe(),
     # 4-bit weights take less of the activations' outliers.
-    "w4a8": Recipe("w4a8", weight_bits=4, alpha=0.2),
-    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, alpha=0.4),
+    "w4a8": Recipe("w4a8", weight_bits=4, rounding="feedback", alpha=0.2),
+    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, rounding="feedback", alpha=0.4),
 }
 
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}
