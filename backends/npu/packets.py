@@ -49,19 +49,21 @@ class Rate:
         return START + rows * (self.row + self.block * ceil(elements / LANES))
 
 
-#: What costs: unpacking to 32 bits, requantizing per lane (about 25 packets) and packing; in a norm's
-#: row a square root and a division bit by bit, in a softmax' row a division and two sums of lanes.
+#: What costs: requantizing per lane (about 5 packets of 32) and packing; in a norm's row the sums, a square
+#: root and a division, in a softmax' row a division, and the largest lane and the sum of all.
 RATES: dict[type[MqcOp], Rate] = {
-    RmsNormOp: Rate(870, 50),
-    LayerNormOp: Rate(1160, 58),
-    RotaryEmbeddingOp: Rate(0, 50),
-    MultiplyOp: Rate(0, 49),
-    AddOp: Rate(0, 46),
-    GatherTokensOp: Rate(10, 25),
-    MaskedSoftmaxOp: Rate(620, 38),
+    RmsNormOp: Rate(190, 25.3),
+    LayerNormOp: Rate(240, 25.3),
+    RotaryEmbeddingOp: Rate(0, 20.5),
+    MultiplyOp: Rate(0, 13),
+    AddOp: Rate(0, 14.5),
+    GatherTokensOp: Rate(10, 23.5),
+    MaskedSoftmaxOp: Rate(95, 28),
 }
+#: Of 32 products of 16 by 16 bits, and of a token's row whose heads have 64 channels.
+WIDE_PRODUCT, ROTATE_64 = 18.3, Rate(40, 12.5)
 #: Of 8-bit values to 8 bits and to 16; of 16-bit values between knots, by two gathers.
-LOOK_UP = {(8, 8): Rate(0, 3.3), (8, 16): Rate(0, 7), (16, 8): Rate(0, 30), (16, 16): Rate(0, 29)}
+LOOK_UP = {(8, 8): Rate(0, 3.3), (8, 16): Rate(0, 7), (16, 8): Rate(0, 26), (16, 16): Rate(0, 28)}
 #: Of new rows of the cache, byte by byte on the scalar units.
 WRITE_KEYS, WRITE_VALUES = Rate(28, 68), Rate(15, 160)
 #: Rows of bytes that share a load of weights: a row of 16 bits is two.
@@ -82,12 +84,16 @@ def packets(op: MqcOp, filled: int | None = None) -> float:
         return LOOK_UP[bits(op.x), bits(op.result)].of(1, op.tokens * channels(op.result))
     if isinstance(op, RotaryEmbeddingOp):
         dim = int(op.get("head_dim"))
+        if dim == 64:
+            return ROTATE_64.of(op.tokens, channels(op.result))
         return RATES[type(op)].of(op.tokens * (channels(op.result) // dim), dim)
     if isinstance(op, RmsNormOp | LayerNormOp):
         groups = int(op.get("groups"))
         return RATES[type(op)].of(op.tokens * groups, channels(op.result) // groups)
     if isinstance(op, GatherPositionsOp):
         return START + 2 * tensor_bytes(op.result.type) / VECTOR_BYTES
+    if isinstance(op, MultiplyOp) and bits(op.operands[0]) == bits(op.operands[1]) == 16:
+        return Rate(0, WIDE_PRODUCT).of(op.tokens, channels(op.result))
     if type(op) in RATES:
         return RATES[type(op)].of(shape(op.results[0])[0], channels(op.results[0]))
     return 0.0
@@ -119,10 +125,10 @@ def _fully_connected(op: FullyConnectedOp) -> float:
     records = op.records().count
     total = 0.0
     for count, rows in _grouped(op.tokens * bits(op.x) // 8):
-        packets = 65 + 42 * rows * 8 / bits(op.x) + _dot(inputs, rows)
-        packets += ceil(inputs / 4) * 0.25 if op.get("weight_bits") == 4 else 0  # sign extension
-        packets += 120 + inputs // group * (17 + 3 * rows) if group else 0
-        total += count * records * packets
+        packets = 38 + (20 if bits(op.x) == 8 else 13) * rows + _dot(inputs, rows)
+        packets += ceil(inputs / 4) * 0.35 if op.get("weight_bits") == 4 else 0  # sign extension
+        packets += 95 + inputs // group * (17 + 3 * rows) if group else 0
+        total += count * (30 + 33 * rows + records * packets)
     return total
 
 
@@ -141,5 +147,5 @@ def _attention(op: Any, filled: int | None) -> float:
     planes = bits(op.values) // 8
     columns = ceil(dim / LANES)
     return START + planes * shape(op.p)[0] * (
-        95 + 25 * columns + blocks * (9 + columns * _dot(LANES, bits(op.p) // 8))
+        29 + 25.5 * columns + 3 * blocks + columns * _dot(positions(op, filled)[1], bits(op.p) // 8)
     )

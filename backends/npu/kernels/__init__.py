@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-HEADERS = ("hexagon.h", "vectors.h", "system.h")
+HEADERS = ("hexagon.h", "vectors.h", "rows.h", "system.h")
 #: Each is compiled by itself. Only the last one needs Linux.
 SOURCES = ("integer.c", "linear.c", "norms.c", "elementwise.c", "attention.c", "runtime.c")
 

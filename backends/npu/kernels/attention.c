@@ -3,7 +3,7 @@
  * Keys: blocks of 32 positions, a position being an output: s32 corrections[32], then s8 [dim / 4][32][4].
  * Values: blocks of 32 channels, a position being an input: s8 [positions / 4][32][4]. Both hold x - 128.
  */
-#include "vectors.h"
+#include "rows.h"
 
 INLINE s32 key_block_bytes(s32 head_dim) { return VECTOR_BYTES + LANES * ((head_dim + 3) / 4 * 4); }
 
@@ -79,7 +79,7 @@ void scores(const Machine *machine, const Op_scores *op) {
     }
 }
 
-INLINE s32 largest_score(const s32 *score, Range seen) {
+INLINE Vector largest_score(const s32 *score, Range seen) {
     Vector largest = splat(INT32_MIN);
     for (s32 p = seen.begin / LANES * LANES; p < seen.end; p += LANES) {
         Vector v = load_aligned(score + p);
@@ -96,69 +96,89 @@ static u64 exponentials(const Machine *machine, const Op_softmax *op, const s32 
                         s32 *exponential) {
     const u8 *table = machine->vtcm + op->exponentials;
     Scale scale = splat_scale(op->multiplier, op->shift);
-    Vector largest = splat(largest_score(score, seen)), high = zeros(), low = zeros();
+    /* a shift to the left need not saturate: 2^17 times half is more than 65535 already */
+    s32 left = smaller(larger(-op->shift, 0), 17);
+    Vector limit = splat(op->shift < 0 ? 1 << (17 - left) : INT32_MAX), largest = largest_score(score, seen);
+    Pair sums = Q6_W_vcombine_VV(zeros(), zeros());
     for (s32 p = seen.begin / LANES * LANES; p < seen.end; p += LANES) {
         /* a hidden score may be larger: what comes of it is dropped */
-        Vector below = Q6_Vw_vsub_VwVw(largest, load_aligned(score + p));
-        Vector u = Q6_Vw_vmin_VwVw(requantize(below, scale), splat(65535));
+        Vector u = Q6_Vw_vsub_VwVw(largest, load_aligned(score + p));
+        u = Q6_Vw_vasl_VwR(Q6_Vw_vmin_VwVw(u, limit), left);
+        u = Q6_Vw_vmin_VwVw(rescale(u, scale), splat(65535));
         Vector at = Q6_Vw_vasl_VwR(Q6_V_vand_VV(u, splat(2047)), 2);
         Vector e = Q6_Vw_vasr_VwVw(gather(machine, table, 2048 * 4, at), Q6_Vw_vasr_VwR(u, 11));
-        e = keep_lanes(e, seen.begin - p, seen.end - p);
+        if (p < seen.begin || p + LANES > seen.end) e = keep_lanes(e, seen.begin - p, seen.end - p);
         *(Vector *)(exponential + p) = e;
-        /* 2^15 terms a lane of up to 2^30, in halves of 15 bits */
-        high = Q6_Vw_vadd_VwVw(high, Q6_Vw_vasr_VwR(e, 15));
-        low = Q6_Vw_vadd_VwVw(low, Q6_V_vand_VV(e, splat(0x7fff)));
+        sums = Q6_Ww_vaddacc_WwVuhVuh(sums, e, zeros()); /* low halves, and high halves: 2^15 terms a lane */
     }
-    return (sum_lanes(high) << 15) + sum_lanes(low);
+    /* sums of halves again, because 32 lanes may pass 2^32 */
+    Pair low = Q6_Ww_vadd_VuhVuh(first_half(sums), zeros());
+    Pair high = Q6_Ww_vadd_VuhVuh(second_half(sums), zeros());
+    u32 sum[4];
+    sum_lanes(sum, first_half(low), second_half(low), first_half(high), second_half(high));
+    return ((u64)sum[3] << 32) + ((u64)sum[1] + sum[2] << 16) + sum[0];
+}
+
+/* exponential / total, 15 fraction bits, for whole blocks of 32 positions */
+static void divide_all(const s32 *exponential, u64 total, Range seen, u8 *out) {
+    s32 k = larger(33 - __builtin_clzll(total), 0), end = (seen.end + LANES - 1) / LANES * LANES;
+    u32 factor = reciprocal((u32)(total >> k) << 1);
+    for (s32 p = seen.begin / LANES * LANES; p < end; p += 2 * LANES) {
+        Vector y[2];
+        for (int i = 0; i < 2; i++) {
+            y[i] = load_aligned(exponential + p + i * LANES);
+            /* a factor of 2^31 does not fit s32 */
+            if (!(factor >> 31)) y[i] = multiply_floor(y[i], splat((s32)factor));
+            y[i] = shift_right_round(y[i], 15 + k);
+        }
+        store_part(out + p * 2, Q6_Vh_vpacke_VwVw(y[1], y[0]), (end - p) * 2);
+    }
 }
 
 void softmax(const Machine *machine, const Op_softmax *op) {
     s32 *exponential = (s32 *)machine->scratch;
-    for (s32 row = 0; row < op->tokens * op->heads; row++) {
-        Range seen = visible(machine, row / op->heads, op->window, op->capacity);
-        const s32 *score = (const s32 *)(machine->vtcm + op->a) + row * op->capacity;
-        u64 total = exponentials(machine, op, score, seen, exponential);
-        s32 k = larger(33 - __builtin_clzll(total), 0);
-        u64 reciprocal = divide((u64)1 << 61, total >> k);
-        u8 *out = machine->vtcm + op->out + row * op->capacity * 2;
-        for (s32 p = seen.begin / LANES * LANES; p < seen.end; p += LANES) {
-            Vector e = load_aligned(exponential + p);
-            /* a reciprocal of 2^31 does not fit s32 */
-            if (!(reciprocal >> 31)) e = multiply_floor(e, splat((s32)reciprocal));
-            Vector y = shift_right_round(e, 15 + k);
-            store_bytes(out + p * 2, Q6_Vh_vpacke_VwVw(y, y), LANES * 2);
-        }
+    const s32 *score = (const s32 *)(machine->vtcm + op->a);
+    u8 *out = machine->vtcm + op->out;
+    for (s32 t = 0; t < op->tokens; t++) {
+        Range seen = visible(machine, t, op->window, op->capacity);
+        for (s32 i = 0; i < op->heads; i++, score += op->capacity, out += op->capacity * 2)
+            divide_all(exponential, exponentials(machine, op, score, seen, exponential), seen, out);
     }
 }
 
-/* Probabilities as rows of high and of low bytes; returns their sum. */
-static s32 split_probabilities(const u8 *row, Range seen, u8 *planes) {
-    Vector sum = zeros();
-    for (s32 p = seen.begin / LANES * LANES; p < seen.end; p += LANES) {
+/* Probabilities as rows of high and of low bytes; returns their sum, in each lane. */
+static Vector split_probabilities(const u8 *row, Range seen, u8 *planes) {
+    Pair sum = Q6_W_vcombine_VV(zeros(), zeros());
+    s32 end = (seen.end + LANES - 1) / LANES * LANES;
+    for (s32 p = seen.begin / LANES * LANES; p < end; p += HALF) {
         Vector v = load(row + p * 2);
-        store_bytes(planes + p, Q6_Vb_vpacko_VhVh(v, v), LANES);
-        store_bytes(planes + SCRATCH_ROW + p, Q6_Vb_vpacke_VhVh(v, v), LANES);
-        sum = Q6_Vw_vadd_VwVw(sum, widen_u16(v));
+        if (p + HALF > end) v = keep_lanes(v, 0, LANES / 2);
+        store(planes + p, Q6_Vb_vpacko_VhVh(v, v));
+        store(planes + SCRATCH_ROW + p, Q6_Vb_vpacke_VhVh(v, v));
+        sum = Q6_Ww_vaddacc_WwVuhVuh(sum, v, zeros());
     }
-    return (s32)sum_lanes(sum);
+    return sum_everywhere(Q6_Vw_vadd_VwVw(first_half(sum), second_half(sum)));
 }
 
 void weighted_values(const Machine *machine, const Op_weighted_values *op) {
     Result result = make_result(op->zero, op->out_bits);
     Scale scale = splat_scale(op->multiplier, op->shift);
-    for (s32 row = 0; row < op->tokens * op->heads; row++) {
-        s32 t = row / op->heads, i = row % op->heads;
+    Vector zero = splat(128 - op->v_zero);
+    const u8 *p = machine->vtcm + op->a;
+    for (s32 t = 0; t < op->tokens; t++) {
         Range seen = visible(machine, t, op->window, op->capacity);
         s32 begin = seen.begin / LANES * LANES, steps = (seen.end - begin + 3) / 4;
-        const u8 *p = machine->vtcm + op->a + row * op->capacity * 2;
-        Vector offset = splat((128 - op->v_zero) * split_probabilities(p, seen, machine->scratch));
-        u8 *out = machine->vtcm + op->out + t * op->out_row_bytes + i * op->head_dim * result.bytes;
-        for (s32 d = 0; d < op->head_dim; d += LANES) {
-            const u8 *values = machine->vtcm + op->values + (d * op->capacity + begin * LANES);
-            Vector acc[2] = {zeros(), offset};
-            dot_rows(acc, machine->scratch + begin, values, steps, 2);
-            Vector y = Q6_Vw_vadd_VwVw(Q6_Vw_vasl_VwR(acc[0], 8), acc[1]);
-            store_words(out + d * result.bytes, requantize(y, scale), &result, op->head_dim - d);
+        u8 *out = machine->vtcm + op->out + t * op->out_row_bytes;
+        for (s32 i = 0; i < op->heads; i++, p += op->capacity * 2, out += op->head_dim * result.bytes) {
+            Vector offset = multiply_s16(split_probabilities(p, seen, machine->scratch), zero);
+            for (s32 d = 0; d < op->head_dim; d += LANES) {
+                const u8 *values = machine->vtcm + op->values + (d * op->capacity + begin * LANES);
+                Vector acc[2] = {zeros(), offset};
+                dot(acc, machine->scratch + begin, values, steps, 2);
+                Vector y = Q6_Vw_vadd_VwVw(Q6_Vw_vasl_VwR(acc[0], 8), acc[1]);
+                y = op->shift < 0 ? requantize(y, scale) : rescale(y, scale);
+                store_words(out + d * result.bytes, y, &result, op->head_dim - d);
+            }
         }
     }
 }

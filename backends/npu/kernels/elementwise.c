@@ -1,40 +1,76 @@
 /* Products, sums, look-ups and rotations of values. */
-#include "vectors.h"
+#include "rows.h"
+
+/* (a - a_zero) * (b - b_zero) / 2^shift, 17 by 17 bits: b is 256 * high + low. */
+INLINE Vector wide_product(Vector a, Vector b, s32 shift) {
+    Vector high = multiply_s16(a, Q6_Vw_vasr_VwR(b, 8));
+    Vector low = multiply_u16(a, Q6_V_vand_VV(b, splat(255)));
+    return join_planes(high, low, shift);
+}
+INLINE Pair wide_products(Vector a, s32 a_zero, Vector b, s32 b_zero, s32 shift) {
+    Vector one = splat_halves(1);
+    Pair x = multiply_add(a, one, splat(-a_zero)), y = multiply_add(b, one, splat(-b_zero));
+    Vector even = wide_product(first_half(x), first_half(y), shift);
+    return Q6_W_vcombine_VV(wide_product(second_half(x), second_half(y), shift), even);
+}
+
+/* The same where b has 8 bits: a * (b - b_zero) - a_zero * (b - b_zero). */
+INLINE Pair narrow_products(Vector a, Vector a_zero, Vector b, Vector b_zero, s32 shift) {
+    Vector d = Q6_Vh_vsub_VhVh(b, b_zero);
+    Pair y = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(d, a), Q6_Vh_vsub_VhVh(b_zero, b), a_zero);
+    return shift ? shift_pair(y, shift) : y;
+}
 
 void multiply(const Machine *machine, const Op_multiply *op) {
     Result result = make_result(op->zero, op->out_bits);
-    Vector a_zero = splat(op->a_zero), b_zero = splat(op->b_zero);
-    for (s32 t = 0; t < op->tokens; t++)
-        for (s32 c = 0; c < op->channels; c += LANES) {
-            s32 i = t * op->channels + c;
-            Scale scale = load_scale(machine->vtcm + op->scale, op->scale_step, c);
-            Vector a = load_words(machine->vtcm + op->a + i * (op->a_bits / 8), op->a_bits);
-            Vector b = load_words(machine->vtcm + op->b + i * (op->b_bits / 8), op->b_bits);
-            a = Q6_Vw_vsub_VwVw(a, a_zero);
-            b = Q6_Vw_vsub_VwVw(b, b_zero);
-            /* 17 by 17 bits: b is 256 * high + low */
-            Vector high = multiply_s16(a, Q6_Vw_vasr_VwR(b, 8));
-            Vector low = multiply_u16(a, Q6_V_vand_VV(b, splat(255)));
-            Vector y = requantize(join_planes(high, low, op->acc_shift), scale);
-            store_words(machine->vtcm + op->out + i * result.bytes, y, &result, op->channels - c);
+    RowScale scale = row_scale(machine->vtcm + op->scale, op->scale_step, op->channels);
+    /* b is the narrow one */
+    const u8 *a = machine->vtcm + op->a, *b = machine->vtcm + op->b;
+    s32 a_bytes = op->a_bits / 8, b_bytes = op->b_bits / 8, a_zero = op->a_zero, b_zero = op->b_zero;
+    if (a_bytes < b_bytes) {
+        const u8 *other = a;
+        a = b, b = other, a_bytes = 2, b_bytes = 1, a_zero = op->b_zero, b_zero = op->a_zero;
+    }
+    Vector a_zeros = splat_halves(a_zero), b_zeros = splat_halves(b_zero);
+    s32 shift = op->acc_shift, rows = op->tokens, width = op->channels;
+    if (!scale.step) width *= rows, rows = 1; /* one factor for all: a single row */
+    u8 *out = machine->vtcm + op->out;
+    for (; rows > 0; rows--, a += width * a_bytes, b += width * b_bytes, out += width * result.bytes)
+        for (s32 c = 0; c < width; c += BLOCK) {
+            Pair x = load_block(a + c * a_bytes, a_bytes), z = load_block(b + c * b_bytes, b_bytes), y[2];
+#pragma clang loop unroll(full)
+            for (int k = 0; k < 2; k++) {
+                y[k] = b_bytes == 1 ? narrow_products(half(x, k), a_zeros, half(z, k), b_zeros, shift)
+                                    : wide_products(half(x, k), a_zero, half(z, k), b_zero, shift);
+                y[k] = requantize_pair(y[k], scales_at(&scale, (u32)(c + k * HALF)), scale.left);
+            }
+            store_block(out + c * result.bytes, y[0], y[1], &result, width - c);
         }
 }
 
-/* One operand in steps of 2^-8 of the result. */
-INLINE Vector addend(const u8 *p, s32 i, s32 bits, s32 zero, Scale scale) {
-    Vector d = Q6_Vw_vsub_VwVw(load_words(p + i * (bits / 8), bits), splat(zero));
-    return requantize(Q6_Vw_vasl_VwR(d, 14), scale);
+/* 64 values of one operand in steps of 2^-8 of the result: (x - zero) * 2^14, rescaled. */
+INLINE Pair addends(Vector x, Vector zero, Scales scales, s32 left) {
+    return requantize_pair(multiply_add(x, splat_halves(1 << 14), zero), scales, left);
 }
 
 void add(const Machine *machine, const Op_add *op) {
     Result result = make_result(op->zero, op->out_bits);
-    Scale a_scale = splat_scale(op->a_multiplier, op->a_shift);
-    Scale b_scale = splat_scale(op->b_multiplier, op->b_shift);
-    for (s32 i = 0; i < op->count; i += LANES) {
-        Vector a = addend(machine->vtcm + op->a, i, op->a_bits, op->a_zero, a_scale);
-        Vector b = addend(machine->vtcm + op->b, i, op->b_bits, op->b_zero, b_scale);
-        Vector y = shift_right_round(Q6_Vw_vadd_VwVw(a, b), 8);
-        store_words(machine->vtcm + op->out + i * result.bytes, y, &result, op->count - i);
+    Scales a_scales = same_scales(splat_scale(op->a_multiplier, op->a_shift));
+    Scales b_scales = same_scales(splat_scale(op->b_multiplier, op->b_shift));
+    Vector a_zero = splat(-op->a_zero * (1 << 14)), b_zero = splat(-op->b_zero * (1 << 14));
+    s32 left = op->a_shift < 0 || op->b_shift < 0, a_bytes = op->a_bits / 8, b_bytes = op->b_bits / 8;
+    const u8 *a = machine->vtcm + op->a, *b = machine->vtcm + op->b;
+    u8 *out = machine->vtcm + op->out;
+    for (s32 count = op->count; count > 0; count -= BLOCK) {
+        Pair x = load_block(a, a_bytes), z = load_block(b, b_bytes), y[2];
+#pragma clang loop unroll(full)
+        for (int k = 0; k < 2; k++) {
+            Pair sum = Q6_Ww_vadd_WwWw(
+                addends(half(x, k), a_zero, a_scales, left), addends(half(z, k), b_zero, b_scales, left));
+            y[k] = shift_pair(sum, 8);
+        }
+        store_block(out, y[0], y[1], &result, count);
+        a += BLOCK * a_bytes, b += BLOCK * b_bytes, out += BLOCK * result.bytes;
     }
 }
 
@@ -71,7 +107,7 @@ static void interpolate(const Machine *machine, const Op_table_lookup *op) {
     Result result = make_result(0, op->out_bits);
     s32 bits = op->segment_bits, bytes = ((1 << (16 - bits)) + 1) * 4;
     for (s32 i = 0; i < op->count; i += LANES) {
-        Vector x = load_words(machine->vtcm + op->a + 2 * i, 16);
+        Vector x = widen_u16(load(machine->vtcm + op->a + 2 * i));
         Vector rest = Q6_V_vand_VV(x, splat((1 << bits) - 1));
         Vector at = Q6_Vw_vasl_VwR(Q6_Vw_vasr_VwR(x, bits), 2);
         Vector knot = gather(machine, table, bytes, at);
@@ -93,55 +129,78 @@ void table_lookup(const Machine *machine, const Op_table_lookup *op) {
         look_up_u16(a, table, op->count, machine->vtcm + op->out);
 }
 
-/* 32 pairs (a, b) of channels, rotated; cosine and sine as s16 with 14 fraction bits. */
-INLINE Pair rotate(Vector a, Vector b, const u8 *cos, const u8 *sin) {
-    Vector c = widen_s16(load(cos)), s = widen_s16(load(sin));
-    Vector first = Q6_Vw_vsub_VwVw(multiply_s16(c, a), multiply_s16(s, b));
-    Vector second = Q6_Vw_vadd_VwVw(multiply_s16(c, b), multiply_s16(s, a));
-    return Q6_W_vcombine_VV(second, first);
+/* 64 pairs (a, b) of channels, rotated; cosine and sine as s16 with 14 fraction bits. */
+INLINE void rotate(Pair *y, Vector a, Vector b, Vector cos, Vector sin) {
+    Vector minus_b = Q6_Vh_vsub_VhVh(zeros(), b);
+    y[0] = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(a, cos), minus_b, sin);
+    y[1] = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(b, cos), a, sin);
 }
 
 /* One head's row. `channel`: of its first, in the whole row. */
-static void rotate_head(const Machine *machine, const Op_rotary_embedding *op, const u8 *x, s32 t,
-                        s32 channel, u8 *out, const Result *result) {
-    const u8 *cos = machine->vtcm + op->cos + t * op->half * 2, *sin = machine->vtcm + op->sin + t * op->half * 2;
-    const u8 *scale = machine->vtcm + op->scale;
-    Vector zero = splat(op->a_zero);
-    for (s32 i = 0; i < op->half; i += LANES) {
+static void rotate_head(const Op_rotary_embedding *op, const u8 *x, const u8 *cos, const u8 *sin,
+                        s32 channel, u8 *out, const Result *result, const RowScale *scale) {
+    Vector zero = splat_halves(op->a_zero);
+    for (s32 i = 0; i < op->half; i += HALF) {
         s32 left = op->half - i, first = op->interleaved ? 2 * i : i;
-        s32 second = op->interleaved ? first + LANES : op->half + i;
-        s32 first_count = left, second_count = left;
-        Vector a, b;
+        s32 second = op->interleaved ? first + HALF : op->half + i;
+        Pair block = Q6_Wuh_vzxt_Vub(load(x + first)), y[2]; /* even channels, odd channels */
+        if (!op->interleaved)
+            block = Q6_W_vcombine_VV(load_half(x + second), load_half(x + first));
+        Vector a = Q6_Vh_vsub_VhVh(first_half(block), zero), b = Q6_Vh_vsub_VhVh(second_half(block), zero);
+        rotate(y, a, b, load(cos + 2 * i), load(sin + 2 * i));
         if (op->interleaved) {
-            Pair both = Q6_Wuh_vzxt_Vub(load(x + first)); /* even bytes, odd bytes */
-            a = widen_u16(first_half(both)), b = widen_u16(second_half(both));
-            first_count = 2 * left, second_count = 2 * left - LANES;
-        } else {
-            a = load_words(x + first, 8), b = load_words(x + second, 8);
+            Pair even = Q6_W_vshuff_VVR(second_half(y[0]), first_half(y[0]), -4);
+            Pair odd = Q6_W_vshuff_VVR(second_half(y[1]), first_half(y[1]), -4);
+            y[0] = Q6_W_vcombine_VV(first_half(odd), first_half(even));
+            y[1] = Q6_W_vcombine_VV(second_half(odd), second_half(even));
         }
-        Pair y = rotate(Q6_Vw_vsub_VwVw(a, zero), Q6_Vw_vsub_VwVw(b, zero), cos + 2 * i, sin + 2 * i);
-        if (op->interleaved) y = Q6_W_vshuff_VVR(second_half(y), first_half(y), -4);
-        Scale s = load_scale(scale, op->scale_step, channel + first);
-        store_words(out + first * result->bytes, requantize(first_half(y), s), result, first_count);
-        if (second_count <= 0) continue;
-        s = load_scale(scale, op->scale_step, channel + second);
-        store_words(out + second * result->bytes, requantize(second_half(y), s), result, second_count);
+        y[0] = requantize_pair(y[0], scales_at(scale, (u32)(channel + first)), scale->left);
+        y[1] = requantize_pair(y[1], scales_at(scale, (u32)(channel + second)), scale->left);
+        if (op->interleaved) {
+            store_block(out + first * result->bytes, y[0], y[1], result, 2 * left);
+        } else {
+            store_half(out + first * result->bytes, y[0], result, smaller(left, HALF));
+            store_half(out + second * result->bytes, y[1], result, smaller(left, HALF));
+        }
     }
-    for (s32 c = 2 * op->half; c < op->head_dim; c += LANES) {
-        Vector y = Q6_Vw_vasl_VwR(Q6_Vw_vsub_VwVw(load_words(x + c, 8), zero), 14);
-        Scale s = load_scale(scale, op->scale_step, channel + c);
-        store_words(out + c * result->bytes, requantize(y, s), result, op->head_dim - c);
+    for (s32 c = 2 * op->half; c < op->head_dim; c += HALF) {
+        Pair y = multiply_add(load_half(x + c), splat_halves(1 << 14), splat(-op->a_zero * (1 << 14)));
+        y = requantize_pair(y, scales_at(scale, (u32)(channel + c)), scale->left);
+        store_half(out + c * result->bytes, y, result, smaller(op->head_dim - c, HALF));
+    }
+}
+
+/* A token's heads of 64 channels, all of them rotated: both halves at once. */
+static void rotate_heads_of_64(const Op_rotary_embedding *op, const u8 *x, const u8 *cos, const u8 *sin,
+                               u8 *out, const Result *result, const RowScale *scale) {
+    HVX_VectorPred first = Q6_Q_vsetq_R(VECTOR_BYTES / 2);
+    Vector c = load(cos), s = load(sin), zero = splat_halves(op->a_zero);
+    c = Q6_V_vmux_QVV(first, c, Q6_V_vror_VR(c, VECTOR_BYTES / 2));
+    s = Q6_V_vmux_QVV(first, s, Q6_V_vror_VR(s, VECTOR_BYTES / 2));
+    s32 channels = op->channels, bytes = result->bytes;
+    for (s32 channel = 0; channel < channels; channel += HALF) {
+        Vector a = Q6_Vh_vsub_VhVh(load_half(x + channel), zero), b = Q6_V_vror_VR(a, VECTOR_BYTES / 2);
+        b = Q6_V_vmux_QVV(first, Q6_Vh_vsub_VhVh(zeros(), b), b);
+        Pair y = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(a, c), b, s);
+        y = requantize_pair(y, scales_at(scale, (u32)channel), scale->left);
+        store_half(out + channel * bytes, y, result, channels - channel);
     }
 }
 
 void rotary_embedding(const Machine *machine, const Op_rotary_embedding *op) {
     Result result = make_result(op->zero, op->out_bits);
-    for (s32 t = 0; t < op->tokens; t++)
-        for (s32 c = 0; c < op->channels; c += op->head_dim) {
-            s32 i = t * op->channels + c;
-            u8 *out = machine->vtcm + op->out + i * result.bytes;
-            rotate_head(machine, op, machine->vtcm + op->a + i, t, c, out, &result);
-        }
+    RowScale scale = row_scale(machine->vtcm + op->scale, op->scale_step, op->channels);
+    const u8 *x = machine->vtcm + op->a, *cos = machine->vtcm + op->cos, *sin = machine->vtcm + op->sin;
+    u8 *out = machine->vtcm + op->out;
+    for (s32 t = 0; t < op->tokens; t++) {
+        if (op->head_dim == HALF && op->half == HALF / 2 && !op->interleaved)
+            rotate_heads_of_64(op, x, cos, sin, out, &result, &scale);
+        else
+            for (s32 c = 0; c < op->channels; c += op->head_dim)
+                rotate_head(op, x + c, cos, sin, c, out + c * result.bytes, &result, &scale);
+        x += op->channels, out += op->channels * result.bytes;
+        cos += op->half * 2, sin += op->half * 2;
+    }
 }
 
 void gather_tokens(const Machine *machine, const Op_gather_tokens *op) {
@@ -152,8 +211,10 @@ void gather_tokens(const Machine *machine, const Op_gather_tokens *op) {
         u8 *out = machine->vtcm + op->out + t * op->width * result.bytes;
         s32 multiplier = ((const s32 *)(machine->weights + op->multiplier_table))[id];
         Scale scale = splat_scale(multiplier, ((const s8 *)(machine->weights + op->shift_table))[id]);
-        for (s32 c = 0; c < op->width; c += LANES)
-            store_words(out + c * result.bytes, requantize(widen_s8(load(row + c)), scale), &result, op->width - c);
+        for (s32 c = 0; c < op->width; c += LANES) {
+            Vector y = requantize(widen_s8(load(row + c)), scale);
+            store_words(out + c * result.bytes, y, &result, op->width - c);
+        }
     }
 }
 

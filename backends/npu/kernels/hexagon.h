@@ -40,8 +40,10 @@ typedef struct {
     s32 position;   /* of the first of them */
 } Machine;
 
-/* floor(x / y); y > 0 */
-u64 divide(u64 x, u64 y);
+/* floor(2^62 / d) for d >= 2^31 */
+u32 reciprocal(u32 d);
+/* floor(sqrt(x)) for x >= 2^62 */
+u32 root(u64 x);
 
 /* Each command but the transfers is a kernel of its name. */
 #define DECLARE(upper, name) void name(const Machine *machine, const Op_##name *op);

@@ -72,11 +72,20 @@ static void split_planes(u8 *planes, const u8 *row, s32 inputs) {
     }
 }
 
+/* Whether some record shifts to the left. */
+static s32 any_left(const u8 *records, s32 count, s32 record_bytes) {
+    Vector shifts = zeros();
+    for (; count > 0; count -= LANES, records += record_bytes)
+        shifts = Q6_V_vor_VV(shifts, load_aligned(records + 3 * VECTOR_BYTES));
+    return any_negative(shifts);
+}
+
 void fully_connected(const Machine *machine, const Op_fully_connected *op) {
     Shape shape = {op->inputs, op->group, 0};
     if (op->group) shape.factor_bytes = (op->inputs / op->group + 3) / 4 * VECTOR_BYTES;
     Result result = make_result(op->zero, op->out_bits);
     s32 wide = op->a_bits == 16, most = wide ? ROWS / 2 : ROWS;
+    s32 left = any_left(machine->vtcm + op->weight, op->outputs, op->record_bytes);
     for (s32 t = 0; t < op->tokens; t += most) {
         s32 rows = smaller(most, op->tokens - t);
         for (s32 r = 0; r < rows; r++) {
@@ -96,7 +105,8 @@ void fully_connected(const Machine *machine, const Op_fully_connected *op) {
             for (s32 r = 0; r < rows; r++) {
                 Vector sum = Q6_Vw_vadd_VwVw(acc[wide ? 2 * r + 1 : r], low);
                 if (wide) sum = join_planes(Q6_Vw_vadd_VwVw(acc[2 * r], high), sum, op->acc_shift);
-                store_words(out + r * op->out_row_bytes, requantize(sum, scale), &result, op->outputs - n);
+                sum = left ? requantize(sum, scale) : rescale(sum, scale);
+                store_words(out + r * op->out_row_bytes, sum, &result, op->outputs - n);
             }
         }
     }

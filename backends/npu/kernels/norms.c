@@ -1,58 +1,50 @@
 /* Norms: x / ||x|| of each group of channels with 30 fraction bits, then requantized with the gain. */
-#include "vectors.h"
-
-/* floor(sqrt(x)), bit by bit. */
-static u32 integer_sqrt(u64 x) {
-    u32 root = 0;
-    for (int i = 31; i >= 0; i--) {
-        u32 next = root | (u32)1 << i;
-        if ((u64)next * next <= x) root = next;
-    }
-    return root;
-}
+#include "rows.h"
 
 /* 1 / sqrt(square) = r * 2^(h - 62) */
 typedef struct {
-    u64 r;
+    u32 r;
     s32 h;
 } Inverse;
 
 static Inverse inverse_norm(u64 square) {
     int shift = __builtin_clzll(square) & ~1;
-    Inverse i = {divide((u64)1 << 62, integer_sqrt(square << shift)), shift / 2};
+    Inverse i = {reciprocal(root(square << shift)), shift / 2};
     return i;
 }
 
-/* The channels that one norm is taken of, and how they become deviations: d = (x << left) - mean. */
 typedef struct {
-    const u8 *x;
-    s32 x_bits, count, left, mean;
-} Group;
+    u64 distances, squares;
+} Sums;
 
-/* Lanes from `count` on get 0. */
-INLINE Vector deviations(const Group *g, s32 c) {
-    Vector x = load_words(g->x + c * (g->x_bits / 8), g->x_bits);
-    Vector d = Q6_Vw_vsub_VwVw(Q6_Vw_vasl_VwR(x, g->left), splat(g->mean));
-    return keep_lanes(d, 0, g->count - c);
-}
-
-static u64 sum_of_values(const Group *g) {
-    Vector sum = zeros();
-    for (s32 c = 0; c < g->count; c += LANES) sum = Q6_Vw_vadd_VwVw(sum, deviations(g, c));
-    return sum_lanes(sum);
-}
-
-/* |d| < 2^22 in halves of 11 bits: over 2^14 channels the sums of products of halves stay below 2^31. */
-static u64 sum_of_squares(const Group *g) {
-    Vector high2 = zeros(), mixed = zeros(), low2 = zeros();
-    for (s32 c = 0; c < g->count; c += LANES) {
-        Vector d = Q6_Vw_vabs_Vw(deviations(g, c));
-        Vector high = Q6_Vw_vasr_VwR(d, 11), low = Q6_V_vand_VV(d, splat(2047));
-        high2 = Q6_Vw_vmpyieacc_VwVwVuh(high2, high, high);
-        mixed = Q6_Vw_vmpyieacc_VwVwVuh(mixed, high, low);
-        low2 = Q6_Vw_vmpyieacc_VwVwVuh(low2, low, low);
+/* Sums over |x - zero| and its squares, of up to 2^14 values. */
+static Sums sums(const u8 *x, s32 bytes, s32 count, Vector zero) {
+    Pair distances = Q6_W_vcombine_VV(zeros(), zeros()), squares = distances;
+    for (s32 c = 0; c < count; c += BLOCK) {
+        Pair block = load_block(x + c * bytes, bytes);
+#pragma clang loop unroll(full)
+        for (int k = 0; k < 2; k++) {
+            s32 left = count - c - k * HALF;
+            Vector d = Q6_Vuh_vabsdiff_VuhVuh(half(block, k), zero);
+            if (left < HALF) d = left <= 0 ? zeros() : Q6_V_vmux_QVV(Q6_Q_vsetq_R(left * 2), d, zeros());
+            Pair square = Q6_Wuw_vmpy_VuhVuh(d, d);
+            distances = Q6_Ww_vaddacc_WwVuhVuh(distances, d, zeros());
+            /* low halves, and high halves */
+            squares = Q6_Ww_vaddacc_WwVuhVuh(squares, first_half(square), second_half(square));
+        }
     }
-    return (sum_lanes(high2) << 22) + (sum_lanes(mixed) << 12) + sum_lanes(low2);
+    u32 sum[4];
+    sum_lanes(sum, first_half(distances), second_half(distances), first_half(squares), second_half(squares));
+    Sums s = {sum[0] + sum[1], ((u64)sum[3] << 16) + sum[2]};
+    return s;
+}
+
+/* floor(128 * sum / (2 * count) + 1/2), the sum below 2^30 */
+INLINE s32 mean_of(u64 sum, u32 count) {
+    u64 x = 128 * sum + count, y = 2 * count;
+    s32 shift = __builtin_clz((u32)y);
+    u64 q = x * (reciprocal((u32)y << shift) >> 5) >> (57 - shift); /* 1 less at most */
+    return (s32)(q + (x - q * y >= y));
 }
 
 /* floor(d * r / 2^(32 - h) + 1/2). |d| * 2^h < 2^32, because d is one of the squares of the sum. */
@@ -65,26 +57,37 @@ INLINE Vector direction(Vector d, const Inverse *i) {
     return shift_right_round(one ? d : multiply_floor(d, splat((s32)i->r)), 1);
 }
 
+INLINE Pair directions(Pair d, const Inverse *i) {
+    return Q6_W_vcombine_VV(direction(second_half(d), i), direction(first_half(d), i));
+}
+
 void norm(const Machine *machine, const Op_norm *op) {
     u64 epsilon = (u64)op->epsilon_high << 32 | op->epsilon;
-    s32 size = op->channels / op->groups;
+    s32 size = op->channels / op->groups, a_bytes = op->a_bits / 8;
     Result result = make_result(op->zero, op->out_bits);
+    RowScale scale = row_scale(machine->vtcm + op->scale, op->scale_step, op->channels);
+    Vector zero = splat_halves(op->centered ? 0 : op->a_zero), factor = splat_halves(op->centered ? 64 : 1);
     for (s32 t = 0; t < op->tokens; t++)
         for (s32 first = 0; first < op->channels; first += size) {
-            s32 begin = t * op->channels + first;
-            Group g = {machine->vtcm + op->a + begin * (op->a_bits / 8), op->a_bits, size, 0, 0};
+            s32 begin = t * op->channels + first, mean = op->a_zero;
+            const u8 *a = machine->vtcm + op->a + begin * a_bytes;
+            Sums s = sums(a, a_bytes, size, zero);
             if (op->centered) {
-                g.mean = (s32)divide(128 * sum_of_values(&g) + (u64)size, 2 * (u64)size);
-                g.left = 6;
-            } else {
-                g.mean = op->a_zero;
+                /* of 64 * x - mean */
+                mean = mean_of(s.distances, (u32)size);
+                s64 m = mean;
+                s.squares = 4096 * s.squares + (u64)(m * (size * m - 128 * (s64)s.distances));
             }
-            Inverse inverse = inverse_norm(sum_of_squares(&g) + epsilon);
+            Inverse inverse = inverse_norm(s.squares + epsilon);
             u8 *out = machine->vtcm + op->out + begin * result.bytes;
-            for (s32 c = 0; c < size; c += LANES) {
-                Scale scale = load_scale(machine->vtcm + op->scale, op->scale_step, first + c);
-                Vector y = direction(deviations(&g, c), &inverse);
-                store_words(out + c * result.bytes, requantize(y, scale), &result, size - c);
+            for (s32 c = 0; c < size; c += BLOCK) {
+                Pair x = load_block(a + c * a_bytes, a_bytes), y[2];
+#pragma clang loop unroll(full)
+                for (int k = 0; k < 2; k++) {
+                    y[k] = directions(multiply_add(half(x, k), factor, splat(-mean)), &inverse);
+                    y[k] = requantize_pair(y[k], scales_at(&scale, (u32)(first + c + k * HALF)), scale.left);
+                }
+                store_block(out + c * result.bytes, y[0], y[1], &result, size - c);
             }
         }
 }

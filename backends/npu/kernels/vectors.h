@@ -21,6 +21,12 @@ INLINE Vector second_half(Pair p) { return Q6_V_hi_W(p); }
 
 INLINE Vector load_aligned(const void *p) { return *(const Vector *)p; }
 INLINE Vector load(const void *p) { return *(const Unaligned *)p; }
+/* One packet: for two neighbours, clang makes more of `load`. */
+INLINE Vector load_once(const void *p) {
+    Vector v;
+    __asm__("%0 = vmemu(%1+#0)" : "=v"(v) : "r"(p), "m"(*(const Unaligned *)p));
+    return v;
+}
 INLINE void store(void *p, Vector v) { *(Unaligned *)p = v; }
 
 /* The first 1 to 128 bytes of a vector; what lies behind them stays. */
@@ -41,32 +47,33 @@ INLINE Vector keep_lanes(Vector v, s32 begin, s32 end) {
     return v;
 }
 
-INLINE Vector widen_u8(Vector v) {
-    return first_half(Q6_Wuw_vunpack_Vuh(first_half(Q6_Wuh_vunpack_Vub(v))));
-}
 INLINE Vector widen_s8(Vector v) {
     return first_half(Q6_Ww_vunpack_Vh(first_half(Q6_Wh_vunpack_Vb(v))));
 }
 INLINE Vector widen_u16(Vector v) { return first_half(Q6_Wuw_vunpack_Vuh(v)); }
-INLINE Vector widen_s16(Vector v) { return first_half(Q6_Ww_vunpack_Vh(v)); }
 
-/* 32 unsigned values from any byte on. */
-INLINE Vector load_words(const u8 *p, s32 bits) {
-    return bits == 8 ? widen_u8(load(p)) : widen_u16(load(p));
+/* The sums over the lanes of four vectors, modulo 2^32: pairs of lanes change places until each sum is one. */
+INLINE void sum_lanes(u32 *sums, Vector a, Vector b, Vector c, Vector d) {
+    Pair ab = Q6_W_vshuff_VVR(b, a, -4), cd = Q6_W_vshuff_VVR(d, c, -4);
+    Vector two = Q6_Vw_vadd_VwVw(first_half(ab), second_half(ab));
+    Pair all = Q6_W_vshuff_VVR(Q6_Vw_vadd_VwVw(first_half(cd), second_half(cd)), two, -8);
+    Vector v = Q6_Vw_vadd_VwVw(first_half(all), second_half(all));
+    for (int bytes = 64; bytes >= 16; bytes /= 2) v = Q6_Vw_vadd_VwVw(v, Q6_V_vror_VR(v, bytes));
+    for (int i = 0; i < 4; i++) sums[i] = (u32)Q6_R_vextract_VR(v, i * 4);
 }
 
-/* Sum of lanes that hold u32. */
-INLINE u64 sum_lanes(Vector v) {
-    u32 lane[LANES] __attribute__((aligned(128)));
-    *(Vector *)lane = v;
-    u64 sum = 0;
-    for (int i = 0; i < LANES; i++) sum += lane[i];
-    return sum;
+/* The sum, or the largest, of all lanes in each of them. */
+INLINE Vector sum_everywhere(Vector v) {
+    for (int bytes = 64; bytes >= 4; bytes /= 2) v = Q6_Vw_vadd_VwVw(v, Q6_V_vror_VR(v, bytes));
+    return v;
 }
-
-INLINE s32 largest_lane(Vector v) {
+INLINE Vector largest_lane(Vector v) {
     for (int bytes = 64; bytes >= 4; bytes /= 2) v = Q6_Vw_vmax_VwVw(v, Q6_V_vror_VR(v, bytes));
-    return Q6_R_vextract_VR(v, 0);
+    return v;
+}
+INLINE s32 any_negative(Vector v) {
+    for (int bytes = 64; bytes >= 4; bytes /= 2) v = Q6_V_vor_VV(v, Q6_V_vror_VR(v, bytes));
+    return Q6_R_vextract_VR(v, 0) < 0;
 }
 
 /* floor(x * y / 2^31), and the same with 1/2 added. Neither is exact for -2^31 * -2^31. */
@@ -93,60 +100,55 @@ INLINE Vector join_planes(Vector high, Vector low, s32 s) {
     return Q6_Vw_vadd_VwVw(Q6_Vw_vasl_VwR(carried, 8 - s), Q6_Vw_vasr_VwR(rest, s));
 }
 
-/* Factor of each lane: multiplier * 2^-31 * 2^(left - right). */
+/* Factor of each lane: multiplier * 2^-31 * 2^-shift. less_one: max(shift - 1, 0); whole: all bits where
+ * shift <= 0. */
 typedef struct {
-    Vector multiplier, left, right;
+    Vector multiplier, shift, less_one, whole;
 } Scale;
 
 INLINE Scale make_scale(Vector multiplier, Vector shift) {
-    Vector negated = Q6_Vw_vsub_VwVw(zeros(), shift);
-    Scale s = {multiplier, Q6_Vw_vmax_VwVw(negated, zeros()), Q6_Vw_vmax_VwVw(shift, zeros())};
+    Vector less_one = Q6_Vw_vsub_VwVw(shift, splat(1));
+    Scale s = {multiplier, shift, Q6_Vw_vmax_VwVw(less_one, zeros()), Q6_Vw_vasr_VwR(less_one, 31)};
     return s;
 }
 INLINE Scale splat_scale(s32 multiplier, s32 shift) { return make_scale(splat(multiplier), splat(shift)); }
 
-/* Factors of channels c to c + 31, of blocks {s32 multiplier[32], shift[32]} `step` bytes apart. */
-INLINE Scale load_scale(const u8 *blocks, s32 step, s32 c) {
-    const u8 *block = blocks + c / LANES * step;
-    s32 bytes = c % LANES * 4;
-    Vector multiplier = load_aligned(block), shift = load_aligned(block + VECTOR_BYTES);
-    if (bytes) {
-        multiplier = Q6_V_valign_VVR(load_aligned(block + step), multiplier, bytes);
-        shift = Q6_V_valign_VVR(load_aligned(block + step + VECTOR_BYTES), shift, bytes);
-    }
-    return make_scale(multiplier, shift);
+/* mqc.arithmetic.requantize without shifts to the left. The average with itself is what a shift of 0 leaves. */
+INLINE Vector rescale(Vector x, Scale s) {
+    Vector t = multiply_round(x, s.multiplier);
+    return Q6_Vw_vavg_VwVw_rnd(Q6_Vw_vasr_VwVw(t, s.less_one), Q6_V_vand_VV(t, s.whole));
 }
 
 /* mqc.arithmetic.requantize */
 INLINE Vector requantize(Vector x, Scale s) {
-    Vector wide = Q6_Vw_vasl_VwVw(x, s.left);
-    HVX_VectorPred fits = Q6_Q_vcmp_eq_VwVw(Q6_Vw_vasr_VwVw(wide, s.left), x);
+    Vector left = Q6_Vw_vmax_VwVw(Q6_Vw_vsub_VwVw(zeros(), s.shift), zeros()), wide = Q6_Vw_vasl_VwVw(x, left);
+    HVX_VectorPred fits = Q6_Q_vcmp_eq_VwVw(Q6_Vw_vasr_VwVw(wide, left), x);
     Vector limit = Q6_V_vxor_VV(Q6_Vw_vasr_VwR(x, 31), splat(INT32_MAX));
-    Vector t = multiply_round(Q6_V_vmux_QVV(fits, wide, limit), s.multiplier);
-    Vector less_one = Q6_Vw_vmax_VwVw(Q6_Vw_vsub_VwVw(s.right, splat(1)), zeros());
-    Vector rounded = Q6_Vw_vavg_VwVw_rnd(Q6_Vw_vasr_VwVw(t, less_one), zeros());
-    return Q6_V_vmux_QVV(Q6_Q_vcmp_gt_VwVw(s.right, zeros()), rounded, t);
+    return rescale(Q6_V_vmux_QVV(fits, wide, limit), s);
 }
 
-/* The integers of a result: u8, u16 or s32, with a zero point. */
+/* The integers of a result: u8, u16 or s32 (without a zero point). */
 typedef struct {
-    Vector low, high, zero;
+    Vector zero, zero_halves;
     s32 bits, bytes;
 } Result;
 
 INLINE Result make_result(s32 zero, s32 bits) {
-    s32 low = bits == 32 ? INT32_MIN : -zero, high = bits == 32 ? INT32_MAX : (1 << bits) - 1 - zero;
-    Result r = {splat(low), splat(high), splat(zero), bits, bits / 8};
+    Result r = {splat(zero), Q6_Vh_vsplat_R(zero), bits, bits / 8};
     return r;
 }
 
-/* Clamp, add the zero point, and write the first `count` lanes (32 if it is more) from any byte on. */
+/* Add the zero point, saturate, and write 32 values from any byte on. `count`: of values from here to the end
+ * of the row. What is behind the 32 values but in the row may change: it must be written later. */
 INLINE void store_words(u8 *p, Vector v, const Result *r, s32 count) {
-    v = Q6_Vw_vmin_VwVw(Q6_Vw_vmax_VwVw(v, r->low), r->high);
     v = Q6_Vw_vadd_VwVw_sat(v, r->zero);
-    if (r->bits < 32) v = Q6_Vh_vpacke_VwVw(v, v);
-    if (r->bits < 16) v = Q6_Vb_vpacke_VhVh(v, v);
-    store_bytes(p, v, smaller(count, LANES) * r->bytes);
+    if (r->bits == 16) v = Q6_Vuh_vpack_VwVw_sat(v, v);
+    if (r->bits == 8) v = Q6_Vh_vpack_VwVw_sat(v, v), v = Q6_Vub_vpack_VhVh_sat(v, v);
+    s32 bytes = count * r->bytes;
+    if (bytes >= VECTOR_BYTES)
+        store(p, v);
+    else
+        store_bytes(p, v, smaller(bytes, LANES * r->bytes));
 }
 
 /* Lanes of table[offset], offsets in bytes below `bytes`. */
