@@ -304,4 +304,4 @@ def passes(as_json: AsJson = False) -> None:
 
 
 def _folder_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.iterdir())
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
