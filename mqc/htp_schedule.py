@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,6 +16,7 @@ from mqc.dialects.htp_memory import DmaLoadOp, DmaStoreOp, DmaWaitOp
 from mqc.errors import IRError
 from mqc.htp_tiles import VECTOR_BYTES
 from mqc.ir import function_ops, static_functions
+from mqc.liveness import LiveRange
 
 #: Copies that may be under way at once.
 MAX_TRANSFERS = 16
@@ -80,7 +81,7 @@ def buffers(function: FuncOp) -> list[Buffer]:
     return [Buffer(op, first[op], last[op], size[op]) for op in first]
 
 
-def lower_bound(buffers: list[Buffer]) -> int:
+def lower_bound(buffers: Sequence[Buffer | LiveRange]) -> int:
     """The largest sum of bytes in use at once: no allocation can need less."""
     if not buffers:
         return 0

@@ -17,6 +17,7 @@ from mqc.dialects.core import MqcOp, WeightAttr, attr, channels, element_type, s
 from mqc.dialects.htp_core import HtpOp, pack_scale, static
 from mqc.errors import TargetError
 from mqc.evaluation import Evaluation
+from mqc.htp_schedule import lower_bound
 from mqc.htp_tiles import LANES
 from mqc.ir import (
     CompilerContext,
@@ -28,8 +29,11 @@ from mqc.ir import (
     set_level,
 )
 from mqc.layouts import records
+from mqc.liveness import live_ranges
 from mqc.pass_base import Pass
 
+#: What tiles may take beside the values: two of weights, and scores and probabilities.
+_TILE_BYTES = 3 << 20
 #: Most bytes of one tile of attention scores.
 _SCORE_BYTES = 1 << 20
 #: Interpolation stays in s32 up to knots of this magnitude.
@@ -44,7 +48,9 @@ class LowerToHtp(Pass):
     records, which @main reads too, so that no weight is stored twice.
 
     Options:
-        tokens: rows of each function: `prefill_N`, or `decode` for 1.
+        tokens: rows of each function: `prefill_N`, or `decode` for 1. A number whose values would not fit
+            VTCM beside tiles of weights and scores is halved until they do.
+        vtcm_bytes: bytes of VTCM that `allocate-vtcm` will be given.
 
     Raises `TargetError` naming the `int` op and the constraint of the `htp` op that does not hold.
     """
@@ -53,12 +59,14 @@ class LowerToHtp(Pass):
     requires: ClassVar[str] = "int"
     ensures: ClassVar[str] = "htp"
     tokens: tuple[int, ...] = (128, 1)
+    vtcm_bytes: int = 8 << 20
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
         room = context_length(module) - len(prefix_tokens(module))
-        counts = sorted({min(count, room) for count in (*self.tokens, 1)}, reverse=True)
-        if counts[-1] < 1:
+        if min(self.tokens, default=1) < 1:
             raise TargetError(f"lower-to-htp: tokens must be 1 or more, got {self.tokens}")
+        most = max(1, (self.vtcm_bytes - _TILE_BYTES) // _bytes_per_token(module))
+        counts = sorted({_halved(min(count, room), most) for count in (*self.tokens, 1)}, reverse=True)
         matrices = _Matrices(ctx, module)
         names = {count: "decode" if count == 1 else f"prefill_{count}" for count in counts}
         functions = [_Lowering(ctx, module, n, matrices.packed).run(name) for n, name in names.items()]
@@ -68,6 +76,17 @@ class LowerToHtp(Pass):
             op.properties["weight"], op.properties["layout"] = ref, attr(layout)
         module.body.block.add_ops(functions)
         set_level(module, "htp")
+
+
+def _halved(count: int, most: int) -> int:
+    while count > most:
+        count //= 2
+    return count
+
+
+def _bytes_per_token(module: ModuleOp) -> int:
+    """The most bytes of values that are in use at once, for one token."""
+    return max(lower_bound(list(live_ranges(module))), 1)
 
 
 class _Matrices:

@@ -37,7 +37,7 @@ class QuantizeWeights(Pass):
     3. 4 bits in groups: each group of input channels has an integer factor f in 1…16 (the
        `group_scale`), `w ≈ round(w / (s·f)) · s·f`: the blockwise form that QNN calls LPBQ.
 
-    A matrix shared by two ops is quantized once. Embeddings, and linears that give the logits,
+    A matrix shared by two ops is quantized to 8 bits once. Embeddings, and linears that give the logits,
     keep 8 bits.
 
     With `rounding=feedback` the errors of the input channels make up for one another on calibration data
@@ -71,6 +71,8 @@ class QuantizeWeights(Pass):
             raise RecipeError(
                 "quantize-weights: bits must be 8 or 4, group one of 0, 32, 64, 128 (with 4 bits)"
             )
+        if self.windows < 1:
+            raise RecipeError(f"quantize-weights: windows must be 1 or more, got {self.windows}")
         if self.rounding not in ("nearest", "feedback"):
             raise RecipeError(f"quantize-weights: rounding {self.rounding!r} is neither nearest nor feedback")
         done: dict[WeightAttr, tuple[WeightAttr, WeightAttr]] = {}

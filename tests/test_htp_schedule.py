@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mqc.passes.allocate_vtcm import AllocateVtcm
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, f32
 from xdsl.dialects.func import FuncOp
 
-from mqc.dialects.core import attr, s8, u8
-from mqc.dialects.htp_attention import CacheWriteKeysOp, MaskedSoftmaxOp
+from mqc.dialects.core import attr, s8, s16, u8, u16
+from mqc.dialects.htp_attention import CacheWriteKeysOp, MaskedSoftmaxOp, MatMulValuesOp
 from mqc.dialects.htp_compute import AddOp, FullyConnectedOp, GatherPositionsOp, RmsNormOp
 from mqc.dialects.htp_core import DDR, VTCM, in_space, shape, static
 from mqc.dialects.htp_memory import CacheOp, DmaLoadOp, DmaStoreOp, DmaWaitOp, EmptyOp
@@ -135,6 +135,37 @@ def out_of_order(module: ModuleOp) -> None:
     block.insert_op_before(op, block.first_op)  # type: ignore[arg-type]
 
 
+def other_cache(module: ModuleOp) -> None:
+    one, two = ops(module, CacheWriteKeysOp)[:2]
+    two.operands[1] = one.result
+
+
+def column_left_out(module: ModuleOp) -> None:
+    op = next(op for op in ops(module, FullyConnectedOp) if op.dest is not None and op.get("first"))
+    op.properties["first"] = attr(0)
+
+
+def more_rows_than_tokens(module: ModuleOp) -> None:
+    op = ops(module, GatherPositionsOp)[0]
+    op.result._type = static(s16, 2, shape(op.result)[1], space=VTCM)
+
+
+def two_sizes_of_a_cache(module: ModuleOp) -> None:
+    for op in function_ops(decode(module)):
+        if isinstance(op, CacheOp):
+            op.result._type = static(u8, shape(op.result)[0] + 1, shape(op.result)[1], space=DDR)
+
+
+def tile_of_another_type(module: ModuleOp) -> None:
+    op = ops(module, MatMulValuesOp)[-1]
+    op.result._type = static(u16, *shape(op.result), space=VTCM)
+
+
+def float_memory(module: ModuleOp) -> None:
+    op = ops(module, EmptyOp)[0]
+    op.result._type = static(f32, *shape(op.result), space=VTCM)
+
+
 FAULTS: dict[Callable[[ModuleOp], None], str] = {
     overlap: r"@decode: %\S+ lies on %\S+, which is in use until op",
     no_place: r"has no place in VTCM of 1048576 bytes; run allocate-vtcm",
@@ -143,16 +174,22 @@ FAULTS: dict[Callable[[ModuleOp], None], str] = {
     misaligned_copy: r"htp.dma_load %\S+: offset must be a multiple of 128",
     misaligned_tile: r"first a multiple of 32 \(a tile begins with a record\) does not hold",
     read_before_the_end: r"!htp.transfer<.*> should be of base attribute tensor",
-    no_wait: r"htp.dma_store %\S+ must be waited for by one htp.dma_wait",
+    no_wait: r"htp.empty %lm_head has columns from \d+ on that are not written",
     waited_for_twice: r"htp.dma_load %\S+ must be waited for by one htp.dma_wait",
     illegal_type: r"result tensor<1x\d+xsi8, \"vtcm\"> must have ui8 or ui16 elements",
     wrong_memory: r"must lie in vtcm",
     rows_that_are_not_there: r"has no such rows",
     rotary_rows_by_token: r"must take its rows by position",
     cache_read_twice: r"reads the cache of layer 0 again",
-    cache_too_small: r"has room for 32 positions of 64",
+    cache_too_small: r"heads rows for each token, as wide as capacity does not hold",
     continued_twice: r"in place, which another op uses too",
     out_of_order: r"before it is defined",
+    other_cache: r"must write to an htp.cache",
+    column_left_out: r"has columns from \d+ on that are not written, or twice",
+    more_rows_than_tokens: r"a row for each index does not hold",
+    two_sizes_of_a_cache: r"shaped like the result does not hold|has two sizes",
+    tile_of_another_type: r"dest of the result's type does not hold",
+    float_memory: r"is no static tensor of integers",
 }
 
 

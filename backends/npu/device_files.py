@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.dialects.core import WeightAttr, channels, plain
 from mqc.dialects.htp_core import shape
 from mqc.dialects.int_ops import LinearOp
-from mqc.errors import MqcError
+from mqc.errors import MqcError, TargetError
 from mqc.ir import CompilerContext, mqc_ops, set_level, static_functions
 from mqc.layouts import unpack
 from mqc.pass_manager import Pipeline
@@ -35,7 +36,8 @@ def write(
     """Op list (binary and text), HVX sources and objects, QDQ ONNX with encodings, and a README.
 
     What needs a tool that is not installed is left out, and the README says so: objects without clang,
-    ONNX files without the package `onnx`, context binaries without `onnxruntime-qnn`.
+    ONNX files without the package `onnx`, context binaries without `onnxruntime-qnn`. So are ONNX files of
+    programs that QNN has no form for, such as 4-bit weights in groups.
 
     Args:
         offsets: where each constant begins in the weights file.
@@ -57,7 +59,11 @@ def write(
             missing.append("context binaries: they need the package onnxruntime-qnn (mqc[qnn])")
         elif not htp_binary:
             missing.append("context binaries: not asked for")
-        _write_onnx(module, weights, folder / ONNX, metadata, htp_binary and qnn)
+        try:
+            _write_onnx(module, weights, folder / ONNX, metadata, htp_binary and qnn)
+        except TargetError as error:
+            shutil.rmtree(folder / ONNX)
+            missing = [*missing, f"ONNX graphs and encodings: {error}"]
     (folder / "README.md").write_text(_readme(module, ops, metadata, missing), encoding="utf-8")
 
 

@@ -23,6 +23,11 @@ from mqc.verification import verify_module
 #: Blocks of a scale operand are this far apart (`htp_core.SCALE`).
 _SCALE_STEP = 256
 
+#: Ops that no command stands for: they say what memory is.
+SILENT = (htp_memory.ConstantOp, htp_memory.CacheOp, htp_memory.EmptyOp)
+#: Addresses in the cache and in VTCM are s32.
+_MOST_BYTES = 2**31 - 1
+
 WeightOffset = Callable[[WeightAttr], int]
 
 
@@ -39,6 +44,11 @@ def emit(module: ModuleOp, offset: WeightOffset) -> OpList:
     if capacity is None:
         raise TargetError("npu: the module has no places in VTCM; run allocate-vtcm")
     caches = cache_layout(module)
+    if max(capacity, caches[-1, "end"]) > _MOST_BYTES:
+        raise TargetError(
+            f"npu: a KV cache of {caches[-1, 'end']} bytes and VTCM of {capacity} bytes do not both have "
+            "31-bit addresses; compile with a smaller context"
+        )
     lists = [_Emitter(function, offset, caches).run() for function in static_functions(module).values()]
     return OpList(capacity, caches[-1, "end"], channels(returned_value(module)), lists)
 
@@ -68,12 +78,10 @@ class _Emitter:
             htp_attention.MaskedSoftmaxOp: self.softmax,
             htp_attention.MatMulValuesOp: self.weighted_values,
         }
-        #: Ops that no command stands for: they say what memory is.
-        self.silent = (htp_memory.ConstantOp, htp_memory.CacheOp, htp_memory.EmptyOp)
 
     def run(self) -> CommandList:
         for op in function_ops(self.function):
-            if not isinstance(op, self.silent):
+            if not isinstance(op, SILENT):
                 if type(op) not in self.rules:
                     raise TargetError(f"npu: there is no command for {op.name} %{op.value_name}")
                 self.rules[type(op)](op)

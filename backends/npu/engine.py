@@ -10,10 +10,11 @@ import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Engine, Ids, Logits, check_ids
-from mqc.dialects.core import MqcOp, channels
+from mqc.dialects.core import MqcOp, channels, element_type, s32
 from mqc.dialects.htp_core import VTCM, HtpOp, shape, space
 from mqc.errors import InputError, TargetError
 from mqc.evaluation import Evaluation
+from mqc.htp_schedule import homes
 from mqc.ir import (
     context_length,
     function_ops,
@@ -32,17 +33,20 @@ Observer = Callable[[str, Array], None]
 
 def finals(module: ModuleOp, name: str) -> dict[str, HtpOp]:
     """By name of the value of @main, the op of a function that completes it in VTCM."""
-    wanted = ops_by_name(module)
-    found = {
-        op.value_name: op for op in function_ops(static_functions(module)[name]) if isinstance(op, HtpOp)
-    }
-    return {
-        value: op
-        for value, op in found.items()
-        if value in wanted
-        and "fused_into" not in wanted[value].attributes
-        and space(op.results[0].type) == VTCM
-    }
+    wanted: dict[str, list[str]] = {}
+    for value, op in ops_by_name(module).items():
+        if "fused_into" not in op.attributes:
+            wanted.setdefault(op.value_name, []).append(value)
+    function = static_functions(module)[name]
+    home = homes(function)
+    last = {home[op.results[0]]: op for op in function_ops(function) if isinstance(op, HtpOp)}
+    found: dict[str, HtpOp] = {}
+    for completed in last.values():
+        names = wanted.get(completed.value_name)
+        kind = completed.results[0].type
+        if names and space(kind) == VTCM and element_type(completed.results[0]) != s32:
+            found[names.pop(0)] = completed
+    return found
 
 
 class Runner(ABC):
@@ -56,6 +60,10 @@ class Runner(ABC):
 
         observe: called with the names and values `[tokens, channels]` of `finals`.
         """
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Be ready for a new sequence."""
 
     @abstractmethod
     def close(self) -> None:
@@ -89,6 +97,9 @@ class NumpyRunner(Runner):
 
         logits = evaluation.run(ids, np.arange(position, position + len(ids)), note)
         return np.empty((0, 0), np.int32) if logits is None else logits[first : first + count]
+
+    def begin(self) -> None:
+        """Its cache may hold anything: no position is read before it is written."""
 
     def close(self) -> None:
         self._functions.clear()
@@ -127,6 +138,7 @@ class NpuEngine(Engine):
 
     def reset(self) -> None:
         # Rows of an earlier sequence stay in the cache; no position is read before it is written.
+        self._runner.begin()
         if self._initialize:
             self._runner.run("initialize", 0, np.zeros(self.prefix_length, np.int32), 0, 0)
         self.position = self.prefix_length
@@ -172,6 +184,5 @@ def values(module: ModuleOp, weights: WeightStore, ids: Ids, simulator: str = "n
     engine = NpuEngine(module, weights, simulator)
     logits = engine.forward(ids, observe=lambda name, value: parts.setdefault(name, []).append(value.copy()))
     engine.close()
-    last = returned_value(module).owner
-    assert isinstance(last, MqcOp)
-    return {**{name: np.concatenate(rows) for name, rows in parts.items()}, last.value_name: logits}
+    name = next(name for name, op in ops_by_name(module).items() if op.results[0] is returned_value(module))
+    return {**{name: np.concatenate(rows) for name, rows in parts.items()}, name: logits}

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from mqc.backends.npu.emit import emit
+from mqc.backends.npu.emit import SILENT, emit
 from mqc.backends.npu.engine import Observer, Runner, finals
 from mqc.backends.npu.op_list import OpList
 from mqc.backends.npu.simulator import Simulator, Trace
@@ -16,7 +16,7 @@ from mqc.backend import Ids, Logits
 from mqc.dialects.core import channels, element_type, plain
 from mqc.dialects.htp_core import tensor_bytes
 from mqc.htp_schedule import homes
-from mqc.ir import static_functions, weight_refs
+from mqc.ir import function_ops, static_functions, weight_refs
 from mqc.weight_store import Array, WeightStore, numpy_dtype
 
 OP_LIST_FILE, WEIGHTS_FILE = "program.oplist", "weights.safetensors"
@@ -27,11 +27,23 @@ class QemuRunner(Runner):
 
     def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
         self._module = module
-        self._folder = tempfile.TemporaryDirectory(prefix="mqc-npu-")
-        folder = Path(self._folder.name)
-        self.ops = write(module, weights, folder)
         self._index = {name: i for i, name in enumerate(static_functions(module))}
-        self._simulator = Simulator(folder / OP_LIST_FILE, folder / WEIGHTS_FILE)
+        self._folder = tempfile.TemporaryDirectory(prefix="mqc-npu-")
+        try:
+            self.ops = write(module, weights, Path(self._folder.name))
+            self._simulator = self._start()
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def _start(self) -> Simulator:
+        folder = Path(self._folder.name)
+        return Simulator(folder / OP_LIST_FILE, folder / WEIGHTS_FILE)
+
+    def begin(self) -> None:
+        """A process that has ended, as after an interrupt, is started again."""
+        if self._simulator.closed:
+            self._simulator = self._start()
 
     def run(
         self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
@@ -57,12 +69,12 @@ class QemuRunner(Runner):
     def _watched(self, name: str) -> dict[str, Trace]:
         """By value: the last command that writes it, and where it lies."""
         function = static_functions(self._module)[name]
-        commands = self.ops.lists[self._index[name]].commands
-        last = {c.value: i for i, c in enumerate(commands) if c.kind not in ("wait", "load_weights")}
+        number = iter(range(len(self.ops.lists[self._index[name]].commands)))
+        commands = {op: next(number) for op in function_ops(function) if not isinstance(op, SILENT)}
         home = homes(function)
         return {
             value: (
-                last[value],
+                commands[op],
                 int(plain(home[op.results[0]].attributes["offset"])),
                 tensor_bytes(op.results[0].type),
             )

@@ -89,6 +89,11 @@ class Simulator:
                 pipe.close()
         self._errors.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the process was ended."""
+        return self._errors.closed
+
     def __enter__(self) -> Simulator:
         return self
 

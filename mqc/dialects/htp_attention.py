@@ -59,6 +59,7 @@ class CacheWriteOp(HtpOp):
     }  # fmt: skip
     SHAPE: ClassVar[Sequence[Limit]] = (
         Limit("capacity a multiple of 32", lambda op: op.get("capacity") % LANES == 0),
+        within("head_dim", 1, 8192),
         same_shape("cache_in"),
         Limit(
             "x has head_dim channels for each head of the cache",
@@ -161,6 +162,10 @@ class CausalOp(HtpOp):
         Limit("window positive", lambda op: op.window is None or 0 < op.get("window") < 2**31),
     )
 
+    def tokens_seen(self) -> int:
+        """Tokens that its rows belong to."""
+        return shape(self.results[0])[0] // int(self.get("heads"))
+
     def visible(self, ctx: Evaluation, rows: int) -> Array:
         """Whether a row sees a position, `[rows, positions up to the last row's]`."""
         tokens = rows // self.get("heads")
@@ -239,6 +244,10 @@ class MaskedSoftmaxOp(CausalOp):
     LIMITS: ClassVar = (
         *CausalOp.SHAPE,
         same_shape("x"),
+        Limit(
+            "heads rows for each token, as wide as capacity",
+            lambda op: shape(op.x)[1] == op.get("capacity") and shape(op.x)[0] % op.get("heads") == 0,
+        ),
         *scales(),
         Limit("multiplier not negative", lambda op: op.get("multiplier") >= 0),
         Limit("exponentials has 2048 entries", lambda op: shape(op.exponentials) == (2048,)),
@@ -278,7 +287,7 @@ class MatMulValuesOp(CausalOp):
     }  # fmt: skip
     LIMITS: ClassVar = (
         *CausalOp.SHAPE,
-        same_shape("dest"),
+        Limit("dest of the result's type", lambda op: op.dest.type == op.result.type),
         *scales(),
         within("v_zero", 0, 255),
         zero_of("zero_point"),
@@ -302,6 +311,9 @@ class MatMulValuesOp(CausalOp):
 
     def tied(self) -> SSAValue:
         return self.dest
+
+    def tokens_seen(self) -> int:
+        return self.tokens
 
     def evaluate(self, ctx: Evaluation, p: Array, values: Array, dest: Array) -> Array:
         heads, dim, capacity = self.get("heads"), self.get("head_dim"), self.get("capacity")

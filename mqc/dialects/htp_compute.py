@@ -32,6 +32,8 @@ from mqc.evaluation import Evaluation
 from mqc.htp_tiles import LANES, Records
 from mqc.weight_store import Array
 
+_ROWS = Limit("a row for each index", lambda op: op.tokens == shape(op.indices)[0])
+
 
 @irdl_op_definition
 class GatherTokensOp(HtpOp):
@@ -54,6 +56,7 @@ class GatherTokensOp(HtpOp):
     }  # fmt: skip
     LIMITS: ClassVar = (
         zero_of("zero_point"),
+        _ROWS,
         Limit("table as wide as the result", lambda op: channels(op.table) == channels(op.result)),
         Limit(
             "a multiplier and a shift for each row of table",
@@ -79,6 +82,7 @@ class GatherPositionsOp(HtpOp):
     result = result_def(TensorType)
     PORTS: ClassVar = {"indices": INDEX, "table": Port((s16,), 2, DDR), "result": Port((s16,))}
     LIMITS: ClassVar = (
+        _ROWS,
         Limit("table as wide as the result", lambda op: channels(op.table) == channels(op.result)),
     )
 
@@ -269,6 +273,8 @@ class RotaryEmbeddingOp(HtpOp):
         zero_of("x_zero", "x"),
         zero_of("zero_point"),
         SCALE_SHAPE,
+        within("head_dim", 1, 8192),
+        within("interleaved", 0, 1),
         Limit("head_dim divides the channels", lambda op: channels(op.x) % op.get("head_dim") == 0),
         Limit(
             "cos and sin have a row for each of x, of at most head_dim / 2",
@@ -312,12 +318,22 @@ class MultiplyOp(HtpOp):
         zero_of("zero_point"),
         SCALE_SHAPE,
         within("acc_shift", 0, 8),
+        Limit(
+            "acc_shift brings the product into 31 bits",
+            lambda op: bits(op.a) + bits(op.b) - op.get("acc_shift") <= 30,
+        ),
     )
 
     def evaluate(self, ctx: Evaluation, x: Array, y: Array, scale: Array) -> Array:
         product = (x.astype(np.int64) - self.get("a_zero")) * (y.astype(np.int64) - self.get("b_zero"))
         product = a.shift_right_round(product, self.get("acc_shift"))
         return self.narrow(a.requantize(product, *factors(scale, x.shape[1])) + self.get("zero_point"))
+
+
+def _fits(op: HtpOp, name: str) -> bool:
+    """Whether the rescaled operand stays below 2^30, so that a sum of two stays in s32."""
+    factor = abs(op.get(f"{name}_multiplier")) * 2.0 ** -(31 + op.get(f"{name}_shift"))
+    return (1 << (bits(getattr(op, name)) + a.ADD_LEFT_SHIFT)) * factor < 2**30
 
 
 @irdl_op_definition
@@ -347,6 +363,7 @@ class AddOp(HtpOp):
         zero_of("zero_point"),
         *scales("a_"),
         *scales("b_"),
+        Limit("a and b at most 64 times the result's range", lambda op: _fits(op, "a") and _fits(op, "b")),
     )
 
     def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:

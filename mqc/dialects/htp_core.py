@@ -176,6 +176,11 @@ class HtpOp(MqcOp):
     def violations(self) -> Iterator[str]:
         """The constraints that do not hold, in words."""
         broken = False
+        for value in (*self.operands, *self.results):
+            kind = value.type
+            if isinstance(kind, TensorType) and not _integers(kind):
+                broken = True
+                yield f"{kind} is no static tensor of integers"
         for name, port in self.PORTS.items():
             value = self.results[0] if name == "result" else getattr(self, name)
             if value is not None and (text := port.violation(value.type)) is not None:
@@ -210,6 +215,10 @@ class HtpOp(MqcOp):
     def tied(self) -> SSAValue | None:
         """The operand whose memory the result continues, if any."""
         return None
+
+
+def _integers(kind: TensorType) -> bool:
+    return isinstance(kind.get_element_type(), IntegerType) and min(kind.get_shape(), default=1) >= 1
 
 
 def factors(scale: Array, count: int) -> tuple[Array, Array]:

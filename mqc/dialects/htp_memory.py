@@ -108,6 +108,7 @@ class DmaLoadOp(MqcOp):
         rows, count = shape(self.x), kind.tensor.get_shape()
         self.expect(space(self.x.type) == DDR, f"{self.x.type} must lie in ddr")
         self.expect(space(kind.tensor) == VTCM, f"{kind.tensor} must lie in vtcm")
+        self.expect(min(count) > 0, f"{kind.tensor} must have a row")
         self.expect(
             kind.tensor.get_element_type() == element_type(self.x) and tuple(count[1:]) == rows[1:],
             f"the rows of {kind.tensor} must be those of {self.x.type}",

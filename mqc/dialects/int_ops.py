@@ -529,7 +529,7 @@ class AddOp(IntOp):
         for name, value in (("a", self.a), ("b", self.b)):
             self.expect_zero_point(f"{name}_zero", value)
             self.expect_scale(f"{name}_multiplier", f"{name}_shift")
-            factor = self.get(f"{name}_multiplier") * 2.0 ** -(31 + self.get(f"{name}_shift"))
+            factor = abs(self.get(f"{name}_multiplier")) * 2.0 ** -(31 + self.get(f"{name}_shift"))
             bound = (1 << (bits(value) + a.ADD_LEFT_SHIFT)) * factor
             self.expect(bound < 2**30, f"operand {name} is more than 64 times the result's range")
 

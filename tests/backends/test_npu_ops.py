@@ -10,9 +10,10 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.dialects import int_ops
 from mqc.dialects.core import s32, tensor, u8, u16
 from mqc.dialects.int_ops import LutOp
-from mqc.errors import TargetError
+from mqc.errors import IRError, TargetError
 from mqc.ir import mqc_ops
 from mqc.runtime.oracle import OracleEngine
+from mqc.verification import verify_module
 from tests.backends.op_cases import CASES, Lab, check_engine
 from tests.compiled import lower_for_npu
 
@@ -77,3 +78,15 @@ def test_an_accumulator_that_two_ops_read_is_refused() -> None:
     module = lab.finish(lab.requant(acc, u8, 16))
     with pytest.raises(TargetError, match="must be followed by one int\\.requant alone"):
         lowered(lab, module)
+
+
+def test_a_sum_that_could_leave_s32_is_refused() -> None:
+    """Whatever the sign of its factors."""
+    lab = Lab(0)
+    value = lab.add(
+        int_ops.AddOp, [lab.activation(u16, 8), lab.activation(u16, 8)], tensor(u16, 8), a_zero=0,
+        b_zero=0, zero_point=0, a_multiplier=-(2**30), a_shift=-3, b_multiplier=2**30, b_shift=8,
+    )  # fmt: skip
+    module = lab.finish(value)
+    with pytest.raises(IRError, match="operand a is more than 64 times"):
+        verify_module(module)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mqc.backends.npu import NpuBackend
 from mqc.backends.npu.device_files import integer_program
 from mqc.backends.npu.emit import emit
 from mqc.backends.npu.engine import NpuEngine, values
@@ -14,11 +15,13 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.errors import ArtifactError, InputError, TargetError
 from mqc.evaluation import evaluate
-from mqc.ir import CompilerContext, mqc_ops, static_functions, weight_refs
+from mqc.ir import CompilerContext, mqc_ops, ops_by_name, static_functions, weight_refs
 from mqc.ir_text import parse_module, print_module
+from mqc.pass_manager import Pipeline
 from mqc.recipe import RECIPES, Recipe
 from mqc.runtime.oracle import OracleEngine
 from mqc.verification import verify_fully
+from tests.backends.op_cases import CASES, Lab
 from tests.compiled import lower_for_npu, quantized
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 
@@ -65,13 +68,59 @@ def test_architectures_as_hvx_code(architecture: str) -> None:
 
 
 @pytest.mark.hexagon
-@pytest.mark.parametrize(
-    "recipe", [RECIPES["w4a8"], Recipe("groups", weight_bits=4, group=32, keep8=("*.down_proj",))]
-)
-def test_four_bit_weights(recipe: Recipe) -> None:
-    found = compiled("llama", recipe)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_four_bit_weights(architecture: str) -> None:
+    found = compiled(architecture, RECIPES["w4a8"])
     check(found, "numpy")
     check(found, "qemu")
+
+
+@pytest.mark.hexagon
+def test_groups_of_four_bit_weights(tmp_path: Path) -> None:
+    found = compiled("llama", GROUPS)
+    check(found, "numpy")
+    check(found, "qemu")
+    # QNN has no form for them: all else is written, and the README says so
+    offsets = found[0].weights.save(tmp_path / "w", weight_refs(found[1]))
+    NpuBackend().accompany(found[1], found[0].weights, offsets, tmp_path, {})
+    assert not (tmp_path / "onnx").exists() and (tmp_path / "hvx" / "linear.o").exists()
+    assert "which HTP does not take" in (tmp_path / "README.md").read_text()
+
+
+def test_lengths_that_do_not_fit_are_halved() -> None:
+    ctx, module = quantized(tiny_model("llama"))
+    Pipeline.parse(
+        'choose-kernels{backend="npu"},lower-to-htp{tokens=32 vtcm_bytes=3160000},tile-htp,allocate-vtcm'
+    ).run(ctx, module)
+    assert {name for name in static_functions(module)} & {"prefill_32", "prefill_16", "prefill_8"} == {
+        "prefill_16"
+    }
+
+
+def test_values_of_one_name_are_told_apart() -> None:
+    lab = Lab(0)
+    module = CASES["add-u16-u8"](lab)
+    lower_for_npu(lab.ctx, module)
+    seen: list[np.ndarray] = []
+    ids = np.arange(20, dtype=np.int32)
+    evaluate(module, lab.ctx.weights, ids, lambda op, value: seen.append(value))
+    got = values(module, lab.ctx.weights, ids)
+    names = list(ops_by_name(module))
+    assert len(got) >= 3
+    for name, value in got.items():
+        assert (value == seen[names.index(name)]).all(), name
+
+
+@pytest.mark.hexagon
+def test_a_simulator_that_ended_is_started_again(tiny: Compiled) -> None:
+    engine = NpuEngine(tiny[1], tiny[0].weights, "qemu")
+    want = engine.forward(IDS)
+    engine._runner._simulator._process.kill()  # type: ignore[attr-defined]
+    with pytest.raises(TargetError, match="ended with status"):
+        engine.forward(IDS[:1])
+    engine.reset()
+    assert (engine.forward(IDS) == want).all()
+    engine.close()
 
 
 def test_text_round_trip(tiny: Compiled) -> None:
