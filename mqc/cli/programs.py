@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +94,12 @@ def run(
 
 @app.command("eval")
 def eval_command(
+    context: typer.Context,
     path: ProgramPath,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval's tasks, by commas, not perplexity")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="folder with tasks of your own")] = None,
+    limit: Annotated[int | None, typer.Option(help="documents per task; all by default")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="examples; the task's number by default")] = None,
     text: Annotated[Path | None, typer.Option(help="text file; WikiText-2 test by default")] = None,
     windows: Annotated[int, typer.Option(help="windows to score")] = 30,
     skip: Annotated[int, typer.Option(help="windows to leave out first")] = 0,
@@ -105,45 +109,16 @@ def eval_command(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity of the integer program beside the float model's, on the same windows."""
-    from mqc.runtime.perplexity import text_windows
+    """Perplexity beside the float model's, on the same windows; with --tasks, the tasks of lm-eval."""
+    from mqc.cli.evaluation import check_exclusive, show_perplexity, show_tasks
 
+    check_exclusive(context, tasks is not None)
     program = _configured(path, threads, option)
-    if text is not None:
-        content = read_text_file(text)
+    if tasks is not None:
+        show_tasks(program, tasks, include_path, limit, num_fewshot, as_json)
     else:
-        from mqc.data import text as packaged
-
-        content = packaged("test")
-    parts = text_windows(program.tokenizer.encode(content), length, windows, skip)
-    data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
-    with progress() as report:
-        if not no_float:
-            from mqc.float_model import float_perplexity, source_model
-
-            model = source_model(program.manifest)
-            for key, prefix in (("float_ppl", ()), ("float_prefix_ppl", program.prefix)):
-                name = key.replace("_", " ")
-                data[key] = float_perplexity(model, parts, prefix, partial(report, name))
-        data["int_ppl"] = program.perplexity(
-            content, windows, skip, length, progress=lambda share: report("int ppl", share)
-        )
-    data["ratio"] = None if no_float else data["int_ppl"] / data["float_prefix_ppl"]
-    data["mac_share_8bit"] = program.manifest.get("mac_share_8bit")
-    data["size_bytes"] = _folder_bytes(path)
-    data |= {"windows": windows, "length": length, "skip": skip, "prefix": list(program.prefix)}
-    rows = [("integer program", f"{data['int_ppl']:.3f}")]
-    if not no_float:
-        rows = [
-            ("float model", f"{data['float_ppl']:.3f}"),
-            (f"float model, prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}"),
-            (rows[0][0], f"{rows[0][1]} ({data['ratio']:.4f} × float with the prefix)"),
-        ]
-    rows += [
-        ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
-        ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
-    ]
-    show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
+        size = _folder_bytes(path)
+        show_perplexity(program, text, windows, skip, length, no_float, size, as_json)
 
 
 @app.command()
