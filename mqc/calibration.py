@@ -15,6 +15,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import MqcOp
+from mqc.dialects.llm import AttentionOp
 from mqc.errors import CalibrationError
 from mqc.evaluation import Evaluation, Observer
 from mqc.files import replacing
@@ -25,7 +26,7 @@ Windows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token windows to observe.
+    """Token windows; passes take a part of them (`part`).
 
     windows: token ids `[count, length]`.
     bos: the tokenizer's token for the start of a text, if it has one.
@@ -39,11 +40,10 @@ class Calibration:
         cls,
         ids: Sequence[int],
         vocabulary: int,
-        count: int = 16,
         length: int = 512,
         bos: int | None = None,
     ) -> Calibration:
-        """`count` windows of `length` tokens, spread evenly over a tokenized text.
+        """A tokenized text in windows of `length` tokens; what is left at its end is dropped.
 
         Raises `CalibrationError` if the text is empty, shorter than one window, or holds token
         ids outside the vocabulary.
@@ -59,9 +59,7 @@ class Calibration:
                 f"calibration holds token ids outside [0, {vocabulary}); "
                 "was it tokenized with the model's own tokenizer?"
             )
-        available = len(ids) // length
-        picked = np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
-        return cls(np.stack([array[i * length : (i + 1) * length] for i in picked]), bos)
+        return cls(array[: len(ids) // length * length].reshape(-1, length), bos)
 
     def save(self, path: Path) -> None:
         """Write the windows as a safetensors file. Raises `StorageError`."""
@@ -86,6 +84,16 @@ class Calibration:
         """The first `length` tokens of `count` windows spread over all."""
         picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
         return self.windows[picked, :length]
+
+
+def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp, torch.Tensor]]:
+    """The prefix's keys and values `[prefix tokens, channels]`, each with the op whose later results share
+    their cache and so their scale."""
+    for op in mqc_ops(module):
+        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
+            for value, ref in ((op.k, op.prefix_k), (op.v, op.prefix_v)):
+                assert isinstance(value.owner, MqcOp)
+                yield value.owner, torch.from_numpy(ctx.weights[ref])
 
 
 def lockstep(

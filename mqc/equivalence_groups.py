@@ -16,7 +16,7 @@ from mqc.dialects.core import channels
 from mqc.dialects.llm import LlmOp
 from mqc.equivariance import Constraint, Fix, Tie
 from mqc.ir import main_function, mqc_ops
-from mqc.weight_store import Array
+from mqc.weight_store import Array, WeightStore
 
 Index = npt.NDArray[np.int64]
 
@@ -97,3 +97,13 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
             for (value, start), size in zip(offsets.items(), sizes.tolist(), strict=True)
         },
     )
+
+
+def apply_scales(weights: WeightStore, module: ModuleOp, groups: EquivalenceGroups, scales: Array) -> None:
+    """Divide every value by its scales and let the ops absorb them. `scales`: one per group."""
+    for op in mqc_ops(module):
+        assert isinstance(op, LlmOp)
+        inputs = [groups.scale_of(value, scales) for value in op.operands]
+        output = groups.scale_of(op.results[0], scales)
+        if output is not None or any(scale is not None for scale in inputs):
+            op.absorb(weights, inputs, output)

@@ -10,7 +10,7 @@ MqcError
 ├── RecipeError           a recipe that cannot be read or does not apply
 ├── TargetError           unknown target, or an op that no kernel of it takes
 │   └── ToolchainError        no C compiler, or it failed
-├── ArtifactError         a saved program that is truncated, altered or of another format
+├── ArtifactError         a saved program or checkpoint that is truncated, altered or of another format
 ├── StorageError          the disk is full, read-only or not writable
 └── InputError            a prompt, token id or option out of range
 ```
@@ -79,7 +79,7 @@ class ToolchainError(TargetError):
 
 
 class ArtifactError(MqcError):
-    """A saved program is truncated, altered, or of a format version this mqc does not read."""
+    """A saved program or checkpoint is truncated, altered, or of a format version this mqc does not read."""
 
 
 class StorageError(MqcError):

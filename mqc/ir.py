@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
-from xdsl.dialects.func import Func, FuncOp
+from xdsl.dialects.func import Func, FuncOp, ReturnOp
 from xdsl.ir import Dialect, SSAValue
 
 from mqc.dialects.core import Mqc, MqcOp, WeightAttr, plain
@@ -15,6 +15,8 @@ from mqc.errors import IRError
 from mqc.registry import dialects
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mqc.calibration import Calibration
     from mqc.weight_store import WeightStore
 
@@ -25,7 +27,8 @@ class CompilerContext(Context):
     """An xDSL context that passes also take weights and calibration data from.
 
     `weights` holds every tensor the module names; `calibration` the token windows to observe,
-    or None where none were given; `progress` is called with a message and a share in [0, 1].
+    or None where none were given; `checkpoints` is the folder where passes that learn keep their state, or
+    None to keep none; `progress` is called with a message and a share in [0, 1].
     """
 
     def __init__(self, weights: WeightStore | None = None, calibration: Calibration | None = None) -> None:
@@ -34,6 +37,7 @@ class CompilerContext(Context):
 
         self.weights = weights if weights is not None else WeightStore()
         self.calibration = calibration
+        self.checkpoints: Path | None = None
         self.load_dialect(Builtin)
         self.load_dialect(Func)
         self.load_dialect(Mqc)
@@ -45,7 +49,10 @@ class CompilerContext(Context):
             self.register_dialect(name, load)
 
     def progress(self, message: str, share: float) -> None:
-        """Report that `share` of the work called `message` is done. Silent by default."""
+        """Report that `share` of the work called `message` is done. Silent by default.
+
+        What stands behind a colon is a remark: it changes while the work is the same.
+        """
 
 
 def _llm() -> Dialect:
@@ -102,6 +109,11 @@ def returned_value(module: ModuleOp) -> SSAValue:
     if returned is None or not returned.operands:
         raise IRError("@main must end in func.return of the logits")
     return returned.operands[0]
+
+
+def gives_logits(op: MqcOp) -> bool:
+    """Whether a function returns the op's result."""
+    return any(isinstance(use.operation, ReturnOp) for use in op.results[0].uses)
 
 
 def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:

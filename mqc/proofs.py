@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.arithmetic import INT32_MAX
-from mqc.dialects.core import MqcOp
-from mqc.dialects.int_ops import LinearOp, limits
+from mqc.arithmetic import INT32_MAX, ROPE_FRACTION_BITS
+from mqc.dialects.core import MqcOp, WeightAttr
+from mqc.dialects.int_ops import LinearOp, RopeOp, limits
 from mqc.errors import IRError
 from mqc.evaluation import Evaluation
 from mqc.ir import mqc_ops
@@ -36,13 +36,14 @@ def acc_shift(bound: int) -> int:
 
 
 def check_accumulators(module: ModuleOp, weights: WeightStore) -> int:
-    """Prove that no accumulator of any `int.linear` leaves s32, whatever the input.
+    """Prove that no accumulator of any `int.linear` or `int.rope` leaves s32, whatever the input.
 
-    Three sums are bounded: of the 8-bit planes that kernels accumulate (Σ 255·|w|), of the exact
-    result after `acc_shift`, and of each group's products. The other ops are bounded by their
-    types (their verifiers). Returns the number of output channels proved. Raises `IRError` naming
-    the op and the channel otherwise.
+    Of a product three sums are bounded: of the 8-bit planes that kernels accumulate (Σ 255·|w|), of the
+    exact result after `acc_shift`, and of each group's products; of a rotation, the two products by the
+    table's largest |cos| + |sin|. The other ops are bounded by their types (their verifiers). Returns the
+    number of output channels of products proved. Raises `IRError` naming the op and the channel otherwise.
     """
+    _check_rotations(module, weights)
     evaluation = Evaluation(module, weights)
     proved = 0
     for op, weight in _linears(module, evaluation):
@@ -64,6 +65,24 @@ def check_accumulators(module: ModuleOp, weights: WeightStore) -> int:
             )
         proved += len(bound)
     return proved
+
+
+def _check_rotations(module: ModuleOp, weights: WeightStore) -> None:
+    reach: dict[tuple[WeightAttr, WeightAttr], int] = {}  # layers share tables
+    for op in mqc_ops(module):
+        if not isinstance(op, RopeOp):
+            continue
+        tables = op.cos, op.sin
+        if tables not in reach:
+            cos, sin = (np.abs(weights[ref].astype(np.int64)) for ref in tables)
+            reach[tables] = max(int((cos + sin).max()), 1 << ROPE_FRACTION_BITS)
+        low, high = limits(op.x)
+        bound = max(high - op.get("x_zero"), op.get("x_zero") - low) * reach[tables]
+        if bound > INT32_MAX:
+            raise IRError(
+                f"int.rope %{op.value_name}: |cos| + |sin| goes up to {reach[tables]}, so that a rotation "
+                f"can reach {bound}, which is beyond s32: give its operand 8 bits"
+            )
 
 
 def _linears(module: ModuleOp, evaluation: Evaluation) -> Iterator[tuple[LinearOp, Array]]:

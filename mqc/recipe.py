@@ -20,52 +20,71 @@ class Recipe:
 
     name: shown in reports and in the manifest.
     weight_bits: 8 or 4; group: input channels per 4-bit group, 0 for per channel.
-    keep8: globs of value names whose weights keep 8 bits.
-    rounding: how 4-bit weights are rounded, `nearest` or `feedback` (GPTQ).
+    keep8: globs of value names whose weights keep 8 bits; weights8: share of 4-bit weights that get 8 bits
+        where it pays most, 0 for none.
+    rounding: how weights are rounded, `nearest` or `feedback` (GPTQ), on so many calibration `windows`.
+    prefix: prefix tokens; None to find them, empty for none.
+    rotate: whether rotations spread outlier channels.
     alpha: share of activation magnitude that `balance-scales` moves into weights.
     ranges: `minmax`, `percentile` or `mse`; outside_ppm: values that `percentile` leaves
         outside, in parts per million.
-    prefix: prefix tokens; None to find them, empty for none.
     precision: rules for `assign-precision` after its default plan, e.g. `%layers.0.*=16`.
+    share: least share of multiply-accumulates with 8-bit activations; which values get 16 bits is searched
+        for. 0: the default plan, without a search.
+    learn: options of `learn-ranges` before weights are quantized, as in a pipeline's text; empty for none.
+    tune: the same for `learn-ranges` on quantized weights, after.
     """
 
     name: str = "w8a8"
     weight_bits: int = 8
     group: int = 0
     keep8: tuple[str, ...] = ()
-    rounding: str = "nearest"
-    alpha: float = 0.65
-    ranges: str = "percentile"
-    outside_ppm: float = 1.0
+    weights8: float = 0.0
+    rounding: str = "feedback"
+    windows: int = 16
     prefix: tuple[int, ...] | None = None
+    rotate: bool = True
+    alpha: float = 0.5
+    ranges: str = "mse"
+    outside_ppm: float = 1.0
     precision: tuple[str, ...] = field(default=())
+    share: float = 0.0
+    learn: str = ""
+    tune: str = ""
 
     def pipeline(self, backend: str) -> Pipeline:
         """The passes of this recipe for a backend."""
         prefix: dict[str, Any] = {}
         if self.prefix is not None:
             prefix = {"tokens": self.prefix} if self.prefix else {"most": 0}
+        weights = {"group": self.group, "keep8": self.keep8}
+        precision = {"rules": self.precision, "share": self.share}
+        if self.weights8:
+            precision |= {"weights8": self.weights8, "group": self.group}
+        rounding = {"rounding": self.rounding, "windows": self.windows, "keep_reference": bool(self.tune)}
         steps: list[tuple[str, dict[str, Any]]] = [
             ("fold-constants", {}),
             ("fold-norm", {}),
             ("absorb-prefix", prefix),
+            *([("rotate-channels", {})] if self.rotate else []),
             ("balance-scales", {"alpha": self.alpha}),
             ("observe-ranges", {"method": self.ranges, "outside_ppm": self.outside_ppm}),
-            ("assign-precision", {"rules": self.precision}),
-            (
-                "quantize-weights",
-                {
-                    "bits": self.weight_bits,
-                    "group": self.group,
-                    "keep8": self.keep8,
-                    "rounding": self.rounding,
-                },
-            ),
+            ("assign-precision", precision),
+            *([("learn-ranges", self._learning())] if self.learn else []),
+            ("quantize-weights", {"bits": self.weight_bits, **weights, **rounding}),
+            *([("learn-ranges", _options(self.tune))] if self.tune else []),
             ("lower-to-int", {}),
             ("choose-kernels", {"backend": backend}),
             *((name, {}) for name in find_backend(backend).passes),
         ]
         return Pipeline(tuple(pass_class(name)(**options) for name, options in steps))
+
+    def _learning(self) -> dict[str, Any]:
+        """Options of `learn-ranges` before weights are quantized: with how they will be, where it clips them."""
+        options = _options(self.learn)
+        if options["lr_clipping"]:
+            options |= {"weight_bits": self.weight_bits, "group": self.group, "keep8": self.keep8}
+        return options
 
     def to_toml(self) -> str:
         """The text of a recipe file, every field stated. Inverse of `load_recipe`."""
@@ -78,11 +97,16 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
+def _options(text: str) -> dict[str, Any]:
+    """The options of `learn-ranges` that a text gives."""
+    (learning,) = Pipeline.parse(f"learn-ranges{{{text}}}")
+    return {entry.name: getattr(learning, entry.name) for entry in fields(learning)}
+
+
 RECIPES = {
     "w8a8": Recipe(),
-    # 4-bit weights take less of the activations' outliers.
-    "w4a8": Recipe("w4a8", weight_bits=4, rounding="feedback", alpha=0.2),
-    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, rounding="feedback", alpha=0.4),
+    "w4a8": Recipe("w4a8", weight_bits=4, windows=48),
+    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, windows=48),
 }
 
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}

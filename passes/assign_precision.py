@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from xdsl.dialects import func
-from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, TensorType
+from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, ModuleOp, StringAttr
 from xdsl.ir import Attribute
 from xdsl.rewriter import Rewriter
 
-from mqc.dialects.core import MqcOp, channels, tensor
-from mqc.dialects.quant import affine_range
-from mqc.errors import PassError, RecipeError
-from mqc.ir import CompilerContext, mqc_ops, set_level
+from mqc.dialects.core import MqcOp, attr, channels, tensor
+from mqc.dialects.quant import UniformType, affine_range
+from mqc.errors import CalibrationError, PassError, RecipeError
+from mqc.ir import CompilerContext, gives_logits, mqc_ops, set_level
 from mqc.pass_base import Pass
+from mqc.precision_rules import Rule, value_bits, weight_bits
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
@@ -32,53 +31,87 @@ DEFAULT_PLAN = (
 BEYOND = 1.25
 #: … but for no more than this many times the range that 8 bits would cover.
 OUTLIERS = 4.0
+#: Module attribute: the rules that were searched for.
+FOUND = "mqc.precision"
 
 
 @dataclass(frozen=True)
 class AssignPrecision(Pass):
     """Turn the observed ranges into `!quant.uniform` types: 8 bits, or what the plan says.
 
-    A rule is `selector=bits`, bits 8 or 16; of several that match, the last decides. Selectors:
-
-    1. `llm.add`: results of that kind of op (a glob);
-    2. `->llm.linear`: values that such an op uses; `llm.mul->llm.linear`: both;
-    3. `%layers.*.down_proj`: values by name (a glob).
+    A rule is `selector=bits` (`mqc.precision_rules.Rule`); of several that match, the last decides.
 
     8-bit values take the op's `clip`; 16-bit ones 1.25 times its `range`, but at most four times its
     `clip`: one token in 10,000 that emits 25,000 must not cost all others their precision.
     Logits stay unquantized here; they leave the integer program as s32.
 
+    With `share`, rules are searched for: the values that matrix products read get 8 bits, but for those where
+    16 bits spare the output most for the multiply-accumulates that they cost, until `share` of all are left
+    with 8 (`mqc.learning.sensitivity`). With `weights8`, likewise, that share of 4-bit weights gets 8 bits.
+    What was found stands in the module's `mqc.precision`, as rules to edit and give back; `rules` go before
+    what is searched.
+
     Options:
         plan: rules that replace the default plan.
         rules: rules that follow the plan.
+        share: least share of multiply-accumulates of matrix products with 8-bit activations; 0: no search.
+        weights8: share of the weights of matrix products that get 8 bits; 0: no search.
+        group: input channels per group of the 4-bit weights, for the search.
+        samples, length: calibration windows, and tokens of each, to search on.
     """
 
     name = "assign-precision"
     ensures: ClassVar[str] = "quant"
     plan: tuple[str, ...] = DEFAULT_PLAN
     rules: tuple[str, ...] = ()
+    share: float = 0.0
+    weights8: float = 0.0
+    group: int = 0
+    samples: int = 16
+    length: int = 256
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        return self.share > 0 or self.weights8 > 0
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        rules = [_parse(rule) for rule in (*self.plan, *self.rules)]
+        own = [Rule.parse(rule) for rule in self.rules]
+        found = self._search(ctx, module, own) if self.needs_calibration else []
+        if found:
+            module.attributes[FOUND] = ArrayAttr([StringAttr(str(rule)) for rule in found])
+        rules = [*map(Rule.parse, self.plan), *found, *own]
         for op in mqc_ops(module):
-            result = op.results[0]
-            if any(isinstance(use.operation, func.ReturnOp) for use in result.uses):
-                continue
-            bits = 8
-            for selector, wanted in rules:
-                if _matches(selector, op):
-                    bits = wanted
-            low, high = _pair(op, "clip")
-            if bits == 16:
-                lowest, highest = _pair(op, "range")
-                low, high = max(lowest * BEYOND, low * OUTLIERS), min(highest * BEYOND, high * OUTLIERS)
-            quantized = affine_range(low, high, bits)
-            _retype(op, tensor(quantized, channels(result)))
+            bits = weight_bits(rules, op)
+            if bits is not None:
+                op.properties["weight_bits"] = attr(bits)
+            if not gives_logits(op):
+                quantized = _quantized(op, value_bits(rules, op))
+                new = tensor(quantized, channels(op.results[0]))
+                Rewriter.replace_value_with_new_type(op.results[0], new)
         set_level(module, "quant")
 
+    def _search(self, ctx: CompilerContext, module: ModuleOp, own: list[Rule]) -> list[Rule]:
+        from mqc.learning.precision_search import search_activations, search_weights
 
-def _retype(op: MqcOp, new: TensorType) -> None:
-    Rewriter.replace_value_with_new_type(op.results[0], new)
+        if ctx.calibration is None:
+            raise CalibrationError("assign-precision needs calibration text to search")
+        if not (0 <= self.share <= 1 and 0 <= self.weights8 <= 1):
+            raise RecipeError("assign-precision: share and weights8 must be between 0 and 1")
+        windows = ctx.calibration.part(self.samples, self.length)
+        found = []
+        if self.share:
+            found += search_activations(ctx, module, self.share, lambda op: _quantized(op, 8), own, windows)
+        if self.weights8:
+            found += search_weights(ctx, module, self.weights8, self.group, own, windows)
+        return found
+
+
+def _quantized(op: MqcOp, bits: int) -> UniformType:
+    low, high = _pair(op, "clip")
+    if bits == 16:
+        lowest, highest = _pair(op, "range")
+        low, high = max(lowest * BEYOND, low * OUTLIERS), min(highest * BEYOND, high * OUTLIERS)
+    return affine_range(low, high, bits)
 
 
 def _pair(op: MqcOp, name: str) -> tuple[float, float]:
@@ -87,22 +120,3 @@ def _pair(op: MqcOp, name: str) -> tuple[float, float]:
         raise PassError(f"assign-precision: %{op.value_name} has no {name}; run observe-ranges first")
     low, high = (float(v) for v in stated.get_values())
     return low, high
-
-
-def _parse(rule: str) -> tuple[str, int]:
-    selector, _, bits = rule.rpartition("=")
-    if not selector or bits not in ("8", "16"):
-        raise RecipeError(
-            f"assign-precision: rule {rule!r} must read selector=8 or selector=16, "
-            "the selector an op (llm.add), a use (->llm.linear) or a name (%layers.0.*)"
-        )
-    return selector, int(bits)
-
-
-def _matches(selector: str, op: MqcOp) -> bool:
-    if selector.startswith("%"):
-        return fnmatchcase(op.value_name, selector[1:])
-    producer, arrow, user = selector.partition("->")
-    if producer and not fnmatchcase(op.name, producer):
-        return False
-    return not arrow or any(fnmatchcase(use.operation.name, user) for use in op.results[0].uses)

@@ -11,10 +11,10 @@ from xdsl.ir import SSAValue
 
 from mqc.calibration import observe
 from mqc.dialects.core import MqcOp
-from mqc.dialects.llm import LinearOp, LlmOp
-from mqc.equivalence_groups import EquivalenceGroups, discover
+from mqc.dialects.llm import LinearOp
+from mqc.equivalence_groups import EquivalenceGroups, apply_scales, discover
 from mqc.errors import CalibrationError
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext
 from mqc.pass_base import Pass
 from mqc.weight_store import Array
 
@@ -47,17 +47,7 @@ class BalanceScales(Pass):
         groups = discover(module)
         magnitudes = _channel_magnitudes(ctx, module, self.windows)
         scales = _closed_form(ctx, groups, magnitudes, self.alpha)
-        apply_scales(ctx, module, groups, scales)
-
-
-def apply_scales(ctx: CompilerContext, module: ModuleOp, groups: EquivalenceGroups, scales: Array) -> None:
-    """Divide every value by its scales and let the ops absorb them. `scales`: one per group."""
-    for op in mqc_ops(module):
-        assert isinstance(op, LlmOp)
-        inputs = [groups.scale_of(value, scales) for value in op.operands]
-        output = groups.scale_of(op.results[0], scales)
-        if output is not None or any(scale is not None for scale in inputs):
-            op.absorb(ctx.weights, inputs, output)
+        apply_scales(ctx.weights, module, groups, scales)
 
 
 def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> dict[SSAValue, Array]:

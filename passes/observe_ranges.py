@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 
-from mqc.calibration import observe
+from mqc.calibration import observe, prefix_rows
 from mqc.dialects.core import MqcOp
-from mqc.dialects.llm import AttentionOp
 from mqc.errors import CalibrationError, RecipeError
 from mqc.histogram import Histogram
 from mqc.ir import CompilerContext, mqc_ops
@@ -49,7 +47,8 @@ class ObserveRanges(Pass):
             histograms[op].add(result)
 
         observe(ctx, module, windows, note, self.name)
-        _include_prefix(ctx, module, histograms)
+        for op, rows in prefix_rows(ctx, module):
+            histograms[op].add(rows)
         for op, histogram in histograms.items():
             clip = histogram.low, histogram.high
             if self.method == "percentile":
@@ -59,12 +58,3 @@ class ObserveRanges(Pass):
             full = [histogram.low, histogram.high]
             op.attributes["range"] = DenseArrayBase.from_list(f64, full)
             op.attributes["clip"] = DenseArrayBase.from_list(f64, list(clip))
-
-
-def _include_prefix(ctx: CompilerContext, module: ModuleOp, histograms: dict[MqcOp, Histogram]) -> None:
-    """Prefix rows share the cache's scale with the keys and values that follow them."""
-    for op in mqc_ops(module):
-        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
-            for value, ref in ((op.k, op.prefix_k), (op.v, op.prefix_v)):
-                assert isinstance(value.owner, MqcOp)
-                histograms[value.owner].add(torch.from_numpy(ctx.weights[ref]))

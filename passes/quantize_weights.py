@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -18,7 +17,7 @@ from mqc.dialects.core import WeightAttr, attr
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext, gives_logits, mqc_ops
 from mqc.pass_base import Pass
 from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
 from mqc.weight_store import Array, WeightStore
@@ -51,6 +50,7 @@ class QuantizeWeights(Pass):
         keep8: globs of value names whose weights keep 8 bits.
         rounding: `nearest`, or `feedback`.
         windows: calibration windows for `feedback`.
+        keep_reference: keep the float tensors beside the integers, for `learn-ranges` to learn from.
     """
 
     name = "quantize-weights"
@@ -61,6 +61,7 @@ class QuantizeWeights(Pass):
     keep8: tuple[str, ...] = ()
     rounding: str = "nearest"
     windows: int = 16
+    keep_reference: bool = False
 
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
@@ -78,19 +79,24 @@ class QuantizeWeights(Pass):
         done: dict[WeightAttr, tuple[WeightAttr, WeightAttr]] = {}
         count = sum(isinstance(op, LinearOp) for op in mqc_ops(module))
         for i, (op, hessian) in enumerate(self._linears(ctx, module)):
+            if self.keep_reference:
+                op.properties["reference"] = op.weight
             if self.bits == 4 and not self._keeps8(op):
                 self._quantize4(ctx.weights, op, hessian)
             else:
                 floor = _bias_floor(ctx.weights, op)
                 if op.weight not in done:
-                    done[op.weight] = _quantize8(ctx.weights, op.weight, floor)
+                    step = _learned_step(ctx.weights, op)
+                    done[op.weight] = _quantize8(ctx.weights, op.weight, floor, step, hessian)
                 op.properties["weight"], op.properties["weight_scale"] = done[op.weight]
                 op.properties["weight_bits"] = attr(8)
             ctx.progress(self.name, (i + 1) / count)
         for table in mqc_ops(module):
             if isinstance(table, EmbeddingOp):
+                if self.keep_reference:
+                    table.properties["reference"] = table.table
                 if table.table not in done:
-                    done[table.table] = _quantize8(ctx.weights, table.table, None)
+                    done[table.table] = _quantize8(ctx.weights, table.table)
                 table.properties["table"], table.properties["table_scale"] = done[table.table]
 
     def _linears(
@@ -112,8 +118,11 @@ class QuantizeWeights(Pass):
                 yield op, shared[1]
 
     def _keeps8(self, op: LinearOp) -> bool:
-        gives_logits = any(isinstance(use.operation, func.ReturnOp) for use in op.result.uses)
-        return gives_logits or any(fnmatchcase(op.value_name, glob) for glob in self.keep8)
+        return (
+            op.get("weight_bits") == 8
+            or gives_logits(op)
+            or any(fnmatchcase(op.value_name, glob) for glob in self.keep8)
+        )
 
     def _quantize4(self, weights: WeightStore, op: LinearOp, hessian: torch.Tensor | None) -> None:
         weight = weights[op.weight]
@@ -125,7 +134,14 @@ class QuantizeWeights(Pass):
                 "do not divide"
             )
         importance = None if hessian is None else hessian.diagonal().numpy()
-        step = best_steps(weight, size, 4, importance)
+        step = _learned_step(weights, op)
+        if step is None:
+            step = best_steps(weight, size, 4, importance)
+        elif step.shape[1] != k // size:
+            raise RecipeError(
+                f"quantize-weights: %{op.value_name} has learned steps for {step.shape[1]} groups, not "
+                f"{k // size}; give learn-ranges and quantize-weights the same group"
+            )
         if self.group:
             scale = step.max(1, keepdims=True) / MAX_GROUP_FACTOR
             factor = np.clip(np.rint(step / scale), 1, MAX_GROUP_FACTOR)
@@ -158,10 +174,26 @@ def _bias_floor(weights: WeightStore, op: LinearOp) -> Array | None:
     return floor
 
 
-def _quantize8(weights: WeightStore, ref: WeightAttr, floor: Array | None) -> tuple[WeightAttr, WeightAttr]:
+def _learned_step(weights: WeightStore, op: LinearOp) -> Array | None:
+    """Steps `[outputs, groups]` that `learn-ranges` left, if it did."""
+    step = op.properties.pop("weight_step", None)
+    return weights[step] if isinstance(step, WeightAttr) else None
+
+
+def _quantize8(
+    weights: WeightStore,
+    ref: WeightAttr,
+    floor: Array | None = None,
+    step: Array | None = None,
+    hessian: torch.Tensor | None = None,
+) -> tuple[WeightAttr, WeightAttr]:
     weight = weights[ref]
-    scale = np.maximum(np.abs(weight).max(1) / 127, 1e-12).astype(np.float32)
+    scale = np.abs(weight).max(1) / 127 if step is None else step[:, 0]
+    scale = np.maximum(scale, 1e-12).astype(np.float32)
     if floor is not None:
         scale = np.maximum(scale, floor.astype(np.float32))
-    rounded = np.rint(weight / scale[:, None]).astype(np.int8)
+    if hessian is None:
+        rounded = round_nearest(weight, scale[:, None], 8)
+    else:
+        rounded = round_with_feedback(weight, scale[:, None], 8, hessian)
     return weights.add(ref.key.data, rounded), weights.add(f"{ref.key.data}.scale", scale)

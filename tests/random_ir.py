@@ -238,9 +238,10 @@ class Builder:
 
         def rope(x: SSAValue) -> SSAValue:
             tables = {name: self.weight(s16, CONTEXT, 2) for name in ("cos", "sin")}
+            kind = self.activation_type()
             rotated = self.add(
-                int_ops.RopeOp, [self.int_linear(x, 8, u8), self.positions], tensor(s32, 8), **tables,
-                head_dim=4, interleaved=self.rng.randint(0, 1), x_zero=self.zero(u8),
+                int_ops.RopeOp, [self.int_linear(x, 8, kind), self.positions], tensor(s32, 8), **tables,
+                head_dim=4, interleaved=self.rng.randint(0, 1), x_zero=self.zero(kind),
             )  # fmt: skip
             return self.requant(rotated, u8)
 

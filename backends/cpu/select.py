@@ -8,7 +8,7 @@ from xdsl.ir import SSAValue
 
 from mqc.backend import Kernel
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp, element_type, s32, u8
+from mqc.dialects.core import MqcOp, element_type, s32
 
 #: Producers of s32 values that run as the first half of the requant that follows.
 _FUSED = (
@@ -64,7 +64,7 @@ def _requant(op: int_ops.RequantOp, result: str) -> Kernel | None:
         case int_ops.NormOp():
             return Kernel(f"norm_{kind(producer.x)}_{result}")
         case int_ops.RopeOp():
-            return Kernel(f"rope_{result}") if element_type(producer.x) == u8 else None
+            return Kernel(f"rope_{kind(producer.x)}_{result}")
         case int_ops.MulOp():
             return Kernel(f"mul_{kind(producer.a)}_{kind(producer.b)}_{result}")
     return None

@@ -47,7 +47,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "scale_step", "zero", "out_bits",
     ),
     "rotary_embedding": (
-        "a", "cos", "sin", "tokens", "channels", "head_dim", "half", "interleaved", "a_zero",
+        "a", "cos", "sin", "tokens", "channels", "head_dim", "half", "interleaved", "a_bits", "a_zero",
         "scale", "scale_step", "zero", "out_bits",
     ),
     "multiply": (

@@ -183,7 +183,7 @@ class _Emitter:
             "rotary_embedding", op, self.place(op.result), a=self.place(op.x), cos=self.place(op.cos),
             sin=self.place(op.sin), tokens=op.tokens, channels=channels(op.x),
             head_dim=op.get("head_dim"), half=channels(op.cos), interleaved=op.get("interleaved"),
-            a_zero=op.get("x_zero"), **self.scale(op.scale), **self.result(op),
+            a_bits=bits(op.x), a_zero=op.get("x_zero"), **self.scale(op.scale), **self.result(op),
         )  # fmt: skip
 
     def multiply(self, op: htp_compute.MultiplyOp) -> None:

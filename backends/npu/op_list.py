@@ -15,7 +15,7 @@ from mqc.backends.npu.commands import FIELDS, HEADER, OPCODES, WIDE, Command, bi
 
 from mqc.errors import ArtifactError
 
-MAGIC, VERSION = 0x4C50514D, 1
+MAGIC, VERSION = 0x4C50514D, 2
 _KINDS = {opcode: name for name, opcode in OPCODES.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mqc.errors import InputError
@@ -51,14 +51,15 @@ OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
 @contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
     """A progress display on stderr, one line a step."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    columns = TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors) as display:
         tasks: dict[str, Any] = {}
 
         def report(message: str, share: float) -> None:
-            if message not in tasks:
-                tasks[message] = display.add_task(message, total=1.0)
-            display.update(tasks[message], completed=share)
+            work, _, remark = message.partition(":")
+            if work not in tasks:
+                tasks[work] = display.add_task(work, total=1.0)
+            display.update(tasks[work], completed=share, description=work + remark)
 
         yield report
 

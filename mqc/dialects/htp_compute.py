@@ -265,7 +265,7 @@ class RotaryEmbeddingOp(HtpOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
     PORTS: ClassVar = {
-        "x": Port((u8,)), "cos": Port((s16,)), "sin": Port((s16,)), "scale": SCALE,
+        "x": ACTIVATIONS, "cos": Port((s16,)), "sin": Port((s16,)), "scale": SCALE,
         "result": ACTIVATIONS,
     }  # fmt: skip
     LIMITS: ClassVar = (

@@ -309,11 +309,11 @@ class LayerNormOp(NormOp):
 class RopeOp(IntOp):
     """Rotary position embedding by s16 tables with 14 fraction bits; the result keeps them.
 
+    Of a rotation |y| ≤ √2·65535·2^14 < 2^31: s32 holds it. `mqc.proofs` proves it of the tables.
     `(y₁, y₂) = (d₁·cos p − d₂·sin p, d₂·cos p + d₁·sin p), d = x − x_zero; else y = d·2^14`
     """
 
     name = "int.rope"
-    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     x = operand_def(TensorType)
     positions = operand_def(TensorType)
     cos = prop_def(WeightAttr)

@@ -8,7 +8,6 @@ is rounded to that type's grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,64 +16,33 @@ from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType
 from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
-from mqc.dialects.core import INDICES, MqcOp, WeightAttr, channels
-from mqc.dialects.quant import uniform
+from mqc.dialects.core import INDICES, WeightAttr, channels
+from mqc.dialects.llm_core import LlmOp, Scale
+from mqc.dialects.llm_elementwise import (
+    ACTIVATIONS,
+    ActivationOp,
+    AddOp,
+    GeluOp,
+    GeluTanhOp,
+    MulOp,
+    QuickGeluOp,
+    ReluOp,
+    ScaleOp,
+    SigmoidOp,
+    SiluOp,
+    TanhOp,
+)
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
-from mqc.errors import UnsupportedOpError
 from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
+from mqc.rotations import Alike, RotationRule, turn_columns
 from mqc.weight_store import Array, WeightStore
-
-Scale = Array | None
-
-
-class LlmOp(MqcOp):
-    """An op of the `llm` and `quant` levels: `compute` is its float function."""
-
-    LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
-
-    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
-        result = self.compute(ctx, *operands)
-        quantized = uniform(self.results[0])
-        return quantized.fake_quantize(result) if quantized else result
-
-    def compute(self, ctx: Evaluation, *operands: Any) -> torch.Tensor:
-        raise NotImplementedError
-
-    def equivariance(self) -> list[Constraint]:
-        """Constraints on per-channel scales (`mqc.equivariance`). Default: nothing may be scaled."""
-        return [Fix(value) for value in (*self.operands, *self.results)]
-
-    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
-        """Change the weights so that the op takes `x / input` and gives `y / output`."""
-
-    def lower(self, lowering: Any) -> SSAValue:
-        """The integer form of an op that `lower-to-int` has no rule for.
-
-        Args:
-            lowering: `mqc.passes.lower_to_int.Lowering`, whose `emit`, `requant`, `out` and `scalar`
-                make `int` ops.
-
-        Returns the integer value of the result. Raises `UnsupportedOpError` by default.
-        """
-        raise UnsupportedOpError(
-            f"%{self.value_name}", self.name, "has no integer form", known=lowering.known()
-        )
-
-    def replace_weight(self, weights: WeightStore, name: str, array: Array) -> None:
-        """Store `array` as the new value of property `name`."""
-        old = self.properties[name]
-        assert isinstance(old, WeightAttr)
-        self.properties[name] = weights.add(old.key.data, array.astype(np.float32, copy=False))
-
-    def ref(self, name: str) -> WeightAttr | None:
-        ref = self.properties.get(name)
-        return ref if isinstance(ref, WeightAttr) else None
 
 
 @irdl_op_definition
 class EmbeddingOp(LlmOp):
-    """Row of a table for each index: token ids, or positions for learned position embeddings.
+    """Row of a table for each index: token ids, or positions for learned position embeddings. `reference` is
+    the float table that a quantized one came from.
 
     `y[t] = table[index[t]]`
     """
@@ -83,6 +51,7 @@ class EmbeddingOp(LlmOp):
     indices = operand_def(TensorType)
     table = prop_def(WeightAttr)
     table_scale = opt_prop_def(WeightAttr)
+    reference = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
     def check(self) -> None:
@@ -105,11 +74,19 @@ class EmbeddingOp(LlmOp):
         if output is not None:
             self.replace_weight(weights, "table", weights[self.table] / output)
 
+    def rotations(self) -> list[RotationRule]:
+        return []
+
+    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        if output is not None:
+            self.replace_weight(weights, "table", turn_columns(weights[self.table], output))
+
 
 @irdl_op_definition
 class LinearOp(LlmOp):
     """Matrix product with a constant. Quantized weights are int8 with a scale per output channel,
-    and per block of input channels an integer factor (`group_scale`, 1…16) for 4-bit groups.
+    and per block of input channels an integer factor (`group_scale`, 1…16) for 4-bit groups; `reference` are
+    the float weights they came from. `weight_step` are learned steps `[outputs, groups]` to quantize with.
 
     `y = x · weightᵀ + bias`
     """
@@ -121,6 +98,8 @@ class LinearOp(LlmOp):
     weight_scale = opt_prop_def(WeightAttr)
     group_scale = opt_prop_def(WeightAttr)
     weight_bits = opt_prop_def(IntegerAttr)
+    weight_step = opt_prop_def(WeightAttr)
+    reference = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
     def check(self) -> None:
@@ -151,6 +130,19 @@ class LinearOp(LlmOp):
             weight = weight / output[:, None]
             if self.bias is not None:
                 self.replace_weight(weights, "bias", weights[self.bias] / output)
+        self.replace_weight(weights, "weight", weight)
+
+    def rotations(self) -> list[RotationRule]:
+        return []
+
+    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        weight = weights[self.weight]
+        if inputs[0] is not None:
+            weight = turn_columns(weight, inputs[0])
+        if output is not None:
+            weight = turn_columns(weight.T, output).T
+            if self.bias is not None:
+                self.replace_weight(weights, "bias", turn_columns(weights[self.bias][None], output)[0])
         self.replace_weight(weights, "weight", weight)
 
     def macs(self) -> int:
@@ -200,6 +192,11 @@ class RmsNormOp(NormOp):
         scale = torch.rsqrt(blocks.pow(2).mean(-1, keepdim=True) + self.get("eps"))
         y = (blocks * scale).view_as(x)
         return y * ctx.torch(self.gain) if self.gain is not None else y
+
+    def rotations(self) -> list[RotationRule]:
+        if self.gain is not None:
+            return super().rotations()
+        return [Alike(self.x, self.result, channels(self.x) // self.get("groups"))]
 
 
 @irdl_op_definition
@@ -327,7 +324,8 @@ class AttentionOp(LlmOp):
         if self.softcap is not None:
             cap = self.get("softcap")
             scores = torch.tanh(scores / cap) * cap
-        age = torch.arange(seen - new, seen)[:, None] - torch.arange(seen)[None]
+        positions = torch.arange(seen, device=q.device)
+        age = positions[seen - new :, None] - positions
         hidden = age < 0
         if self.window is not None:
             hidden |= age >= self.get("window")
@@ -355,199 +353,17 @@ class AttentionOp(LlmOp):
             if rows is not None and scale is not None:
                 self.replace_weight(weights, name, weights[rows] / scale)
 
+    def rotations(self) -> list[RotationRule]:
+        return [
+            Fix(self.q),
+            Fix(self.k),
+            Alike(self.v, self.result, channels(self.v) // self.get("kv_heads")),
+        ]
+
+    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        if self.prefix_v is not None and inputs[2] is not None:
+            self.replace_weight(weights, "prefix_v", turn_columns(weights[self.prefix_v], inputs[2]))
 
-class ActivationOp(LlmOp):
-    """Elementwise function of one value."""
-
-    x = operand_def(TensorType)
-    result = result_def(TensorType)
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        """The float function, elementwise."""
-        raise NotImplementedError
-
-    def check(self) -> None:
-        self.expect(channels(self.x) == channels(self.result), "channels must not change")
-
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
-@irdl_op_definition
-class SiluOp(ActivationOp):
-    """Sigmoid linear unit.
-
-    `y = x / (1 + exp(−x))`
-    """
-
-    name = "llm.silu"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return F.silu(x)
-
-
-@irdl_op_definition
-class GeluOp(ActivationOp):
-    """Gaussian error linear unit, exact form.
-
-    `y = x · Φ(x)`
-    """
-
-    name = "llm.gelu"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return F.gelu(x)
-
-
-@irdl_op_definition
-class GeluTanhOp(ActivationOp):
-    """Gaussian error linear unit in its tanh approximation.
-
-    `y = x/2 · (1 + tanh(sqrt(2/π)·(x + 0.044715·x³)))`
-    """
-
-    name = "llm.gelu_tanh"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return F.gelu(x, approximate="tanh")
-
-
-@irdl_op_definition
-class QuickGeluOp(ActivationOp):
-    """Gaussian error linear unit in its sigmoid approximation.
-
-    `y = x / (1 + exp(−1.702·x))`
-    """
-
-    name = "llm.quick_gelu"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-@irdl_op_definition
-class ReluOp(ActivationOp):
-    """Rectified linear unit.
-
-    `y = max(x, 0)`
-    """
-
-    name = "llm.relu"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return F.relu(x)
-
-    def equivariance(self) -> list[Constraint]:
-        return [tie_all(self.x, self.result, channels(self.x))]
-
-
-@irdl_op_definition
-class TanhOp(ActivationOp):
-    """Hyperbolic tangent.
-
-    `y = tanh(x)`
-    """
-
-    name = "llm.tanh"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return torch.tanh(x)
-
-
-@irdl_op_definition
-class SigmoidOp(ActivationOp):
-    """Logistic function.
-
-    `y = 1 / (1 + exp(−x))`
-    """
-
-    name = "llm.sigmoid"
-
-    @staticmethod
-    def function(x: torch.Tensor, /) -> torch.Tensor:
-        return torch.sigmoid(x)
-
-
-@irdl_op_definition
-class ScaleOp(LlmOp):
-    """Product with one number; `fold-constants` moves it into weights.
-
-    `y = factor · x`
-    """
-
-    name = "llm.scale"
-    x = operand_def(TensorType)
-    factor = prop_def(FloatAttr)
-    result = result_def(TensorType)
-
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
-        return x * self.get("factor")
-
-    def equivariance(self) -> list[Constraint]:
-        return [tie_all(self.x, self.result, channels(self.x))]
-
-
-class BinaryOp(LlmOp):
-    """Elementwise function of two values of the same shape."""
-
-    a = operand_def(TensorType)
-    b = operand_def(TensorType)
-    result = result_def(TensorType)
-
-    def check(self) -> None:
-        self.expect(channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal")
-
-
-@irdl_op_definition
-class AddOp(BinaryOp):
-    """Sum: of the residual stream, for the most part.
-
-    `y = a + b`
-    """
-
-    name = "llm.add"
-
-    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a + b
-
-    def equivariance(self) -> list[Constraint]:
-        count = channels(self.result)
-        return [tie_all(self.a, self.result, count), tie_all(self.b, self.result, count)]
-
-
-@irdl_op_definition
-class MulOp(BinaryOp):
-    """Product: of a gate and what it gates. A scale passes on the side that is no activation's.
-
-    `y = a · b`
-    """
-
-    name = "llm.mul"
-
-    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a * b
-
-    def equivariance(self) -> list[Constraint]:
-        fixed, free = (self.b, self.a) if isinstance(self.a.owner, LinearOp) else (self.a, self.b)
-        return [Fix(fixed), tie_all(free, self.result, channels(self.result))]
-
-
-ACTIVATIONS: tuple[type[ActivationOp], ...] = (
-    SiluOp,
-    GeluOp,
-    GeluTanhOp,
-    QuickGeluOp,
-    ReluOp,
-    TanhOp,
-    SigmoidOp,
-)
 
 Llm = Dialect(
     "llm",
@@ -556,3 +372,9 @@ Llm = Dialect(
         *ACTIVATIONS, ScaleOp, AddOp, MulOp,
     ],
 )  # fmt: skip
+
+__all__ = [
+    "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "EmbeddingOp", "GeluOp", "GeluTanhOp",
+    "LayerNormOp", "LinearOp", "Llm", "LlmOp", "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp",
+    "RopeOp", "ScaleOp", "SigmoidOp", "SiluOp", "TanhOp",
+]  # fmt: skip

@@ -139,16 +139,16 @@ def norm(kind: Any, x: Any, out: Any, width: int, groups: int = 1) -> Callable[[
     return build
 
 
-def rope(out: Any, head_dim: int, rotary: int, interleaved: int) -> Callable[[Lab], ModuleOp]:
+def rope(x: Any, out: Any, head_dim: int, rotary: int, interleaved: int) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
         tables = lab.rng.integers(-(2**14), 2**14 + 1, (2, CONTEXT, rotary // 2))
         acc = lab.add(
-            int_ops.RopeOp, [lab.activation(u8, 3 * head_dim), lab.block.args[1]],
+            int_ops.RopeOp, [lab.activation(x, 3 * head_dim), lab.block.args[1]],
             tensor(s32, 3 * head_dim), cos=lab.weight(tables[0], np.int16),
             sin=lab.weight(tables[1], np.int16), head_dim=head_dim, interleaved=interleaved,
-            x_zero=lab.zero(u8),
+            x_zero=lab.zero(x),
         )  # fmt: skip
-        return lab.finish(lab.requant(acc, out, 21, per_channel=False))
+        return lab.finish(lab.requant(acc, out, 21 if x == u8 else 29, per_channel=False))
 
     return build
 
@@ -238,8 +238,12 @@ CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "rms-norm-heads": norm(int_ops.RmsNormOp, u8, u16, 60, groups=5),
     "layer-norm": norm(int_ops.LayerNormOp, u16, u16, 75),
     "layer-norm-u8": norm(int_ops.LayerNormOp, u8, u8, 16),
-    "rope": rope(u8, 16, 16, 0),
-    "rope-partial-interleaved": rope(u16, 10, 6, 1),
+    "rope": rope(u8, u8, 16, 16, 0),
+    "rope-partial-interleaved": rope(u8, u16, 10, 6, 1),
+    "rope-u16-u8": rope(u16, u8, 64, 64, 0),
+    "rope-u16-u16": rope(u16, u16, 24, 20, 0),
+    "rope-u16-interleaved": rope(u16, u8, 32, 32, 1),
+    "rope-u16-partial-interleaved": rope(u16, u16, 10, 6, 1),
     "lut-u8-u8": lut(u8, u8),
     "lut-u8-u16": lut(u8, u16),
     "lut-u16-u8": lut(u16, u8, 5),

@@ -272,6 +272,11 @@ def scale() -> Any:
     return value(s32, 1, 2, LANES)
 
 
+def rotary(element: Any, channels: int, dim: int) -> Any:
+    tables = [value(s16, 2, dim // 2) for _ in range(2)]
+    return simple(htp_compute.RotaryEmbeddingOp, element, 2, channels, *tables, scale(), head_dim=dim)
+
+
 #: The ops whose kernels' packets are recorded.
 COUNTED: dict[str, Callable[[], Any]] = {
     "fully_connected u8, 4 tokens": lambda: linear(4, 256, 64, u8),
@@ -279,9 +284,9 @@ COUNTED: dict[str, Callable[[], Any]] = {
     "fully_connected 4-bit in groups": lambda: linear(4, 256, 64, u8, 4, 64),
     "norm": lambda: simple(htp_compute.RmsNormOp, u16, 2, 256, scale(), groups=1),
     "layer norm": lambda: simple(htp_compute.LayerNormOp, u16, 2, 256, scale(), groups=1),
-    "rotary_embedding": lambda: simple(
-        htp_compute.RotaryEmbeddingOp, u8, 2, 128, value(s16, 2, 32), value(s16, 2, 32), scale(), head_dim=64
-    ),
+    "rotary_embedding": lambda: rotary(u8, 128, 64),
+    "rotary_embedding u16": lambda: rotary(u16, 128, 64),
+    "rotary_embedding u16, 128 channels": lambda: rotary(u16, 256, 128),
     "multiply": lambda: simple(htp_compute.MultiplyOp, u16, 2, 256, value(u8, 2, 256), scale()),
     "add": lambda: simple(htp_compute.AddOp, u16, 1, 512, value(u8, 1, 512)),
     "table_lookup of 256": lambda: simple(htp_compute.NeuronOp, u8, 1, 512, value(u8, 256)),

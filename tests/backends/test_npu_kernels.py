@@ -226,18 +226,19 @@ def norm(seed: int, tokens: int, groups: int, size: int, a_bits: int, bits: int,
 
 
 def rotary(
-    seed: int, tokens: int, heads: int, head_dim: int, half: int, bits: int, interleaved: bool
+    seed: int, tokens: int, heads: int, head_dim: int, half: int, a_bits: int, bits: int, interleaved: bool
 ) -> Case:
     case = Case(seed, tokens)
     rng = case.rng
-    x, a_zero = activation(rng, 8, (tokens, heads, head_dim)), zero_point(rng, 8)
+    x, a_zero = activation(rng, a_bits, (tokens, heads, head_dim)), zero_point(rng, a_bits)
     cos, sin = (integers(rng, -(2**15), 2**15 - 1, (tokens, half)).astype(np.int16) for _ in range(2))
     tables = (t[:, None].astype(np.int64) for t in (cos, sin))
-    acc = a.rotate(x.astype(np.int64) - a_zero, *tables, interleaved).reshape(tokens, -1)
+    # modulo 2^32, which no program that was proved needs
+    acc = wrap32(a.rotate(x.astype(np.int64) - a_zero, *tables, interleaved)).reshape(tokens, -1)
     return finish(
         case, "rotary_embedding", acc, bits, a=case.put(x), cos=case.put(cos), sin=case.put(sin),
         tokens=tokens, channels=heads * head_dim, head_dim=head_dim, half=half, interleaved=interleaved,
-        a_zero=a_zero,
+        a_bits=a_bits, a_zero=a_zero,
     )  # fmt: skip
 
 
@@ -460,7 +461,7 @@ def linears(draw: Any) -> Case:
 def rotaries(draw: Any) -> Case:
     dim = draw(st.one_of(st.just(64), upto(150, 2)))
     half = draw(st.one_of(st.just(dim // 2), upto(dim // 2)))
-    return rotary(draw(SEED), draw(upto(3)), draw(upto(3)), dim, half, draw(OUT), draw(FLAG))
+    return rotary(draw(SEED), draw(upto(3)), draw(upto(3)), dim, half, draw(WIDTH), draw(OUT), draw(FLAG))
 
 
 WINDOW, POSITION = st.one_of(st.just(0), upto(80)), upto(120, 0)
@@ -542,7 +543,9 @@ COUNTED: dict[str, Callable[[], Case]] = {
     "fully_connected 4-bit in groups": lambda: linear(0, 4, 256, 64, 8, 8, 4, 64),
     "norm": lambda: norm(4, 2, 1, 256, 16, 8, False),
     "layer norm": lambda: norm(4, 2, 1, 256, 16, 8, True),
-    "rotary_embedding": lambda: rotary(1, 2, 2, 64, 32, 8, False),
+    "rotary_embedding": lambda: rotary(1, 2, 2, 64, 32, 8, 8, False),
+    "rotary_embedding u16": lambda: rotary(1, 2, 2, 64, 32, 16, 8, False),
+    "rotary_embedding u16, 128 channels": lambda: rotary(1, 2, 2, 128, 64, 16, 8, False),
     "multiply": lambda: product(29, 2, 256, 16, 8, 8),
     "add": lambda: total(1, 512, 16, 8, 16),
     "table_lookup of 256": lambda: table_256(0, 512, 8),

@@ -14,10 +14,11 @@ from xdsl.utils.test_value import create_ssa_value
 
 from mqc import arithmetic as a
 from mqc.dialects import int_ops, llm
-from mqc.dialects.core import s32, tensor, u8, u16
+from mqc.dialects.core import INDICES, s32, tensor, u8, u16
 from mqc.dialects.quant import UniformType
 from mqc.layouts import LAYOUTS, pack, packed_shape, unpack
 from mqc.lut import exact, interpolation_table, table_of_256
+from mqc.rotary import rope_pairs
 from mqc.weight_store import WeightStore
 
 
@@ -138,6 +139,36 @@ def test_lut8_is_correctly_rounded() -> None:
         real = (i - 100) * 0.05
         want = round(real / (1 + np.exp(-real)) / 0.03) + 10
         assert table[i] == min(max(want, 0), 255)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([u8, u16]), st.integers(1, 9), st.integers(0, 5), st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_rope_is_the_plain_rotation(seed: int, kind: Any, half: int, rest: int, interleaved: bool) -> None:
+    """Extremes and both ends of the zero point among the values; s32 holds every result."""
+    rng = np.random.default_rng(seed)
+    w = Weights()
+    top = 255 if kind == u8 else 65535
+    angles = np.where(rng.random((7, half)) < 0.3, np.pi / 4, rng.uniform(0, 2 * np.pi, (7, half)))
+    tables = [np.rint(f(angles) * 2.0**a.ROPE_FRACTION_BITS).astype(np.int16) for f in (np.cos, np.sin)]
+    dim, zero = 2 * half + rest, int(rng.choice([0, top, rng.integers(0, top + 1)]))
+    rope = op(
+        int_ops.RopeOp, [tensor(kind, 2 * dim), INDICES], tensor(s32, 2 * dim), head_dim=dim, x_zero=zero,
+        cos=w.store.add("cos", tables[0]), sin=w.store.add("sin", tables[1]), interleaved=int(interleaved),
+    )  # fmt: skip
+    x = rng.choice([0, top, *rng.integers(0, top + 1, 4)], (3, 2 * dim)).astype(f"uint{int_ops.bits(rope.x)}")
+    positions = rng.integers(0, 7, 3)
+    got = rope.evaluate(w, x, positions)
+    pairs = list(zip(*(p.tolist() for p in rope_pairs(dim, 2 * half, interleaved)), strict=True))
+    for t, position in enumerate(positions):
+        for head in range(2):
+            d = [int(v) - zero for v in x[t, head * dim : (head + 1) * dim]]
+            want = [v * 2**14 for v in d]
+            for i, (first, second) in enumerate(pairs):
+                c, s = (int(table[position, i]) for table in tables)
+                want[first], want[second] = d[first] * c - d[second] * s, d[second] * c + d[first] * s
+            assert got[t, head * dim : (head + 1) * dim].tolist() == want
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, 3]))

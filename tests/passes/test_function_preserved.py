@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.balance_scales import apply_scales
+from mqc.passes.rotate_channels import find_rotatable
 
-from mqc.equivalence_groups import discover
+from mqc.equivalence_groups import apply_scales, discover
 from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, prefix_tokens
+from mqc.ir import CompilerContext, mqc_ops, prefix_tokens
 from mqc.pass_manager import Pipeline
+from mqc.rotations import random_hadamard
 from tests.compiled import imported
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 
@@ -68,5 +69,37 @@ def test_any_scales_of_the_groups_preserve_the_function(architecture: str, seed:
     ids = torch.randint(0, VOCABULARY, (17,))
     before = logits(ctx, module, ids)
     scales = np.exp(np.random.default_rng(seed).uniform(-2, 2, groups.count)).astype(np.float32)
-    apply_scales(ctx, module, groups, scales)
+    apply_scales(ctx.weights, module, groups, scales)
     assert relative_error(logits(ctx, module, ids), before) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rotating(architecture: str) -> None:
+    ctx, module = imported(tiny_model(architecture))
+    Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
+    ids = torch.randint(0, VOCABULARY, (17,))
+    before = logits(ctx, module, ids)
+    Pipeline.parse("rotate-channels{seed=3}").run(ctx, module)
+    assert relative_error(logits(ctx, module, ids), before) < 1e-5
+
+
+#: Architectures whose norms have no bias, follow the residual stream and feed linears alone.
+STREAM_TURNS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_turns(architecture: str) -> None:
+    ctx, module = imported(tiny_model(architecture))
+    Pipeline.parse("fold-constants,fold-norm").run(ctx, module)
+    names = [{value.owner.value_name for value in free.values} for free in find_rotatable(module)]
+    stream = [turned for turned in names if any("norm" in name for name in turned)]
+    assert (len(stream) == 1) == (architecture in STREAM_TURNS)
+    layers = sum(op.name == "llm.attention" for op in mqc_ops(module))
+    assert sum(any("attn" in name or "attention" in name for name in turned) for turned in names) >= layers
+
+
+@given(width=st.integers(1, 48), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_rotations_are_orthogonal(width: int, seed: int) -> None:
+    matrix = random_hadamard(width, seed)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(width), atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mqc.backends.cpu import CpuEngine
 
-from mqc.dialects.core import plain
+from mqc.dialects.core import attr, plain
 from mqc.errors import IRError, PassError, RecipeError
 from mqc.ir import mqc_ops
 from mqc.pass_manager import Pipeline
@@ -71,6 +71,24 @@ def test_the_proof_covers_all_products_and_refuses_a_planted_fault() -> None:
     broken.properties["bias"] = ctx.weights.add("bias", bias)
     with pytest.raises(IRError, match=broken.value_name):
         check_accumulators(module, ctx.weights)
+
+
+def test_the_proof_covers_rotations_of_16_bits() -> None:
+    """A table whose |cos| + |sin| exceeds 2 · 2^14 could take them beyond s32; no table those of 8 bits."""
+    for rule, refused in (("->llm.rope=16", True), ("->llm.rope=8", False)):
+        ctx, module = quantized(tiny_model("llama"), Recipe(precision=(rule,)))
+        check_accumulators(module, ctx.weights)
+        rope = next(op for op in mqc_ops(module) if op.name == "int.rope")
+        rope.properties["x_zero"] = attr(0)
+        for name in ("cos", "sin"):
+            table = ctx.weights[rope.properties[name]].copy()  # type: ignore[index]
+            table[3, 1] = 3 << 13
+            rope.properties[name] = ctx.weights.add(name, table)
+        if not refused:
+            check_accumulators(module, ctx.weights)
+            continue
+        with pytest.raises(IRError, match=rf"int.rope %{rope.value_name}: .* goes up to 49152"):
+            check_accumulators(module, ctx.weights)
 
 
 def test_order_is_checked() -> None:

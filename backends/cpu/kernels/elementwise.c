@@ -136,26 +136,41 @@ typedef struct {
     Requant requant;
 } Rope;
 
-INLINE void rope_kind(const Run *r, const Rope *p, const u8 *x, void *y, int bits) {
+/* Channels i * hop and i * hop + gap of a head are a pair. The sums fit in s32 (mqc.proofs); unsigned ones
+   wrap in a program that was altered, as the oracle's do. */
+INLINE void rotate_head(const Rope *p, const s16 *cos, const s16 *sin, const void *x, const int xbits,
+                        size_t base, s32 *acc, int gap, int hop) {
+    for (int i = 0; i < p->half; i++) {
+        int first = i * hop, second = first + gap;
+        s32 a = load(x, xbits, base + (size_t)first) - p->x_zero;
+        s32 b = load(x, xbits, base + (size_t)second) - p->x_zero;
+        acc[first] = (s32)((u32)(a * cos[i]) - (u32)(b * sin[i]));
+        acc[second] = (s32)((u32)(b * cos[i]) + (u32)(a * sin[i]));
+    }
+    for (int i = 2 * p->half; i < p->head_dim; i++)
+        acc[i] = (load(x, xbits, base + (size_t)i) - p->x_zero) * (1 << 14);
+}
+
+INLINE void rope_kind(const Run *r, const Rope *p, const void *x, const int xbits, void *y, const int bits) {
     int count = r->tokens * p->heads, begin, end, width = p->head_dim;
     share(r, count, 1, &begin, &end);
-    int gap = p->interleaved ? 1 : p->half, hop = p->interleaved ? 2 : 1;
+    s32 acc[width];
     for (int item = begin; item < end; item++) {
         int t = item / p->heads, h = item % p->heads;
         const s16 *cos = p->cos + (size_t)(r->position + t) * (size_t)p->half;
         const s16 *sin = p->sin + (size_t)(r->position + t) * (size_t)p->half;
-        const u8 *row = x + (size_t)item * (size_t)width;
-        s32 acc[width];
-        for (int i = 0; i < width; i++) acc[i] = (row[i] - p->x_zero) * (1 << 14);
-        for (int i = 0; i < p->half; i++) {
-            int first = i * hop, second = first + gap;
-            s32 a = row[first] - p->x_zero, b = row[second] - p->x_zero;
-            acc[first] = a * cos[i] - b * sin[i];
-            acc[second] = b * cos[i] + a * sin[i];
-        }
-        requant_row(&p->requant, acc, h * width, width, (u8 *)y + (size_t)item * (size_t)width * (size_t)(bits / 8), bits);
+        size_t base = (size_t)item * (size_t)width;
+        if (p->interleaved)
+            rotate_head(p, cos, sin, x, xbits, base, acc, 1, 2);
+        else
+            rotate_head(p, cos, sin, x, xbits, base, acc, p->half, 1);
+        requant_row(&p->requant, acc, h * width, width, (u8 *)y + base * (size_t)(bits / 8), bits);
     }
     barrier(r);
 }
-static void rope_u8(Run *r, const Rope *p, const void *x, void *y) { rope_kind(r, p, x, y, 8); }
-static void rope_u16(Run *r, const Rope *p, const void *x, void *y) { rope_kind(r, p, x, y, 16); }
+
+#define ROPE(xbits, bits)                                                                        \
+    static void rope_u##xbits##_u##bits(Run *r, const Rope *p, const void *x, void *y) {         \
+        rope_kind(r, p, x, xbits, y, bits);                                                      \
+    }
+ROPE(8, 8) ROPE(8, 16) ROPE(16, 8) ROPE(16, 16)

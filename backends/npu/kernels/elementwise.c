@@ -129,25 +129,44 @@ void table_lookup(const Machine *machine, const Op_table_lookup *op) {
         look_up_u16(a, table, op->count, machine->vtcm + op->out);
 }
 
-/* 64 pairs (a, b) of channels, rotated; cosine and sine as s16 with 14 fraction bits. */
-INLINE void rotate(Pair *y, Vector a, Vector b, Vector cos, Vector sin) {
+/* 64 pairs (a, b) of channels less their zero point, rotated; cosine and sine as s16 with 14 fraction bits. */
+INLINE void rotate(Pair *y, Vector a, Vector b, Vector zero, Vector cos, Vector sin) {
+    a = Q6_Vh_vsub_VhVh(a, zero), b = Q6_Vh_vsub_VhVh(b, zero);
     Vector minus_b = Q6_Vh_vsub_VhVh(zeros(), b);
     y[0] = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(a, cos), minus_b, sin);
     y[1] = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(b, cos), a, sin);
 }
 
+/* The same of u16, whose differences from the zero point have 17 bits: zero * (sin - cos) and
+ * zero * (cos + sin) are made up for modulo 2^32. */
+INLINE void rotate_wide(Pair *y, Vector a, Vector b, Vector zero, Vector cos, Vector sin) {
+    Pair plus = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(cos, a), sin, zero);
+    Pair minus = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(sin, b), cos, zero);
+    y[0] = Q6_Ww_vsub_WwWw(plus, minus);
+    plus = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(cos, b), sin, a);
+    minus = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(cos, zero), sin, zero);
+    y[1] = Q6_Ww_vsub_WwWw(plus, minus);
+}
+
 /* One head's row. `channel`: of its first, in the whole row. */
-static void rotate_head(const Op_rotary_embedding *op, const u8 *x, const u8 *cos, const u8 *sin,
-                        s32 channel, u8 *out, const Result *result, const RowScale *scale) {
+INLINE void rotate_head(const Op_rotary_embedding *op, const u8 *x, const s32 bytes, const u8 *cos,
+                        const u8 *sin, s32 channel, u8 *out, const Result *result, const RowScale *scale) {
     Vector zero = splat_halves(op->a_zero);
     for (s32 i = 0; i < op->half; i += HALF) {
         s32 left = op->half - i, first = op->interleaved ? 2 * i : i;
         s32 second = op->interleaved ? first + HALF : op->half + i;
-        Pair block = Q6_Wuh_vzxt_Vub(load(x + first)), y[2]; /* even channels, odd channels */
+        Pair y[2], block; /* even channels, odd channels */
         if (!op->interleaved)
-            block = Q6_W_vcombine_VV(load_half(x + second), load_half(x + first));
-        Vector a = Q6_Vh_vsub_VhVh(first_half(block), zero), b = Q6_Vh_vsub_VhVh(second_half(block), zero);
-        rotate(y, a, b, load(cos + 2 * i), load(sin + 2 * i));
+            block = Q6_W_vcombine_VV(load_half(x + second * bytes, bytes), load_half(x + first * bytes, bytes));
+        else if (bytes == 1)
+            block = Q6_Wuh_vzxt_Vub(load(x + first));
+        else
+            block = Q6_W_vdeal_VVR(load_once(x + second * 2), load_once(x + first * 2), -2);
+        Vector a = first_half(block), b = second_half(block), c = load(cos + 2 * i), s = load(sin + 2 * i);
+        if (bytes == 1)
+            rotate(y, a, b, zero, c, s);
+        else
+            rotate_wide(y, a, b, zero, c, s);
         if (op->interleaved) {
             Pair even = Q6_W_vshuff_VVR(second_half(y[0]), first_half(y[0]), -4);
             Pair odd = Q6_W_vshuff_VVR(second_half(y[1]), first_half(y[1]), -4);
@@ -164,43 +183,65 @@ static void rotate_head(const Op_rotary_embedding *op, const u8 *x, const u8 *co
         }
     }
     for (s32 c = 2 * op->half; c < op->head_dim; c += HALF) {
-        Pair y = multiply_add(load_half(x + c), splat_halves(1 << 14), splat(-op->a_zero * (1 << 14)));
+        Vector offset = splat(-op->a_zero * (1 << 14));
+        Pair y = multiply_add(load_half(x + c * bytes, bytes), splat_halves(1 << 14), offset);
         y = requantize_pair(y, scales_at(scale, (u32)(channel + c)), scale->left);
         store_half(out + c * result->bytes, y, result, smaller(op->head_dim - c, HALF));
     }
 }
 
 /* A token's heads of 64 channels, all of them rotated: both halves at once. */
-static void rotate_heads_of_64(const Op_rotary_embedding *op, const u8 *x, const u8 *cos, const u8 *sin,
-                               u8 *out, const Result *result, const RowScale *scale) {
+INLINE void rotate_heads_of_64(const Op_rotary_embedding *op, const u8 *x, const s32 bytes, const u8 *cos,
+                               const u8 *sin, u8 *out, const Result *result, const RowScale *scale) {
     HVX_VectorPred first = Q6_Q_vsetq_R(VECTOR_BYTES / 2);
     Vector c = load(cos), s = load(sin), zero = splat_halves(op->a_zero);
     c = Q6_V_vmux_QVV(first, c, Q6_V_vror_VR(c, VECTOR_BYTES / 2));
     s = Q6_V_vmux_QVV(first, s, Q6_V_vror_VR(s, VECTOR_BYTES / 2));
-    s32 channels = op->channels, bytes = result->bytes;
+    /* of u16: -b * sin = b * ~sin + b, for any sin; and the zero point's part once for all heads */
+    Vector flipped = Q6_V_vmux_QVV(first, Q6_V_vnot_V(s), s);
+    Vector once = Q6_V_vmux_QVV(first, splat_halves(1), zeros());
+    Pair offset = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(c, zero), flipped, zero);
+    offset = Q6_Ww_vmpyacc_WwVhVuh(offset, once, zero);
+    s32 channels = op->channels;
     for (s32 channel = 0; channel < channels; channel += HALF) {
-        Vector a = Q6_Vh_vsub_VhVh(load_half(x + channel), zero), b = Q6_V_vror_VR(a, VECTOR_BYTES / 2);
-        b = Q6_V_vmux_QVV(first, Q6_Vh_vsub_VhVh(zeros(), b), b);
-        Pair y = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(a, c), b, s);
+        Vector a = load_half(x + channel * bytes, bytes);
+        Pair y;
+        if (bytes == 1) {
+            a = Q6_Vh_vsub_VhVh(a, zero);
+            Vector b = Q6_V_vror_VR(a, VECTOR_BYTES / 2);
+            b = Q6_V_vmux_QVV(first, Q6_Vh_vsub_VhVh(zeros(), b), b);
+            y = Q6_Ww_vmpyacc_WwVhVh(Q6_Ww_vmpy_VhVh(a, c), b, s);
+        } else {
+            Vector b = Q6_V_vror_VR(a, VECTOR_BYTES / 2);
+            y = Q6_Ww_vmpyacc_WwVhVuh(Q6_Ww_vmpy_VhVuh(c, a), flipped, b);
+            y = Q6_Ww_vsub_WwWw(Q6_Ww_vmpyacc_WwVhVuh(y, once, b), offset);
+        }
         y = requantize_pair(y, scales_at(scale, (u32)channel), scale->left);
-        store_half(out + channel * bytes, y, result, channels - channel);
+        store_half(out + channel * result->bytes, y, result, channels - channel);
     }
 }
 
-void rotary_embedding(const Machine *machine, const Op_rotary_embedding *op) {
+INLINE void rotate_tokens(const Machine *machine, const Op_rotary_embedding *op, const s32 bytes) {
     Result result = make_result(op->zero, op->out_bits);
     RowScale scale = row_scale(machine->vtcm + op->scale, op->scale_step, op->channels);
     const u8 *x = machine->vtcm + op->a, *cos = machine->vtcm + op->cos, *sin = machine->vtcm + op->sin;
     u8 *out = machine->vtcm + op->out;
     for (s32 t = 0; t < op->tokens; t++) {
         if (op->head_dim == HALF && op->half == HALF / 2 && !op->interleaved)
-            rotate_heads_of_64(op, x, cos, sin, out, &result, &scale);
+            rotate_heads_of_64(op, x, bytes, cos, sin, out, &result, &scale);
         else
             for (s32 c = 0; c < op->channels; c += op->head_dim)
-                rotate_head(op, x + c, cos, sin, c, out + c * result.bytes, &result, &scale);
-        x += op->channels, out += op->channels * result.bytes;
+                rotate_head(op, x + c * bytes, bytes, cos, sin, c, out + c * result.bytes, &result, &scale);
+        x += op->channels * bytes, out += op->channels * result.bytes;
         cos += op->half * 2, sin += op->half * 2;
     }
+}
+
+void rotary_embedding(const Machine *machine, const Op_rotary_embedding *op) {
+    if (op->a_bits == 8)
+        rotate_tokens(machine, op, 1);
+    else
+        rotate_tokens(machine, op, 2);
 }
 
 void gather_tokens(const Machine *machine, const Op_gather_tokens *op) {

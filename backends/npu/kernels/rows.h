@@ -13,8 +13,10 @@ INLINE Pair load_block(const u8 *p, s32 bytes) {
     if (bytes == 1) return Q6_Wuh_vunpack_Vub(load(p));
     return Q6_W_vcombine_VV(load_once(p + VECTOR_BYTES), load_once(p));
 }
-/* 64 values of 8 bits. */
-INLINE Vector load_half(const u8 *p) { return first_half(Q6_Wuh_vunpack_Vub(load(p))); }
+/* 64 values of 1 or 2 bytes. */
+INLINE Vector load_half(const u8 *p, s32 bytes) {
+    return bytes == 1 ? first_half(Q6_Wuh_vunpack_Vub(load(p))) : load(p);
+}
 INLINE Vector half(Pair block, int k) { return k ? second_half(block) : first_half(block); }
 
 INLINE Vector splat_halves(s32 x) { return Q6_Vh_vsplat_R(x); }

@@ -9,7 +9,7 @@
 #include "vectors.h"
 
 #define OP_LIST_MAGIC 0x4c50514d /* "MQPL" */
-#define OP_LIST_VERSION 1
+#define OP_LIST_VERSION 2
 #define WEIGHTS_LIMIT ((u64)3 << 29)
 #define TRANSFERS 16
 #define MOST_LISTS 64

@@ -1,0 +1,71 @@
+"""The base class of the ops of levels `llm` and `quant`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from xdsl.ir import SSAValue
+
+from mqc.dialects.core import MqcOp, WeightAttr
+from mqc.dialects.quant import uniform
+from mqc.equivariance import Constraint, Fix
+from mqc.errors import UnsupportedOpError
+from mqc.evaluation import Evaluation
+from mqc.rotations import RotationRule
+from mqc.weight_store import Array, WeightStore
+
+Scale = Array | None
+
+
+class LlmOp(MqcOp):
+    """An op of the `llm` and `quant` levels: `compute` is its float function."""
+
+    LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
+
+    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
+        result = self.compute(ctx, *operands)
+        quantized = uniform(self.results[0])
+        return quantized.fake_quantize(result) if quantized else result
+
+    def compute(self, ctx: Evaluation, *operands: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def equivariance(self) -> list[Constraint]:
+        """Constraints on per-channel scales (`mqc.equivariance`). Default: nothing may be scaled."""
+        return [Fix(value) for value in (*self.operands, *self.results)]
+
+    def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        """Change the weights so that the op takes `x / input` and gives `y / output`."""
+
+    def rotations(self) -> list[RotationRule]:
+        """Rules for rotations of channels (`mqc.rotations`). Default: nothing may turn."""
+        return [Fix(value) for value in (*self.operands, *self.results)]
+
+    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+        """Change the weights so that the op takes `x · input` and gives `y · output`, matrices by block."""
+
+    def lower(self, lowering: Any) -> SSAValue:
+        """The integer form of an op that `lower-to-int` has no rule for.
+
+        Args:
+            lowering: `mqc.passes.lower_to_int.Lowering`, whose `emit`, `requant`, `out` and `scalar`
+                make `int` ops.
+
+        Returns the integer value of the result. Raises `UnsupportedOpError` by default.
+        """
+        raise UnsupportedOpError(
+            f"%{self.value_name}", self.name, "has no integer form", known=lowering.known()
+        )
+
+    def replace_weight(self, weights: WeightStore, name: str, array: Array) -> None:
+        """Store `array` as the new value of property `name`."""
+        old = self.properties[name]
+        assert isinstance(old, WeightAttr)
+        self.properties[name] = weights.add(old.key.data, array.astype(np.float32, copy=False))
+
+    def ref(self, name: str) -> WeightAttr | None:
+        ref = self.properties.get(name)
+        return ref if isinstance(ref, WeightAttr) else None

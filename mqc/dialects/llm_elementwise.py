@@ -1,0 +1,212 @@
+"""Elementwise ops of the `llm` dialect: activation functions, sums and products."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from xdsl.dialects.builtin import FloatAttr, TensorType
+from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
+
+from mqc.dialects.core import channels
+from mqc.dialects.llm_core import LlmOp
+from mqc.equivariance import Constraint, Fix, tie_all
+from mqc.evaluation import Evaluation
+from mqc.rotations import Alike, RotationRule
+
+
+class ActivationOp(LlmOp):
+    """Elementwise function of one value."""
+
+    x = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        """The float function, elementwise."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        self.expect(channels(self.x) == channels(self.result), "channels must not change")
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+@irdl_op_definition
+class SiluOp(ActivationOp):
+    """Sigmoid linear unit.
+
+    `y = x / (1 + exp(−x))`
+    """
+
+    name = "llm.silu"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.silu(x)
+
+
+@irdl_op_definition
+class GeluOp(ActivationOp):
+    """Gaussian error linear unit, exact form.
+
+    `y = x · Φ(x)`
+    """
+
+    name = "llm.gelu"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.gelu(x)
+
+
+@irdl_op_definition
+class GeluTanhOp(ActivationOp):
+    """Gaussian error linear unit in its tanh approximation.
+
+    `y = x/2 · (1 + tanh(sqrt(2/π)·(x + 0.044715·x³)))`
+    """
+
+    name = "llm.gelu_tanh"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+@irdl_op_definition
+class QuickGeluOp(ActivationOp):
+    """Gaussian error linear unit in its sigmoid approximation.
+
+    `y = x / (1 + exp(−1.702·x))`
+    """
+
+    name = "llm.quick_gelu"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+@irdl_op_definition
+class ReluOp(ActivationOp):
+    """Rectified linear unit.
+
+    `y = max(x, 0)`
+    """
+
+    name = "llm.relu"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.relu(x)
+
+    def equivariance(self) -> list[Constraint]:
+        return [tie_all(self.x, self.result, channels(self.x))]
+
+
+@irdl_op_definition
+class TanhOp(ActivationOp):
+    """Hyperbolic tangent.
+
+    `y = tanh(x)`
+    """
+
+    name = "llm.tanh"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return torch.tanh(x)
+
+
+@irdl_op_definition
+class SigmoidOp(ActivationOp):
+    """Logistic function.
+
+    `y = 1 / (1 + exp(−x))`
+    """
+
+    name = "llm.sigmoid"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return torch.sigmoid(x)
+
+
+@irdl_op_definition
+class ScaleOp(LlmOp):
+    """Product with one number; `fold-constants` moves it into weights.
+
+    `y = factor · x`
+    """
+
+    name = "llm.scale"
+    x = operand_def(TensorType)
+    factor = prop_def(FloatAttr)
+    result = result_def(TensorType)
+
+    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+        return x * self.get("factor")
+
+    def equivariance(self) -> list[Constraint]:
+        return [tie_all(self.x, self.result, channels(self.x))]
+
+
+class BinaryOp(LlmOp):
+    """Elementwise function of two values of the same shape."""
+
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect(channels(self.a) == channels(self.b) == channels(self.result), "channels must be equal")
+
+
+@irdl_op_definition
+class AddOp(BinaryOp):
+    """Sum: of the residual stream, for the most part.
+
+    `y = a + b`
+    """
+
+    name = "llm.add"
+
+    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+    def equivariance(self) -> list[Constraint]:
+        count = channels(self.result)
+        return [tie_all(self.a, self.result, count), tie_all(self.b, self.result, count)]
+
+    def rotations(self) -> list[RotationRule]:
+        count = channels(self.result)
+        return [Alike(self.a, self.result, count), Alike(self.b, self.result, count)]
+
+
+@irdl_op_definition
+class MulOp(BinaryOp):
+    """Product: of a gate and what it gates. A scale passes on the side that is no activation's.
+
+    `y = a · b`
+    """
+
+    name = "llm.mul"
+
+    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a * b
+
+    def equivariance(self) -> list[Constraint]:
+        fixed, free = (self.a, self.b) if isinstance(self.a.owner, ActivationOp) else (self.b, self.a)
+        return [Fix(fixed), tie_all(free, self.result, channels(self.result))]
+
+
+ACTIVATIONS: tuple[type[ActivationOp], ...] = (
+    SiluOp,
+    GeluOp,
+    GeluTanhOp,
+    QuickGeluOp,
+    ReluOp,
+    TanhOp,
+    SigmoidOp,
+)

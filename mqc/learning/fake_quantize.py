@@ -1,0 +1,54 @@
+"""Rounding to a grid that is itself learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class FakeQuantize(torch.autograd.Function):
+    """`(clamp(round(x / d) + z, low, high) − z) · d` with `d = exp(log_step)`, and z `zero` as an integer.
+
+    The gradient passes straight through the rounding, so that it is 1 for values inside the range and 0 for
+    those that are clipped; the step's is that of LSQ (arXiv 1902.08153, equation 3) for log d, and the zero
+    point's that of LSQ+ (arXiv 2004.09576, equation 6).
+
+    Args:
+        x: `[tokens, channels]`.
+        log_step: logarithm of the step, `[channels]` or `[1]`.
+        zero: zero point, a number.
+        low, high: least and largest stored integer.
+
+    One saved tensor: x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, log_step: torch.Tensor, zero: torch.Tensor, low: int, high: int
+    ) -> torch.Tensor:
+        step = log_step.exp()
+        origin = min(max(round(float(zero)), low), high)
+        ctx.save_for_backward(x, step)
+        ctx.bounds = low - origin, high - origin
+        return torch.round(x / step).clamp_(*ctx.bounds).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        x, step = ctx.saved_tensors
+        low, high = ctx.bounds
+        rounded = torch.round(x / step)
+        stored = rounded.clamp(low, high)
+        inside = stored == rounded
+        passed = gradient * inside
+        of_step = None
+        if ctx.needs_input_grad[1]:
+            # d · dy/dd: (q − z)·d − x inside, (q − z)·d outside.
+            of_step = (stored.mul_(step).mul_(gradient) - passed * x).sum(0)
+            if step.numel() == 1:
+                of_step = of_step.sum().reshape(step.shape)
+        of_zero = None
+        if ctx.needs_input_grad[2]:
+            of_zero = ((passed - gradient) * step).sum().reshape(1)
+        return passed, of_step, of_zero, None, None

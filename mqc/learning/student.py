@@ -1,0 +1,209 @@
+"""The `quant` level with parameters in place of its constants, and the float model beside it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+from xdsl.rewriter import Rewriter
+
+from mqc.dialects.core import MqcOp, WeightAttr, channels, tensor
+from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
+from mqc.dialects.quant import UniformType, uniform
+from mqc.equivalence_groups import apply_scales, discover
+from mqc.evaluation import Evaluation
+from mqc.ir import CompilerContext, mqc_ops, ops_by_name
+from mqc.learning.fake_quantize import FakeQuantize
+from mqc.learning.parameters import Parameters, WeightGrid
+from mqc.weight_store import Array
+
+Values = dict[SSAValue, Tensor]
+
+
+class FloatModel(Evaluation):
+    """The float function of a module of level `quant`: no value is rounded, and matrices that were are
+    taken as they had been (`reference`).
+
+    device: where tensors are computed; constants are copied there once.
+    """
+
+    def __init__(self, ctx: CompilerContext, module: ModuleOp, device: torch.device) -> None:
+        super().__init__(module, ctx.weights)
+        self.device = device
+        self._constants: dict[WeightAttr, Tensor] = {}
+
+    def torch(self, ref: WeightAttr) -> Any:
+        if self.device.type == "cpu":
+            return super().torch(ref)
+        if ref not in self._constants:
+            self._constants[ref] = torch.from_numpy(self.array(ref)).to(self.device)
+        return self._constants[ref]
+
+    def walk(self, ops: Iterable[MqcOp], values: Values) -> Iterator[tuple[MqcOp, Tensor]]:
+        """Evaluate ops in order, from the values that they read; each op with its result.
+
+        The cache is emptied first, so that a recomputed segment sees what it saw at first. Values are freed
+        after their last use.
+        """
+        self.reset()
+        values = dict(values)
+        for op in ops:
+            result = self.value(op, [values[operand] for operand in op.operands])
+            values[op.results[0]] = result
+            yield op, result
+            for operand in self._last_use.get(op, ()):
+                values.pop(operand, None)
+
+    def run_ops(self, ops: Iterable[MqcOp], values: Values) -> Tensor:
+        """Evaluate ops in order, from the values that they read. The result of the last."""
+        (_, result), *_ = deque(self.walk(ops, values), maxlen=1)
+        return result
+
+    def value(self, op: MqcOp, operands: list[Tensor]) -> Tensor:
+        """The result of one op."""
+        if isinstance(op, LinearOp):
+            bias = None if op.bias is None else self.torch(op.bias)
+            return F.linear(operands[0], self.torch(op.reference or op.weight), bias)
+        if isinstance(op, EmbeddingOp):
+            return F.embedding(operands[0], self.torch(op.reference or op.table))
+        assert isinstance(op, LlmOp)
+        return op.compute(self, *operands)
+
+
+class Student(FloatModel):
+    """The module as integers will compute it, differentiable in `parameters`.
+
+    Transformations do not touch the weights while they are learned: dividing a value by s before it is
+    rounded is rounding it on the grid `s · step`, and multiplying a matrix's columns by s, rounding and
+    dividing again is rounding it on a grid of another shape. `fold` brings them into the weights.
+
+    Args:
+        grid: how matrices that are still float will be rounded; None to learn with float matrices.
+    """
+
+    def __init__(
+        self, ctx: CompilerContext, module: ModuleOp, device: torch.device, grid: WeightGrid | None
+    ) -> None:
+        super().__init__(ctx, module, device)
+        self._ctx, self._module, self._grid = ctx, module, grid
+        self.names = {op: name for name, op in ops_by_name(module).items()}
+        linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
+        rounded = any(op.weight_scale is not None for op in linears)
+        self._groups = None if rounded else discover(module)
+        self._index: dict[SSAValue, tuple[Tensor, Tensor]] = {}
+        if self._groups is not None:
+            for value, (group, sign) in self._groups.channels.items():
+                if (group >= 0).any():
+                    signs = np.where(group >= 0, sign, 0).astype(np.float32)
+                    self._index[value] = (
+                        torch.from_numpy(np.maximum(group, 0)).to(device),
+                        torch.from_numpy(signs).to(device),
+                    )
+        self.parameters = self._initial(linears)
+
+    def _initial(self, linears: list[LinearOp]) -> Parameters:
+        def learned(array: Array | list[float]) -> Tensor:
+            return torch.tensor(array, dtype=torch.float32, device=self.device, requires_grad=True)
+
+        p = Parameters()
+        if self._groups is not None and self._groups.count:
+            p.scales[""] = learned(np.zeros(self._groups.count))
+        for op, name in self.names.items():
+            kind = uniform(op.results[0])
+            if kind is not None:
+                p.steps[name] = learned([math.log(kind.real_scale)])
+                p.zeros[name] = learned([float(kind.zero)])
+        for op in linears:
+            name = self.names[op]
+            outputs = op.weight.shape[0]
+            if op.weight_scale is not None:
+                p.weight_steps[name] = learned(np.log(self.array(op.weight_scale)))
+            elif self._grid is not None:
+                p.clipping[name] = learned(self._grid.initial(op))
+            if uniform(op.result) is not None:
+                p.biases[name] = learned(np.zeros(outputs))
+        return p
+
+    def log_scale(self, value: SSAValue) -> Tensor | None:
+        """Logarithm of the divisor of each channel, `[channels]`; None if nothing scales the value."""
+        if value not in self._index:
+            return None
+        group, sign = self._index[value]
+        return self.parameters.scales[""][group] * sign
+
+    def value(self, op: MqcOp, operands: list[Tensor]) -> Tensor:
+        assert isinstance(op, LlmOp)
+        result = self._linear(op, *operands) if isinstance(op, LinearOp) else op.compute(self, *operands)
+        kind = uniform(op.results[0])
+        if kind is None:
+            return result
+        name = self.names[op]
+        step, scale = self.parameters.steps[name], self.log_scale(op.results[0])
+        step = step if scale is None else step + scale
+        rounded: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
+            result, step, self.parameters.zeros[name], kind.low, kind.high
+        )
+        return rounded
+
+    def _linear(self, op: LinearOp, x: Tensor) -> Tensor:
+        name = self.names[op]
+        added = self.parameters.biases.get(name)
+        bias = None if op.bias is None else self.torch(op.bias)
+        if added is not None:
+            bias = added if bias is None else bias + added
+        weight = self.torch(op.weight)
+        if op.weight_scale is not None:
+            weight = weight.float()
+            if op.group_scale is not None:
+                factor = self.torch(op.group_scale).float()
+                weight = (weight.view(*factor.shape, -1) * factor[..., None]).view_as(weight)
+            result = F.linear(x, weight) * self.parameters.weight_steps[name].exp()
+            return result if bias is None else result + bias
+        if self._grid is not None:
+            clipping = self.parameters.clipping[name]
+            scales = self.log_scale(op.x), self.log_scale(op.result)
+            weight = self._grid.round(op, weight, clipping, *scales)
+        return F.linear(x, weight, bias)
+
+    def fold(self) -> None:
+        """Bring what was learned into the module: types, weights, biases and the steps of weights."""
+        p = self.parameters
+        weights = self._ctx.weights
+        with torch.no_grad():
+            for op, name in self.names.items():
+                if name in p.biases and bool(p.biases[name].any()):
+                    assert isinstance(op, LinearOp)
+                    bias = p.biases[name].cpu().numpy()
+                    if op.bias is None:
+                        op.properties["bias"] = weights.add(f"{op.value_name}.bias", bias)
+                    else:
+                        op.replace_weight(weights, "bias", weights[op.bias] + bias)
+                if name in p.weight_steps:
+                    assert isinstance(op, LinearOp)
+                    op.replace_weight(weights, "weight_scale", p.weight_steps[name].exp().cpu().numpy())
+                if name in p.clipping:
+                    assert isinstance(op, LinearOp) and self._grid is not None
+                    scales = self.log_scale(op.x), self.log_scale(op.result)
+                    steps = self._grid.steps(op, self.torch(op.weight), p.clipping[name], *scales)
+                    op.properties["weight_step"] = weights.add(
+                        f"{op.weight.key.data}.step", steps.cpu().numpy()
+                    )
+            if self._groups is not None and p.scales:
+                factors = p.scales[""].exp().cpu().numpy()
+                apply_scales(weights, self._module, self._groups, factors)
+            # Last: a value that gets another type is another object.
+            for op, name in self.names.items():
+                kind = uniform(op.results[0])
+                if kind is not None:
+                    step, zero = float(p.steps[name].exp()), round(float(p.zeros[name]))
+                    zero = min(max(zero, kind.low), kind.high)
+                    new = tensor(UniformType.of(kind.bits, step, zero), channels(op.results[0]))
+                    Rewriter.replace_value_with_new_type(op.results[0], new)

@@ -1,0 +1,171 @@
+"""The training loop: AdamW on a cosine, resumable, and shared among processes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mqc.errors import ArtifactError
+from mqc.files import replacing
+from mqc.weight_store import Array
+
+#: Share of the learning rate that is left at the end, as in the published recipe (1e-3 to 1e-4).
+_LAST = 0.1
+#: Steps over which the rate rises from 0.
+_WARM_UP = 5
+#: Steps between two checkpoints.
+_SAVE_EVERY = 10
+
+Rates = Sequence[tuple[float, list[torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is: those that `torchrun` started, else one."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> Processes:
+        """Join the group of processes that the environment describes (RANK and WORLD_SIZE)."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def sum(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        if self.count > 1:
+            flat = torch.cat([t.reshape(-1) for t in tensors])
+            dist.all_reduce(flat)
+            for t, total in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+                t.copy_(total.view_as(t))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps: of the optimizer. batch: windows a step, over all processes. seed: of the windows' order."""
+
+    steps: int
+    batch: int
+    seed: int
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate at a step: linear warm-up, then a cosine down to a tenth."""
+        cosine = _LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return min(1.0, (step + 1) / _WARM_UP) * cosine
+
+    def windows(self, step: int, count: int) -> list[int]:
+        """Numbers of the windows of a step, of `count`; each epoch has an order of its own."""
+        numbers = range(step * self.batch, (step + 1) * self.batch)
+        return [int(_order(self.seed + n // count, count)[n % count]) for n in numbers]
+
+
+def _order(seed: int, count: int) -> Array:
+    return np.random.default_rng(seed).permutation(count)
+
+
+class Checkpoint:
+    """The state of one optimization in a safetensors file, replaced as a whole; nothing if `path` is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def load(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """Steps done, and tensors by name. `(0, {})` if there is no file. Raises `ArtifactError`."""
+        if self.path is None or not self.path.exists():
+            return 0, {}
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                step = (file.metadata() or {})["step"]
+                return int(step), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{self.path} is no checkpoint; delete it to begin anew: {error}") from error
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as partial:
+                save_file(
+                    {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
+                    partial,
+                    {"step": str(step)},
+                )
+
+
+def minimize(
+    rates: Rates,
+    loss: Callable[[int], torch.Tensor],
+    windows: int,
+    schedule: Schedule,
+    processes: Processes,
+    checkpoint: Checkpoint,
+) -> Iterator[tuple[int, float]]:
+    """Minimize the mean of `loss(window)` over windows `0 … windows − 1` by AdamW without weight decay.
+
+    Yields the steps done and the loss, for each step that the checkpoint does not have. With a checkpoint, an
+    interrupted run ends where an uninterrupted one would, to the bit. Several processes share a step's
+    windows and add up their gradients: the result is that of one process but for the order of summation.
+
+    Args:
+        rates: learning rate of each list of tensors, which must require gradients.
+    """
+    groups = [{"params": tensors, "lr": rate} for rate, tensors in rates]
+    tensors = [t for _, group in rates for t in group]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    start, saved = checkpoint.load()
+    if saved:
+        _restore(optimizer, tensors, saved, checkpoint)
+    for step in range(start, schedule.steps):
+        for group, (rate, _) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule.rate(step)
+        for t in tensors:
+            t.grad = torch.zeros_like(t)
+        total = torch.zeros(1, device=tensors[0].device)
+        for window in schedule.windows(step, windows)[processes.rank :: processes.count]:
+            value = loss(window) / schedule.batch
+            value.backward()  # type: ignore[no-untyped-call]
+            total += value.detach()
+        processes.sum([total, *(t.grad for t in tensors if t.grad is not None)])
+        optimizer.step()
+        done = step + 1
+        if processes.rank == 0 and (done % _SAVE_EVERY == 0 or done == schedule.steps):
+            checkpoint.save(done, _state(optimizer, tensors))
+        yield done, float(total)
+
+
+def _state(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {}
+    for i, t in enumerate(tensors):
+        state[f"{i}/value"] = t
+        state |= {f"{i}/{name}": value for name, value in optimizer.state[t].items()}
+    return state
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    tensors: list[torch.Tensor],
+    saved: dict[str, torch.Tensor],
+    checkpoint: Checkpoint,
+) -> None:
+    for i, t in enumerate(tensors):
+        value = saved.get(f"{i}/value")
+        if value is None or value.shape != t.shape:
+            raise ArtifactError(f"{checkpoint.path} is of another model; delete it to begin anew")
+        with torch.no_grad():
+            t.copy_(value)
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            if f"{i}/{name}" in saved:
+                kept = saved[f"{i}/{name}"]
+                optimizer.state[t][name] = kept if name == "step" else kept.to(t.device)

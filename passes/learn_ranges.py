@@ -1,0 +1,161 @@
+"""`learn-ranges`: learn activation ranges, and with them transformations and the clipping of weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.rewriter import Rewriter
+
+from mqc.calibration import prefix_rows
+from mqc.dialects.core import MqcOp, channels, tensor
+from mqc.dialects.quant import affine_range, uniform
+from mqc.errors import CalibrationError, RecipeError
+from mqc.histogram import Histogram
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir_text import print_module
+from mqc.learning.methods import LOSSES, Task, end_to_end, layer_wise
+from mqc.learning.parameters import WeightGrid
+from mqc.learning.segments import segments
+from mqc.learning.student import FloatModel, Student
+from mqc.learning.training import Checkpoint, Processes, Schedule
+from mqc.pass_base import Pass
+
+METHODS = ("mse-grid", "layer-wise", "end-to-end")
+
+
+@dataclass(frozen=True)
+class LearnRanges(Pass):
+    """Learn the scale and zero point of every quantized value; with them, before weights are quantized, the
+    scale of every equivalence group and the clipping of weights, and after, the weights' scales; and biases.
+
+    All of it is folded: the integer program costs nothing more, but for biases that were not there.
+
+    Methods:
+
+    1. `mse-grid`: each value's range alone, the one of a grid with the least squared error;
+    2. `layer-wise`: layer after layer against the float layer's output (OmniQuant, arXiv 2308.13137);
+    3. `end-to-end`: everything together against the float model's output (MobileQuant, arXiv 2408.13933).
+
+    Steps of integers pass their gradient straight through the rounding (LSQ, arXiv 1902.08153). AdamW without
+    weight decay, the rate on a cosine down to a tenth. The same seed gives the same bits on one machine; an
+    interrupted run goes on where it was if the context has a folder for checkpoints; under `torchrun`,
+    processes share the windows of a step.
+
+    Options:
+        method: one of the three.
+        steps: of the optimizer; of each layer with `layer-wise`.
+        samples, length: calibration windows, and tokens of each, to learn from.
+        batch: windows a step.
+        lr_scales, lr_ranges, lr_zeros, lr_clipping, lr_weights, lr_biases: learning rates of the logarithms
+            of groups' scales and of ranges, of zero points, of the logits of weights' clipping, of the
+            logarithms of integer weights' scales, and of biases. What has 0 stays as it is.
+        loss: `kl`, `features` or `hidden` (`mqc.learning.methods.end_to_end`).
+        weight_bits, group, keep8: how float weights will be quantized: rounded so, to the nearest, while
+            learning. 0 bits leaves them float.
+        seed: of the windows' order.
+        memory: MiB of activations; beyond, layers are evaluated again for the gradient and cached
+            activations live in a memory-mapped file.
+
+    A step takes about three evaluations of the float model on its windows.
+    """
+
+    name = "learn-ranges"
+    requires: ClassVar[str] = "quant"
+    ensures: ClassVar[str] = "quant"
+    needs_calibration: ClassVar[bool] = True
+    method: str = "end-to-end"
+    steps: int = 100
+    samples: int = 256
+    length: int = 256
+    batch: int = 1
+    lr_scales: float = 3e-3
+    lr_ranges: float = 3e-3
+    lr_zeros: float = 0.0
+    lr_clipping: float = 0.0
+    lr_weights: float = 0.0
+    lr_biases: float = 0.0
+    loss: str = "kl"
+    weight_bits: int = 0
+    group: int = 0
+    keep8: tuple[str, ...] = ()
+    seed: int = 0
+    memory: int = 2048
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        self._check()
+        if ctx.calibration is None:
+            raise CalibrationError("learn-ranges needs calibration text")
+        windows = ctx.calibration.part(self.samples, self.length)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        grid = WeightGrid(self.weight_bits, self.group, self.keep8) if self.weight_bits else None
+        student = Student(ctx, module, device, grid)
+        rates = {
+            "scales": self.lr_scales,
+            "steps": self.lr_ranges,
+            "zeros": self.lr_zeros,
+            "clipping": self.lr_clipping,
+            "weight_steps": self.lr_weights,
+            "biases": self.lr_biases,
+        }
+        start = hashlib.sha256(f"{print_module(module)}{self}".encode() + windows.tobytes()).hexdigest()
+
+        def checkpoint(part: str) -> Checkpoint:
+            name = f"{self.name}-{start[:16]}-{part.replace(' ', '-')}.safetensors"
+            return Checkpoint(None if ctx.checkpoints is None else ctx.checkpoints / name)
+
+        def report(part: str, share: float, loss: float | None) -> None:
+            measured = "" if loss is None else f", loss {loss:.4g}"
+            ctx.progress(f"{self.name}, {part}: {measured}", share)
+
+        task = Task(
+            module,
+            segments(module),
+            student,
+            FloatModel(ctx, module, device),
+            windows,
+            rates,
+            Schedule(self.steps, self.batch, self.seed),
+            Processes.join(device),
+            self.memory << 20,
+            report,
+            checkpoint,
+        )
+        if self.method == "mse-grid":
+            _mse_grid(ctx, task)
+            return
+        if self.method == "layer-wise":
+            layer_wise(task)
+        else:
+            end_to_end(task, self.loss)
+        student.fold()
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise RecipeError(f"learn-ranges: method {self.method!r} is none of {', '.join(METHODS)}")
+        if self.loss not in LOSSES:
+            raise RecipeError(f"learn-ranges: loss {self.loss!r} is none of {', '.join(LOSSES)}")
+        if self.weight_bits not in (0, 4, 8):
+            raise RecipeError(f"learn-ranges: weight_bits must be 0, 4 or 8, got {self.weight_bits}")
+        for name in ("steps", "samples", "length", "batch", "memory"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"learn-ranges: {name} must be 1 or more, got {getattr(self, name)}")
+
+
+def _mse_grid(ctx: CompilerContext, task: Task) -> None:
+    histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(task.module)}
+    with torch.no_grad():
+        for window in range(len(task.windows)):
+            for op, result in task.teacher.walk(histograms, task.start(window)):
+                histograms[op].add(result)
+            task.report("ranges", (window + 1) / len(task.windows), None)
+    for op, rows in prefix_rows(ctx, task.module):
+        histograms[op].add(rows)
+    for op, histogram in histograms.items():
+        kind = uniform(op.results[0])
+        if kind is not None:
+            learned = affine_range(*histogram.least_squares(kind.bits), kind.bits)
+            Rewriter.replace_value_with_new_type(op.results[0], tensor(learned, channels(op.results[0])))

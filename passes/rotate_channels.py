@@ -1,0 +1,58 @@
+"""`rotate-channels`: spread outlier channels over all, by rotations that the weights absorb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.dialects import func
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
+
+from mqc.dialects.llm import LlmOp
+from mqc.equivariance import Fix
+from mqc.ir import CompilerContext, main_function, mqc_ops
+from mqc.pass_base import Pass
+from mqc.rotations import Rotatable, RotationRule, random_hadamard, rotatable
+from mqc.weight_store import Array
+
+
+@dataclass(frozen=True)
+class RotateChannels(Pass):
+    """Multiply values by orthogonal matrices that the surrounding weights absorb; the float function is kept
+    and the program costs nothing more (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406: R₁ and R₂).
+
+    Which values may turn is found, not listed: every op states how rotations move through it, and what is
+    free is turned, each by its own random Hadamard matrix. In a decoder with RMS norms whose gains are
+    folded that is the residual stream with the norms' results, and the values of each attention, head by
+    head. A layer norm, or a norm that keeps its gain, keeps what it touches from turning.
+
+    Options:
+        seed: of the matrices.
+    """
+
+    name = "rotate-channels"
+    seed: int = 0
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+        matrices: dict[SSAValue, Array] = {}
+        for i, free in enumerate(find_rotatable(module)):
+            matrix = random_hadamard(free.width, self.seed + i)
+            matrices |= dict.fromkeys(free.values, matrix)
+        for op in mqc_ops(module):
+            assert isinstance(op, LlmOp)
+            inputs = [matrices.get(value) for value in op.operands]
+            output = matrices.get(op.results[0])
+            if output is not None or any(matrix is not None for matrix in inputs):
+                op.turn(ctx.weights, inputs, output)
+
+
+def find_rotatable(module: ModuleOp) -> list[Rotatable]:
+    """Every free rotation of a module of level `llm`."""
+    rules: list[RotationRule] = []
+    for op in mqc_ops(module):
+        assert isinstance(op, LlmOp)
+        rules += op.rotations()
+    for terminator in main_function(module).body.block.ops:
+        if isinstance(terminator, func.ReturnOp):
+            rules += [Fix(value) for value in terminator.operands]
+    return rotatable(rules)

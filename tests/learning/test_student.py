@@ -1,0 +1,183 @@
+"""What is learned is what runs: grids, transformations and their folding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.dialects.core import channels, tensor
+from mqc.dialects.quant import UniformType
+from mqc.evaluation import Evaluation
+from mqc.ir import CompilerContext, main_function, mqc_ops
+from mqc.learning.fake_quantize import FakeQuantize
+from mqc.learning.parameters import WeightGrid
+from mqc.learning.segments import segments
+from mqc.learning.student import FloatModel, Student
+from mqc.pass_manager import Pipeline
+from tests.compiled import imported
+from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+
+CPU = torch.device("cpu")
+CLOSED_FORM = (
+    "fold-constants,fold-norm,absorb-prefix{tokens=9},rotate-channels,balance-scales,observe-ranges,"
+    "assign-precision"
+)
+
+
+def at_quant(architecture: str) -> tuple[CompilerContext, ModuleOp]:
+    ctx, module = imported(tiny_model(architecture))
+    Pipeline.parse(CLOSED_FORM).run(ctx, module)
+    return ctx, module
+
+
+def tokens(count: int = 17) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(3))
+
+
+def logits(model: FloatModel, module: ModuleOp) -> torch.Tensor:
+    ids, first = tokens(), len(model.prefix)
+    positions = torch.arange(first, first + len(ids))
+    values = dict(zip(main_function(module).body.block.args, (ids, positions), strict=True))
+    with torch.no_grad():
+        return model.run_ops(mqc_ops(module), values)
+
+
+def evaluated(ctx: CompilerContext, module: ModuleOp) -> torch.Tensor:
+    evaluation = Evaluation(module, ctx.weights)
+    ids, first = tokens(), evaluation.position
+    with torch.no_grad():
+        return evaluation.run(ids, torch.arange(first, first + len(ids)))
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def perturb(student: Student, seed: int, amount: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for kind, named in student.parameters.kinds().items():
+            for parameter in named.values():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += noise * amount * (4 if kind == "zeros" else 1)
+
+
+@given(
+    log_step=st.floats(-3, 1),
+    zero=st.floats(0, 255),
+    seed=st.integers(0, 2**32 - 1),
+    per_channel=st.booleans(),
+)
+@settings(deadline=None, max_examples=50)
+def test_gradients_are_those_of_rounding_passed_straight_through(
+    log_step: float, zero: float, seed: int, per_channel: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(7, 5, generator=generator) * 60).requires_grad_()
+    step = torch.full((5 if per_channel else 1,), log_step, requires_grad=True)
+    origin = torch.tensor([zero], requires_grad=True)
+    upstream = torch.randn(7, 5, generator=generator)
+
+    def straight(v: torch.Tensor) -> torch.Tensor:
+        return v + (torch.round(v) - v).detach()
+
+    d, z = step.exp(), straight(origin)
+    # Rounding before the clamp, so that both sides call the same elements clipped.
+    plain = (torch.clamp(straight(x / d) + z, 0, 255) - z) * d
+    clipped = (torch.round(x / d) + torch.round(origin)).detach()
+    at_bound = bool(((clipped == 0) | (clipped == 255)).any())
+    want = torch.autograd.grad((plain * upstream).sum(), (x, step, origin))
+    got_value = FakeQuantize.apply(x, step, origin, 0, 255)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(got_value, plain, rtol=1e-5, atol=1e-4)
+    if at_bound:
+        return
+    got = torch.autograd.grad((got_value * upstream).sum(), (x, step, origin))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layers_cover_the_model(architecture: str) -> None:
+    _, module = at_quant(architecture)
+    parts = segments(module)
+    flat = [*parts.stem, *(op for layer in parts.layers for op in layer), *parts.head]
+    assert flat == list(mqc_ops(module))
+    assert [sum(op.name == "llm.attention" for op in layer) for layer in parts.layers] == [1, 1]
+    for layer, next_layer in zip(parts.layers, (*parts.layers[1:], parts.head), strict=True):
+        outside = {o for op in next_layer for o in op.operands if o.owner not in next_layer}
+        assert {o for o in outside if o.owner in flat} == {layer[-1].results[0]}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_student_begins_at_the_quant_level(architecture: str) -> None:
+    ctx, module = at_quant(architecture)
+    student = Student(ctx, module, CPU, None)
+    assert relative_error(logits(student, module), evaluated(ctx, module)) < 1e-2
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folding_keeps_what_was_learned_and_the_float_function(architecture: str) -> None:
+    ctx, module = at_quant(architecture)
+    before = logits(FloatModel(ctx, module, CPU), module)
+    student = Student(ctx, module, CPU, None)
+    perturb(student, 5, 0.1)
+    with torch.no_grad():
+        for bias in student.parameters.biases.values():
+            bias.zero_()
+    learned = logits(student, module)
+    student.fold()
+    assert relative_error(logits(FloatModel(ctx, module, CPU), module), before) < 1e-5
+    # Values that lie between two integers may go either way, which is one step of one value.
+    assert relative_error(evaluated(ctx, module), learned) < 1e-2
+
+
+@pytest.mark.parametrize("grid", [WeightGrid(8), WeightGrid(4), WeightGrid(4, 32, ("*.q_proj",))], ids=str)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=4, deadline=None)
+def test_weights_are_quantized_as_they_were_learned(grid: WeightGrid, seed: int) -> None:
+    model = tiny_model("llama", intermediate_size=64)
+    ctx, module = imported(model)
+    # 16 bits everywhere but where the integer forms take none: what differs is the weights.
+    Pipeline.parse(f'{CLOSED_FORM}{{rules="*=16"}}').run(ctx, module)
+    student = Student(ctx, module, CPU, grid)
+    perturb(student, seed, 0.1)
+    with torch.no_grad():
+        learned = logits(student, module)
+    student.fold()
+    keep8 = ",".join(f'"{glob}"' for glob in grid.keep8)
+    options = f"bits={grid.bits} group={grid.group}" + (f" keep8={keep8}" if keep8 else "")
+    Pipeline.parse(f"quantize-weights{{{options}}}").run(ctx, module)
+    # Groups have integer factors in 1 … 16, which learned steps are rounded to.
+    bound = 0.1 if grid.group else 1e-2
+    assert relative_error(evaluated(ctx, module), learned) < bound
+
+
+def test_integer_weights_learn_their_scales_against_the_float_reference() -> None:
+    ctx, module = at_quant("llama")
+    want = logits(FloatModel(ctx, module, CPU), module)
+    Pipeline.parse("quantize-weights{bits=4 keep_reference=true}").run(ctx, module)
+    torch.testing.assert_close(logits(FloatModel(ctx, module, CPU), module), want)
+    student = Student(ctx, module, CPU, None)
+    assert not student.parameters.scales
+    assert relative_error(logits(student, module), evaluated(ctx, module)) < 1e-2
+    perturb(student, 1, 0.02)
+    learned = logits(student, module)
+    student.fold()
+    assert relative_error(evaluated(ctx, module), learned) < 1e-2
+
+
+def test_a_learned_range_replaces_the_type() -> None:
+    ctx, module = at_quant("llama")
+    op = next(op for op in mqc_ops(module) if op.name == "llm.attention")
+    student = Student(ctx, module, CPU, None)
+    name = student.names[op]
+    with torch.no_grad():
+        student.parameters.steps[name].fill_(float(np.log(0.25)))
+        student.parameters.zeros[name].fill_(300.4)
+    student.fold()
+    learned = UniformType.of(8, float(torch.tensor(np.log(0.25), dtype=torch.float32).exp()), 255)
+    assert op.results[0].type == tensor(learned, channels(op.results[0]))
