@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mqc.dump import RECIPE, TOKENIZER, Dump
 from mqc.errors import InputError, MqcError
 from mqc.instruments import Instrument
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops, searched_precision
 from mqc.pass_manager import Pipeline
 from mqc.recipe import Recipe, load_recipe
 from mqc.registry import backend_for
@@ -50,6 +50,7 @@ def compile(
     calibration: str | None = None,
     passes: Pipeline | str | None = None,
     context: int = 2048,
+    checkpoints: str | Path | None = None,
     dump_ir: str | Path | None = None,
     instruments: Iterable[Instrument] = (),
     verify_each: bool = False,
@@ -65,6 +66,8 @@ def compile(
         calibration: text to observe ranges on; the packaged WikiText-2 validation text if None.
         passes: a pipeline to run instead of the recipe's, as text or from `mqc.pipeline`.
         context: positions of the KV cache, prefix included; at most what the model was made for.
+        checkpoints: folder where passes that learn keep their state; a run that was interrupted goes on
+            from there, if it is the same in all else.
         dump_ir: folder for the IR after each pass; `MQC_DUMP` in the environment does the same.
         instruments: called before and after each pass, e.g. `PrintIR(after_passes="fold-norm")`.
         verify_each: verify weights and accumulators too after each pass.
@@ -99,6 +102,7 @@ def compile(
         raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
 
     ctx = _Context(progress)
+    ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
     report("tracing", 0.0)
     exported = trace(model)
     longest = getattr(model.config, "max_position_embeddings", None) or context
@@ -128,6 +132,7 @@ def compile(
         "pipeline": str(steps),
         "source": origin,
         "mac_share_8bit": mac_share_8bit(module),
+        "precision": searched_precision(module),
     }
     return Program(module, ctx.weights, Tokenizer.from_huggingface(tokenizer), manifest)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
+from xdsl.dialects.builtin import ArrayAttr, Builtin, DenseArrayBase, ModuleOp, StringAttr, i64
 from xdsl.dialects.func import Func, FuncOp, ReturnOp
 from xdsl.ir import Dialect, SSAValue
 
@@ -172,6 +172,18 @@ def prefix_tokens(module: ModuleOp) -> tuple[int, ...]:
     if not isinstance(stated, DenseArrayBase):
         return ()
     return tuple(int(v) for v in stated.get_values())
+
+
+def searched_precision(module: ModuleOp) -> list[str]:
+    """The rules that `assign-precision` found by searching, in its notation; empty if it did not."""
+    stated = module.attributes.get("mqc.precision")
+    if not isinstance(stated, ArrayAttr):
+        return []
+    return [rule.data for rule in stated if isinstance(rule, StringAttr)]
+
+
+def set_searched_precision(module: ModuleOp, rules: list[str]) -> None:
+    module.attributes["mqc.precision"] = ArrayAttr([StringAttr(rule) for rule in rules])
 
 
 def set_prefix(module: ModuleOp, tokens: tuple[int, ...]) -> None:

@@ -22,26 +22,28 @@ class Rule:
     3. `%layers.*.down_proj`: values by name (a glob);
     4. `weight:%layers.0.*`: the matrices of linears by name (a glob).
 
-    bits: 8 or 16 for values, 4 or 8 for matrices.
+    bits: 8 or 16 for values, 4 or 8 for matrices. remark: what stands behind a `#` in the text.
     """
 
     selector: str
     bits: int
+    remark: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
         """Raises `RecipeError` for text that is no rule."""
-        selector, _, bits = text.strip().rpartition("=")
+        rule, _, remark = text.partition("#")
+        selector, _, bits = rule.strip().rpartition("=")
         of_weight = selector.startswith(f"{WEIGHT}%")
         if not selector or bits not in (("4", "8") if of_weight else ("8", "16")):
             raise RecipeError(
                 f"precision rule {text!r} must read selector=8 or selector=16, the selector an op (llm.add), "
                 "a use (->llm.linear) or a name (%layers.0.*); or weight:%name=4 or =8 for a linear's weights"
             )
-        return cls(selector, int(bits))
+        return cls(selector, int(bits), remark.strip())
 
     def __str__(self) -> str:
-        return f"{self.selector}={self.bits}"
+        return f"{self.selector}={self.bits}" + (f"  # {self.remark}" if self.remark else "")
 
     def selects(self, op: MqcOp) -> bool:
         """Whether the rule is about the op's result."""

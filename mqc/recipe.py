@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Recipe:
         return Pipeline(tuple(pass_class(name)(**options) for name, options in steps))
 
     def _learning(self) -> dict[str, Any]:
-        """Options of `learn-ranges` before weights are quantized: with how they will be, where it clips them."""
+        """Options of `learn-ranges` before weights are quantized; where it clips them, how they will be."""
         options = _options(self.learn)
         if options["lr_clipping"]:
             options |= {"weight_bits": self.weight_bits, "group": self.group, "keep8": self.keep8}
@@ -93,7 +93,8 @@ class Recipe:
             value = getattr(self, entry.name)
             # JSON's strings, numbers and lists are TOML's too.
             if value is not None and entry.name != "name":
-                lines.append(f"{entry.name} = {json.dumps(value)}")
+                indent = 4 if isinstance(value, tuple) and len(value) > 4 else None
+                lines.append(f"{entry.name} = {json.dumps(value, indent=indent)}")
         return "\n".join(lines) + "\n"
 
 
@@ -109,14 +110,43 @@ RECIPES = {
     "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, windows=48),
 }
 
+_SMOOTHQUANT: dict[str, Any] = {
+    "rotate": False, "alpha": 0.5, "ranges": "minmax", "rounding": "nearest", "learn": "", "tune": "",
+}  # fmt: skip
+
+#: Methods by name: the fields of a recipe that they set. Bits, precision and prefix stay the recipe's.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2211.10438, with static ranges.
+    "smoothquant": _SMOOTHQUANT,
+    # arXiv 2308.13137 with its learning rates of transformations and clipping, and static ranges learned too.
+    "omniquant": {
+        **_SMOOTHQUANT,
+        "learn": "method=layer-wise steps=40 lr_scales=0.005 lr_clipping=0.01 lr_ranges=0.001",
+    },
+    # arXiv 2408.13933 with its learning rates and loss.
+    "mobilequant": {
+        **_SMOOTHQUANT,
+        "learn": "method=end-to-end loss=hidden steps=120 lr_scales=0.001 lr_clipping=0.01 "
+        "lr_ranges=1e-06 lr_zeros=1e-06",
+    },
+    # What compile does, with what it finds in closed form learned further.
+    "learned": {"learn": "method=end-to-end loss=kl steps=120"},
+}
+
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}
 
 
-def load_recipe(name: str | Path | Recipe) -> Recipe:
-    """A built-in recipe by name, or one from a TOML file with the fields of `Recipe`.
+def load_recipe(name: str | Path | Recipe, preset: str | None = None) -> Recipe:
+    """A built-in recipe by name, or one from a TOML file with the fields of `Recipe`; its method replaced by
+    a preset's, if one is named.
 
     Raises `RecipeError` for unknown names, fields or types.
     """
+    if preset is not None:
+        base = load_recipe(name)
+        if preset not in PRESETS:
+            raise RecipeError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
+        return replace(base, name=f"{base.name}, {preset}", **PRESETS[preset])
     if isinstance(name, Recipe):
         return name
     if str(name) in RECIPES:

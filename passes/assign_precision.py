@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xdsl.dialects.builtin import ArrayAttr, DenseArrayBase, ModuleOp, StringAttr
+from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
 from xdsl.ir import Attribute
 from xdsl.rewriter import Rewriter
 
 from mqc.dialects.core import MqcOp, attr, channels, tensor
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import CalibrationError, PassError, RecipeError
-from mqc.ir import CompilerContext, gives_logits, mqc_ops, set_level
+from mqc.ir import CompilerContext, gives_logits, mqc_ops, set_level, set_searched_precision
 from mqc.pass_base import Pass
 from mqc.precision_rules import Rule, value_bits, weight_bits
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
-#: factors.
+#: factors. What a rotation or an activation function reads has 16 bits too, lest it be rounded to 8 twice.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
@@ -26,13 +26,14 @@ DEFAULT_PLAN = (
     "->llm.*_norm=16",
     "llm.mul->llm.linear=16",
     "->llm.mul=16",
+    "->llm.silu=16",
+    "->llm.*gelu*=16",
+    "->llm.rope=16",
 )
 #: A 16-bit value has room for this many times the extremes that calibration saw, …
 BEYOND = 1.25
 #: … but for no more than this many times the range that 8 bits would cover.
 OUTLIERS = 4.0
-#: Module attribute: the rules that were searched for.
-FOUND = "mqc.precision"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class AssignPrecision(Pass):
         own = [Rule.parse(rule) for rule in self.rules]
         found = self._search(ctx, module, own) if self.needs_calibration else []
         if found:
-            module.attributes[FOUND] = ArrayAttr([StringAttr(str(rule)) for rule in found])
+            set_searched_precision(module, [str(rule) for rule in found])
         rules = [*map(Rule.parse, self.plan), *found, *own]
         for op in mqc_ops(module):
             bits = weight_bits(rules, op)

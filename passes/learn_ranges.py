@@ -140,7 +140,7 @@ class LearnRanges(Pass):
             raise RecipeError(f"learn-ranges: loss {self.loss!r} is none of {', '.join(LOSSES)}")
         if self.weight_bits not in (0, 4, 8):
             raise RecipeError(f"learn-ranges: weight_bits must be 0, 4 or 8, got {self.weight_bits}")
-        for name in ("steps", "samples", "length", "batch", "memory"):
+        for name in ("steps", "samples", "length", "batch"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"learn-ranges: {name} must be 1 or more, got {getattr(self, name)}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from mqc.cli.common import (
     show,
 )
 from mqc.errors import InputError
+from mqc.files import write_text
 from mqc.registry import backend_for
 from mqc.runtime.artifact import check_replaceable, load
 from mqc.runtime.program import Program
@@ -37,9 +40,21 @@ def compile_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
     target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
     recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",
+    preset: Annotated[
+        str | None, typer.Option(help="method: learned, mobilequant, omniquant or smoothquant")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="least share of MACs with 8-bit activations: search for the others")
+    ] = None,
     calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
     context: Annotated[int, typer.Option(help="positions of the KV cache")] = 2048,
+    plan: Annotated[
+        Path | None, typer.Option(help="file for the recipe with the precision that was searched")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="folder to keep the state of learning in, and to go on from")
+    ] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="folder for the IR after each pass")] = None,
     print_ir_before: PrintBefore = None,
     print_ir_after: PrintAfter = None,
@@ -47,18 +62,31 @@ def compile_command(
     verify_each: VerifyEach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a model to an integer-only program."""
+    """Compile a model to an integer-only program.
+
+    Under torchrun, processes share the work of learning, and the first writes the program.
+    """
     from mqc.api import compile
     from mqc.instruments import PrintIR
+    from mqc.recipe import load_recipe
 
     text = read_text_file(calibration) if calibration is not None else None
+    chosen = load_recipe(recipe, preset)
+    if share is not None:
+        chosen = replace(chosen, share=share)
     check_replaceable(output)
     with progress() as report:
         program = compile(
-            model, target, recipe, calibration=text, passes=passes, context=context,
-            dump_ir=dump_ir, progress=report, verify_each=verify_each,
+            model, target, chosen, calibration=text, passes=passes, context=context,
+            checkpoints=checkpoints, dump_ir=dump_ir, progress=report, verify_each=verify_each,
             instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
         )  # fmt: skip
+        if os.environ.get("RANK", "0") != "0":
+            return
+        if plan is not None:
+            found = tuple(program.manifest["precision"])
+            searched = replace(chosen, precision=(*found, *chosen.precision), share=0.0, weights8=0.0)
+            write_text(plan, searched.to_toml())
         report("saving", 0.0)
         program.save(output)
         report("saving", 1.0)

@@ -22,10 +22,10 @@ from mqc.weight_rounding import best_steps, round_nearest
 
 @dataclass(frozen=True)
 class Choice:
-    """What may get more bits: the rule that gives them, what it costs (multiply-accumulates a token, or
-    weights), and the noise that it spares."""
+    """What may get more bits: the selector of its rule, what they cost (multiply-accumulates a token, or
+    weights), and the noise that they spare."""
 
-    rule: Rule
+    selector: str
     op: MqcOp
     cost: int
     noise: Noise
@@ -61,8 +61,8 @@ def search_activations(
             # The residual stream itself, read by products: 16 bits whatever they cost.
             rule = Rule("", 16)
         if rule is None:
-            rule16 = Rule(f"%{producer.value_name}", 16)
-            choices.append(Choice(rule16, producer, cost, _value_noise(kind(producer))))
+            selector = f"%{producer.value_name}"
+            choices.append(Choice(selector, producer, cost, _value_noise(kind(producer))))
         elif rule.bits == 16:
             budget -= cost
     if budget < 0:
@@ -70,28 +70,26 @@ def search_activations(
             f"assign-precision: values that are pinned to 16 bits leave less than {share:.1%} of the "
             "multiply-accumulates with 8-bit activations"
         )
-    chosen = _spend(ctx, module, choices, budget, windows)
-    return [Rule(f"%{c.op.value_name}", 16 if c in chosen else 8) for c in choices]
+    return _spend(ctx, module, choices, budget, windows, (8, 16))
 
 
 def search_weights(
     ctx: CompilerContext, module: ModuleOp, share: float, group: int, pinned: Sequence[Rule], windows: Windows
 ) -> list[Rule]:
-    """Rules that give 8 bits to that share of the 4-bit weights where it spares the output most.
+    """Rules that give 8 bits to at most `share` of the weights, where it spares the output most, and 4 to all
+    others. A matrix has as many weights as multiply-accumulates a token.
 
     Args:
         group: input channels per group of the 4-bit weights, 0 for one step a row.
     """
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op)]
-    choices = []
-    for op in linears:
-        if not any(rule.selects_weight(op) for rule in pinned):
-            choices.append(
-                Choice(Rule(f"weight:%{op.value_name}", 8), op, op.macs(), _weight_noise(ctx, op, group))
-            )
+    choices = [
+        Choice(f"weight:%{op.value_name}", op, op.macs(), _weight_noise(ctx, op, group))
+        for op in linears
+        if not any(rule.selects_weight(op) for rule in pinned)
+    ]
     budget = share * sum(op.macs() for op in linears)
-    chosen = _spend(ctx, module, choices, budget, windows)
-    return [c.rule for c in choices if c in chosen]
+    return _spend(ctx, module, choices, budget, windows, (4, 8))
 
 
 def _value_noise(quantized: UniformType) -> Noise:
@@ -113,14 +111,22 @@ def _weight_noise(ctx: CompilerContext, op: LinearOp, group: int) -> Noise:
 
 
 def _spend(
-    ctx: CompilerContext, module: ModuleOp, choices: list[Choice], budget: float, windows: Windows
-) -> list[Choice]:
-    """The choices that spare most for what they cost, as many as the budget buys."""
-    noises = {str(c.rule): (c.op, c.noise) for c in choices}
-    spared = sensitivities(ctx, module, noises, windows)
-    chosen = []
-    for choice in sorted(choices, key=lambda c: -spared[str(c.rule)] / c.cost):
+    ctx: CompilerContext,
+    module: ModuleOp,
+    choices: list[Choice],
+    budget: float,
+    windows: Windows,
+    bits: tuple[int, int],
+) -> list[Rule]:
+    """A rule for each choice, with the more of the two `bits` where that spares most for what it costs, as
+    often as the budget buys it."""
+    spared = sensitivities(ctx, module, {c.selector: (c.op, c.noise) for c in choices}, windows)
+    chosen = set()
+    for choice in sorted(choices, key=lambda c: -spared[c.selector] / c.cost):
         if choice.cost <= budget:
             budget -= choice.cost
-            chosen.append(choice)
-    return chosen
+            chosen.add(choice.selector)
+    return [
+        Rule(c.selector, bits[c.selector in chosen], f"{spared[c.selector]:.1e} nats for {c.cost} MACs")
+        for c in choices
+    ]

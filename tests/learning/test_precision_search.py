@@ -1,0 +1,127 @@
+"""Bits are spent where they pay, within the budget, and the plan is text that gives the same module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mqc.passes.assign_precision import AssignPrecision
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.api import mac_share_8bit
+from mqc.dialects.core import MqcOp
+from mqc.dialects.llm import LinearOp
+from mqc.errors import RecipeError
+from mqc.ir import CompilerContext, gives_logits, main_function, mqc_ops, searched_precision
+from mqc.ir_text import print_module
+from mqc.learning.methods import divergence
+from mqc.learning.sensitivity import sensitivities
+from mqc.learning.student import FloatModel
+from mqc.pass_manager import Pipeline
+from mqc.precision_rules import Rule
+from mqc.recipe import Recipe, load_recipe
+from tests.compiled import imported, quantized
+from tests.models import tiny_model
+
+CPU = torch.device("cpu")
+
+
+def observed(architecture: str = "llama") -> tuple[CompilerContext, ModuleOp]:
+    ctx, module = imported(tiny_model(architecture))
+    Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9},observe-ranges").run(ctx, module)
+    return ctx, module
+
+
+class OneRounded(FloatModel):
+    """The float model with the result of one op rounded: what a sensitivity is about, measured."""
+
+    def __init__(self, ctx: CompilerContext, module: ModuleOp, op: MqcOp, step: float) -> None:
+        super().__init__(ctx, module, CPU)
+        self.op, self.step = op, step
+
+    def value(self, op: MqcOp, operands: list[torch.Tensor]) -> torch.Tensor:
+        result = super().value(op, operands)
+        return torch.round(result / self.step) * self.step if op is self.op else result
+
+
+def test_sensitivity_is_the_divergence_that_rounding_causes() -> None:
+    ctx, module = observed()
+    assert ctx.calibration is not None
+    windows = np.random.default_rng(5).integers(0, 64, (24, 40))
+    ops = [op for op in mqc_ops(module) if not gives_logits(op)]
+    steps = {op: 0.05 * float(np.ptp(op.attributes["range"].get_values())) for op in ops}  # type: ignore[attr-defined]
+    noises = {
+        str(i): (op, lambda _, y, step=steps[op]: torch.round(y / step) * step - y)
+        for i, op in enumerate(ops)
+    }
+    predicted = sensitivities(ctx, module, noises, windows)
+    arguments = main_function(module).body.block.args
+
+    def run(model: FloatModel, window: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+        first = len(model.prefix)
+        given = torch.from_numpy(window), torch.arange(first, first + len(window))
+        with torch.no_grad():
+            return model.run_ops(mqc_ops(module), dict(zip(arguments, given, strict=True)))
+
+    float_model = FloatModel(ctx, module, CPU)
+    for i, op in enumerate(ops):
+        rounded = OneRounded(ctx, module, op, steps[op])
+        measured = np.mean([float(divergence(run(rounded, w), run(float_model, w))) for w in windows])
+        assert 0.4 < predicted[str(i)] / measured < 2.5, op.value_name
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9, 1.0])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi"])
+def test_share_is_kept_and_the_plan_repeats_it(architecture: str, share: float) -> None:
+    _, module = quantized(tiny_model(architecture), Recipe(prefix=(9,), share=share))
+    assert mac_share_8bit(module) >= share
+    found = tuple(searched_precision(module))
+    assert found and all(Rule.parse(rule).remark for rule in found)
+    _, again = quantized(tiny_model(architecture), Recipe(prefix=(9,), precision=found))
+    del module.attributes["mqc.precision"]
+    assert print_module(again) == print_module(module)
+
+
+def test_more_budget_is_spent() -> None:
+    shares = [
+        mac_share_8bit(quantized(tiny_model("llama"), Recipe(prefix=(9,), share=share))[1])
+        for share in (1.0, 0.9, 0.5)
+    ]
+    assert shares[0] == 1.0 > shares[1] >= 0.9 > shares[2] >= 0.5
+
+
+def test_rules_of_the_user_stand() -> None:
+    ctx, module = observed()
+    rule = "%layers.0.mlp.mul=16"
+    AssignPrecision(share=0.8, rules=(rule,)).run(ctx, module)
+    assert not any("layers.0.mlp.mul" in found for found in searched_precision(module))
+    ctx, module = observed()
+    with pytest.raises(RecipeError, match="leave less than"):
+        AssignPrecision(share=1.0, rules=(rule,)).run(ctx, module)
+
+
+def test_weights_get_eight_bits_where_it_pays() -> None:
+    recipe = Recipe(weight_bits=4, weights8=0.3, prefix=(9,))
+    pipeline = recipe.pipeline("cpu")
+    ctx, module = imported(tiny_model("llama"))
+    for p in pipeline.passes[: pipeline.passes.index(*[p for p in pipeline if p.name == "lower-to-int"])]:
+        p.run(ctx, module)
+    linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op)]
+    eight = sum(op.macs() for op in linears if op.get("weight_bits") == 8)
+    assert 0 < eight <= 0.3 * sum(op.macs() for op in linears)
+
+
+@pytest.mark.parametrize("text", ["llm.add", "llm.add=12", "weight:%a=16", "%a=4", "=8"])
+def test_wrong_rules_are_named(text: str) -> None:
+    with pytest.raises(RecipeError, match="must read selector=8"):
+        Rule.parse(text)
+
+
+def test_a_plan_survives_a_recipe_file(tmp_path: Path) -> None:
+    plan = Recipe("plan", precision=tuple(f"%a.{i}=16  # 1.0e-03 nats for 12 MACs" for i in range(9)))
+    path = tmp_path / "plan.toml"
+    path.write_text(plan.to_toml())
+    assert load_recipe(path) == plan
+    assert len(path.read_text().splitlines()) > 9
