@@ -106,8 +106,8 @@ def _options(text: str) -> dict[str, Any]:
 
 RECIPES = {
     "w8a8": Recipe(),
-    "w4a8": Recipe("w4a8", weight_bits=4, windows=48),
-    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, windows=48),
+    "w4a8": Recipe("w4a8", weight_bits=4, windows=32),
+    "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, windows=32),
 }
 
 _SMOOTHQUANT: dict[str, Any] = {

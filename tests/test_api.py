@@ -35,7 +35,7 @@ def test_compile_save_load_generate(tmp_path: Path) -> None:
     again = mqc.load(tmp_path / "x.mqc")
     assert again.generate("the quick", 6) == program.generate("the quick", 6, engine="oracle")
     assert 0 < again.manifest["mac_share_8bit"] <= 1 and again.manifest["recipe"] == "w8a8"
-    assert len(list((tmp_path / "dump").glob("*.mlir"))) == 11
+    assert len(list((tmp_path / "dump").glob("*.mlir"))) == 12
     assert {"tracing", "observe-ranges", "lower-to-int"} <= set(steps)
 
 

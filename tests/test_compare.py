@@ -94,7 +94,9 @@ def test_figures_against_their_definitions(levels: Levels) -> None:
     assert np.isclose(value.cosine, (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
     assert np.isclose(value.max_error, abs(a - b).max())
     assert value.used == (int(integers[name].max()) - int(integers[name].min())) / (2**kind.bits - 1)
-    assert value.clipped == 0 and value.low == a.min() and value.high == a.max()
+    low, high = ((end - kind.zero) * kind.real_scale for end in (kind.low, kind.high))
+    assert value.clipped == np.mean((a < low) | (a > high))
+    assert value.low == a.min() and value.high == a.max()
     assert value.loc.startswith("modeling_llama.py:") and value.local_db > value.sqnr_db
 
 

@@ -59,14 +59,14 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_opt_continues_a_dump(dumps: Path, tmp_path: Path) -> None:
     """Any dump taken through the rest of the pipeline gives the later dumps, byte for byte."""
-    rest = str(Recipe(prefix=(9,)).pipeline("cpu")).split(",assign-precision")[1]
+    rest = str(Recipe(prefix=(9,)).pipeline("cpu")).split(",observe-ranges")[1]
     out = tmp_path / "out.mlir"
     done = mqc(
-        "opt", dumps / "04-balance-scales.mlir", "--verify-each", "-o", out,
-        "--passes", f"observe-ranges{{method=percentile outside_ppm=1.0}},assign-precision{rest}",
+        "opt", dumps / "05-balance-scales.mlir", "--verify-each", "-o", out,
+        "--passes", f"observe-ranges{rest}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert out.read_text() == (dumps / "10-plan-memory.mlir").read_text()
+    assert out.read_text() == (dumps / "11-plan-memory.mlir").read_text()
     module, weights = read_dump(out)
     assert evaluate(module, weights, np.arange(5)).shape == (5, 64)
 
@@ -179,7 +179,7 @@ def test_diff_on_the_command_line(dumps: Path) -> None:
 
 def test_run_evaluates_as_the_library_does(dumps: Path, tmp_path: Path) -> None:
     out = tmp_path / "values.safetensors"
-    for stem in ("00-import", "07-quantize-weights", "10-plan-memory"):
+    for stem in ("00-import", "08-quantize-weights", "11-plan-memory"):
         done = mqc(
             "ir",
             "run",
@@ -206,20 +206,20 @@ def test_run_evaluates_as_the_library_does(dumps: Path, tmp_path: Path) -> None:
 
 def test_verify_reads_the_weights(dumps: Path, tmp_path: Path) -> None:
     done = mqc("ir", "verify", *dump_files(dumps), "--json")
-    assert done.returncode == 0 and len(json.loads(done.stdout)) == 11
+    assert done.returncode == 0 and len(json.loads(done.stdout)) == 12
     for path in dumps.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    data = bytearray((tmp_path / "08-lower-to-int.safetensors").read_bytes())
+    data = bytearray((tmp_path / "09-lower-to-int.safetensors").read_bytes())
     data[-1] ^= 1
-    (tmp_path / "08-lower-to-int.safetensors").write_bytes(data)
-    bad = mqc("ir", "verify", tmp_path / "08-lower-to-int.mlir")
+    (tmp_path / "09-lower-to-int.safetensors").write_bytes(data)
+    bad = mqc("ir", "verify", tmp_path / "09-lower-to-int.mlir")
     assert bad.returncode == 1 and "was altered" in bad.stderr
-    assert mqc("ir", "verify", "--text-only", tmp_path / "08-lower-to-int.mlir").returncode == 0
+    assert mqc("ir", "verify", "--text-only", tmp_path / "09-lower-to-int.mlir").returncode == 0
 
 
 def test_a_folder_stands_for_its_last_dump(dumps: Path, tmp_path: Path) -> None:
     last, weights = read_module(dumps)
-    assert print_module(last) == (dumps / "10-plan-memory.mlir").read_text()
+    assert print_module(last) == (dumps / "11-plan-memory.mlir").read_text()
     assert all(ref in weights for ref in weight_refs(last))
     with pytest.raises(IRError, match="holds no dumps"):
         read_module(tmp_path)
@@ -229,7 +229,7 @@ def test_a_folder_stands_for_its_last_dump(dumps: Path, tmp_path: Path) -> None:
 
 
 def test_graph_of_a_layer(dumps: Path, tmp_path: Path) -> None:
-    module, _ = read_dump(dumps / "05-observe-ranges.mlir")
+    module, _ = read_dump(dumps / "06-observe-ranges.mlir")
     ops = select(module, "layers.1.*")
     drawn = graph(ops)
     assert drawn.has_edge("layers.1.mlp.up_proj", "layers.1.mlp.mul")
@@ -241,9 +241,9 @@ def test_graph_of_a_layer(dumps: Path, tmp_path: Path) -> None:
     for i, (x, y) in enumerate(places):
         for other_x, other_y in places[:i]:
             assert abs(x - other_x) >= 172 or abs(y - other_y) >= 46, "boxes overlap"
-    done = mqc("ir", "graph", dumps / "10-plan-memory.mlir", "--values", "*", "-o", tmp_path / "g.svg")
+    done = mqc("ir", "graph", dumps / "11-plan-memory.mlir", "--values", "*", "-o", tmp_path / "g.svg")
     assert done.returncode == 0 and ElementTree.parse(tmp_path / "g.svg")
-    none = mqc("ir", "graph", dumps / "10-plan-memory.mlir", "--values", "nothing", "-o", tmp_path / "h.svg")
+    none = mqc("ir", "graph", dumps / "11-plan-memory.mlir", "--values", "nothing", "-o", tmp_path / "h.svg")
     assert none.returncode == 1 and not (tmp_path / "h.svg").exists()
 
 
@@ -251,7 +251,7 @@ def test_graph_of_a_layer(dumps: Path, tmp_path: Path) -> None:
 
 
 def test_reduce_keeps_what_fails(dumps: Path) -> None:
-    module, _ = read_dump(dumps / "05-observe-ranges.mlir")
+    module, _ = read_dump(dumps / "06-observe-ranges.mlir")
     runs = 0
 
     def fails(candidate: ModuleOp) -> bool:
@@ -270,7 +270,7 @@ def test_reduce_keeps_what_fails(dumps: Path) -> None:
 def test_reduce_on_the_command_line(dumps: Path, tmp_path: Path) -> None:
     out = tmp_path / "small.mlir"
     command = "! grep -q llm.silu {}"
-    done = mqc("ir", "reduce", dumps / "05-observe-ranges.mlir", "--command", command, "-o", out)
+    done = mqc("ir", "reduce", dumps / "06-observe-ranges.mlir", "--command", command, "-o", out)
     assert done.returncode == 0, done.stderr
     module, weights = read_dump(out)
     assert [op.name for op in mqc_ops(module)][-1] == "llm.silu" and len(list(mqc_ops(module))) == 3

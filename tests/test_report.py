@@ -55,7 +55,7 @@ def test_what_it_holds(report: Path, tmp_path: Path) -> None:
     assert "layers.1.mlp.up_proj" in names and set(content["histograms"]) == set(names)
     for histogram in content["histograms"].values():  # type: ignore[attr-defined]
         assert sum(histogram["before"]) == sum(histogram["after"]) > 0
-    assert [p["name"] for p in content["passes"]][-1] == "10-plan-memory" and len(content["passes"]) == 10
+    assert [p["name"] for p in content["passes"]][-1] == "11-plan-memory" and len(content["passes"]) == 11
     assert sum(c["macs"] for c in content["costs"]) > 0  # type: ignore[misc]
     (tmp_path / "plan.toml").write_text(content["plan"]["recipe"])  # type: ignore[call-overload]
     assert load_recipe(tmp_path / "plan.toml").prefix == (9,)
@@ -63,7 +63,7 @@ def test_what_it_holds(report: Path, tmp_path: Path) -> None:
 
 def test_a_plan_is_written_or_missed(report: Path, tmp_path: Path) -> None:
     """By `debug compare`, on the same dumps."""
-    plan, last = tmp_path / "plan.toml", report.parent / "10-plan-memory.mlir"
+    plan, last = tmp_path / "plan.toml", report.parent / "11-plan-memory.mlir"
     command = [sys.executable, "-m", "mqc", "debug", "compare", "--length", "24", "--plan", plan]
     none = subprocess.run([*command, last, last], capture_output=True, text=True, check=True)
     assert "was not written: precision mends nothing here" in none.stderr

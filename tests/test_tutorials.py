@@ -45,7 +45,8 @@ def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert text.count("acme.hard_swish") == 2 and "llm.silu" not in text
     assert '%layers.0.mlp.act_fn = acme.hard_swish %layers.0.mlp.gate_proj {loc = "' in text
     pinned = {op.value_name: op.results[0].type for op in mqc_ops(space["program"].module)}
-    assert "ui16" in str(pinned["layers.1.mlp.gate_proj"]) and "ui8" in str(pinned["layers.0.mlp.gate_proj"])
+    norm = "post_attention_layernorm"
+    assert "ui16" in str(pinned[f"layers.1.{norm}"]) and "ui8" in str(pinned[f"layers.0.{norm}"])
     assert "ui8" in str(pinned["layers.1.self_attn.rope_q"])
     program = space["program"]
     ids = list(range(2, 30))
@@ -131,7 +132,7 @@ def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     dump.start(ctx, module, {})
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
     space = run_page("debugging.md", monkeypatch, tmp_path)
-    again, weights = read_dump(tmp_path / "dump" / "04-balance-scales.mlir")
+    again, weights = read_dump(tmp_path / "dump" / "05-balance-scales.mlir")
     assert print_module(again) == print_module(space["module"])
     assert (space["logits"] == evaluate(again, weights, np.array([1, 2, 3]))).all()
 

@@ -22,6 +22,7 @@ from mqc.dialects.llm_elementwise import (
     ACTIVATIONS,
     ActivationOp,
     AddOp,
+    BinaryOp,
     GeluOp,
     GeluTanhOp,
     MulOp,
@@ -374,7 +375,7 @@ Llm = Dialect(
 )  # fmt: skip
 
 __all__ = [
-    "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "EmbeddingOp", "GeluOp", "GeluTanhOp",
+    "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "BinaryOp", "EmbeddingOp", "GeluOp", "GeluTanhOp",
     "LayerNormOp", "LinearOp", "Llm", "LlmOp", "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp",
     "RopeOp", "ScaleOp", "SigmoidOp", "SiluOp", "TanhOp",
 ]  # fmt: skip

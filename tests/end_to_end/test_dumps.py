@@ -61,13 +61,13 @@ def test_every_dump_replays_the_compilation(dumps: tuple[Path, dict[str, str]]) 
 
 def test_a_planted_fault_is_named_in_one_command(dumps: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     folder, _ = dumps
-    module, weights = read_dump(folder / "10-plan-memory.mlir")
+    module, weights = read_dump(folder / "11-plan-memory.mlir")
     name = "layers.17.self_attn.o_proj"
     op = next(op for op in mqc_ops(module) if op.value_name == name)
     assert isinstance(op, RequantOp)
     op.properties["shift"] = weights.add(f"{name}.shift", weights[op.shift] - 1)
     write_module(tmp_path / "faulty.mlir", module, weights)
-    for reference in ("05-observe-ranges", "10-plan-memory"):
+    for reference in ("06-observe-ranges", "11-plan-memory"):
         done = subprocess.run(
             [sys.executable, "-m", "mqc", "debug", "compare", folder / f"{reference}.mlir",
              tmp_path / "faulty.mlir", "--json"],

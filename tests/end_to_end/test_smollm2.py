@@ -34,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_perplexity_and_mac_share(path: Path) -> None:
     result = command("eval", path, "--windows", 30, "--skip", 0, "--length", 512)
     assert result["float_ppl"] == pytest.approx(28.472, abs=0.01)
-    assert result["int_ppl"] <= 1.05 * result["float_prefix_ppl"]  # type: ignore[operator]
+    assert result["int_ppl"] <= 1.010 * result["float_prefix_ppl"]  # type: ignore[operator]
     assert result["mac_share_8bit"] >= 0.75  # type: ignore[operator]
 
 
@@ -64,7 +64,7 @@ def test_no_accumulator_overflows(path: Path) -> None:
     assert check_accumulators(program.module, program.weights) == outputs
 
 
-@pytest.mark.parametrize(("recipe", "bound"), [("w4a8", 1.30), ("w4a8-g64", 1.16)])
+@pytest.mark.parametrize(("recipe", "bound"), [("w4a8", 1.22), ("w4a8-g64", 1.13)])
 def test_four_bit_recipes(tmp_path: Path, recipe: str, bound: float) -> None:
     """Times the float model's perplexity; by rounding to nearest 2.7 and 1.5."""
     command("compile", "demo", "-o", tmp_path / "w4.mqc", "--recipe", recipe)

@@ -114,7 +114,7 @@ def test_pipelines_are_edited() -> None:
     first = pipeline.passes[0]
     names = [p.name for p in pipeline.without("absorb-prefix").insert_after("fold-norm", first)]
     assert [p.name for p in pipeline.insert_before("fold-norm", first)][:2] == ["fold-constants"] * 2
-    assert names[:4] == ["fold-constants", "fold-norm", "fold-constants", "balance-scales"]
+    assert names[:4] == ["fold-constants", "fold-norm", "fold-constants", "rotate-channels"]
     assert str(Pipeline.parse(str(pipeline))) == str(pipeline)
     with pytest.raises(RecipeError, match="has no pass 'x'"):
         pipeline.replace("x")
