@@ -6,9 +6,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.utils.arg_spec import parse_pipeline
+from xdsl.utils.arg_spec import ArgSpec, parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError, ParseError
 
 from mqc.errors import (
@@ -27,6 +28,14 @@ from mqc.pass_base import Pass
 from mqc.registry import pass_class
 from mqc.reproducer import write_reproducer
 from mqc.verification import verify_fully, verify_module
+
+
+def _with_floats(kind: type[Pass], spec: ArgSpec) -> ArgSpec:
+    """Options that are floats as such: xDSL reads `2` as an integer and `1e-06` as a word."""
+    hints = get_type_hints(kind)
+    given = spec.normalize_parameter_names().parameters
+    floats = {n: tuple(float(v) for v in values) for n, values in given.items() if hints.get(n) is float}
+    return ArgSpec(spec.name, {**given, **floats})
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Pipeline:
         passes = []
         for spec in specs:
             try:
-                passes.append(pass_class(spec.name).from_spec(spec))
+                found = pass_class(spec.name)
+                passes.append(found.from_spec(_with_floats(found, spec)))
             except (TypeError, ValueError, AttributeError) as error:
                 raise RecipeError(f"pass {spec.name}: {error}") from error
         return cls(tuple(passes))

@@ -120,6 +120,15 @@ def test_pipelines_are_edited() -> None:
         pipeline.replace("x")
 
 
+@pytest.mark.parametrize("value", ["2", "2.5", "1e-06", "-3", "1E3"])
+def test_float_options(value: str) -> None:
+    (learning,) = Pipeline.parse(f"learn-ranges{{lr_zeros={value}}}")
+    assert learning.lr_zeros == float(value)  # type: ignore[attr-defined]
+    assert Pipeline.parse(str(Pipeline((learning,)))) == Pipeline((learning,))
+    with pytest.raises(RecipeError, match="pass learn-ranges"):
+        Pipeline.parse("learn-ranges{lr_zeros=fast}")
+
+
 @pytest.mark.parametrize("rule", ["x", "x=7", "=8"])
 def test_bad_precision_rules(rule: str) -> None:
     with pytest.raises((RecipeError, PassError), match="must read selector"):
