@@ -1,4 +1,4 @@
-"""Every preset on every recipe of the table in docs/learning.md, on SmolLM2.
+"""Every preset on every recipe, with the shares of 8-bit activations that the project aims at, on SmolLM2.
 
 Each cell is one `mqc compile` and one `mqc eval`; give names of presets to run those alone.
 """

@@ -81,7 +81,8 @@ class Calibration:
         return cls(windows.astype(np.int64), int(bos) if bos is not None and bos.isdigit() else None)
 
     def part(self, count: int, length: int) -> Windows:
-        """The first `length` tokens of `count` windows spread over all."""
+        """The first `length` tokens of `count` windows spread over all; all tokens, and all windows, where
+        there are fewer."""
         picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
         return self.windows[picked, :length]
 

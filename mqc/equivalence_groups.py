@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import channels
 from mqc.dialects.llm import LlmOp
 from mqc.equivariance import Constraint, Fix, Tie
-from mqc.ir import main_function, mqc_ops
+from mqc.ir import mqc_ops, returned_value
 from mqc.weight_store import Array, WeightStore
 
 Index = npt.NDArray[np.int64]
@@ -61,9 +60,7 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         constraints += op.equivariance()
-    for terminator in main_function(module).body.block.ops:
-        if isinstance(terminator, func.ReturnOp):
-            constraints += [Fix(value) for value in terminator.operands]
+    constraints.append(Fix(returned_value(module)))
     for constraint in constraints:
         match constraint:
             case Fix(value):

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from mqc.dialects.core import MqcOp
 from mqc.dialects.llm import LinearOp
 from mqc.errors import RecipeError
+from mqc.ir import gives_logits
 
 WEIGHT = "weight:"
 
@@ -58,6 +59,30 @@ class Rule:
         """Whether the rule is about the op's matrix."""
         name = self.selector.removeprefix(f"{WEIGHT}%")
         return isinstance(op, LinearOp) and name != self.selector and fnmatchcase(op.value_name, name)
+
+
+def matrix_bits(op: MqcOp, bits: int, keep8: Iterable[str]) -> int:
+    """Bits of a linear's matrix: 8 if its name matches a glob of `keep8`, else those that a rule gave it
+    (`weight_bits`), else 8 if it gives the logits, else `bits`."""
+    if any(fnmatchcase(op.value_name, glob) for glob in keep8):
+        return 8
+    given = op.get("weight_bits")
+    if given is not None:
+        return int(given)
+    return 8 if gives_logits(op) else bits
+
+
+def group_size(op: LinearOp, group: int) -> int:
+    """Input channels that share a step: `group`, or all if it is 0.
+
+    Raises `RecipeError` if groups do not fit.
+    """
+    inputs = op.weight.shape[1]
+    if group and inputs % group:
+        raise RecipeError(
+            f"%{op.value_name} has {inputs} input channels, which groups of {group} do not divide"
+        )
+    return group or inputs
 
 
 def value_bits(rules: Iterable[Rule], op: MqcOp) -> int:

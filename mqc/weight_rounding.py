@@ -15,7 +15,7 @@ _DAMPING = 0.01
 _BLOCK = 128
 
 
-def _bounds(bits: int) -> tuple[int, int]:
+def bounds(bits: int) -> tuple[int, int]:
     """Least and largest integer: all of 4 bits, and [−127, 127], which every kernel takes, of 8."""
     high = (1 << (bits - 1)) - 1
     return (-high if bits == 8 else -high - 1), high
@@ -30,7 +30,7 @@ def best_steps(weight: Array, group: int, bits: int, importance: Array | None = 
         importance: of each input channel's error, `[inputs]`, such as its mean square; alike if None.
     """
     n, k = weight.shape
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     blocks = weight.reshape(n, k // group, group)
     share = np.ones(k, np.float32) if importance is None else importance + 1e-8 * importance.mean()
     cost = share.astype(np.float32).reshape(1, k // group, group)
@@ -47,7 +47,7 @@ def best_steps(weight: Array, group: int, bits: int, importance: Array | None = 
 
 def round_nearest(weight: Array, step: Array, bits: int) -> Array:
     """s8 `[outputs, inputs]` nearest to `weight / step`."""
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     return np.clip(np.rint(weight / step), low, high).astype(np.int8)
 
 
@@ -63,7 +63,7 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: torch.Te
 
     Time: outputs · inputs²; memory: a copy of the matrix and three of the Hessian.
     """
-    low, high = _bounds(bits)
+    low, high = bounds(bits)
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True)
     h = hessian[order][:, order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
@@ -49,8 +50,8 @@ class AssignPrecision(Pass):
     With `share`, rules are searched for: the values that matrix products read get 8 bits, but for those where
     16 bits spare the output most for the multiply-accumulates that they cost, until `share` of all are left
     with 8 (`mqc.learning.sensitivity`). With `weights8`, likewise, that share of 4-bit weights gets 8 bits.
-    What was found stands in the module's `mqc.precision`, as rules to edit and give back; `rules` go before
-    what is searched.
+    What was found stands in the module's `mqc.precision`, as rules to edit and give back. What `rules` name
+    is left to them, and the plan decides on values that other ops read too.
 
     Options:
         plan: rules that replace the default plan.
@@ -58,7 +59,7 @@ class AssignPrecision(Pass):
         share: least share of multiply-accumulates of matrix products with 8-bit activations; 0: no search.
         weights8: share of the weights of matrix products that get 8 bits; 0: no search.
         group: input channels per group of the 4-bit weights, for the search.
-        samples, length: calibration windows, and tokens of each, to search on.
+        samples, length: calibration windows, and tokens of each, to search on; at most those there are.
     """
 
     name = "assign-precision"
@@ -77,10 +78,11 @@ class AssignPrecision(Pass):
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
         own = [Rule.parse(rule) for rule in self.rules]
-        found = self._search(ctx, module, own) if self.needs_calibration else []
+        plan = [Rule.parse(rule) for rule in self.plan]
+        found = self._search(ctx, module, plan, own) if self.needs_calibration else []
         if found:
             set_searched_precision(module, [str(rule) for rule in found])
-        rules = [*map(Rule.parse, self.plan), *found, *own]
+        rules = [*plan, *found, *own]
         for op in mqc_ops(module):
             bits = weight_bits(rules, op)
             if bits is not None:
@@ -91,7 +93,9 @@ class AssignPrecision(Pass):
                 Rewriter.replace_value_with_new_type(op.results[0], new)
         set_level(module, "quant")
 
-    def _search(self, ctx: CompilerContext, module: ModuleOp, own: list[Rule]) -> list[Rule]:
+    def _search(
+        self, ctx: CompilerContext, module: ModuleOp, plan: list[Rule], own: list[Rule]
+    ) -> list[Rule]:
         from mqc.learning.precision_search import search_activations, search_weights
 
         if ctx.calibration is None:
@@ -101,7 +105,8 @@ class AssignPrecision(Pass):
         windows = ctx.calibration.part(self.samples, self.length)
         found = []
         if self.share:
-            found += search_activations(ctx, module, self.share, lambda op: _quantized(op, 8), own, windows)
+            kind = partial(_quantized, bits=8)
+            found += search_activations(ctx, module, self.share, kind, plan, own, windows)
         if self.weights8:
             found += search_weights(ctx, module, self.weights8, self.group, own, windows)
         return found

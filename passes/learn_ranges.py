@@ -10,7 +10,7 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import Rewriter
 
-from mqc.calibration import prefix_rows
+from mqc.calibration import Windows, prefix_rows
 from mqc.dialects.core import MqcOp, channels, tensor
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
@@ -48,7 +48,7 @@ class LearnRanges(Pass):
     Options:
         method: one of the three.
         steps: of the optimizer; of each layer with `layer-wise`.
-        samples, length: calibration windows, and tokens of each, to learn from.
+        samples, length: calibration windows, and tokens of each, to learn from; at most those there are.
         batch: windows a step.
         lr_scales, lr_ranges, lr_zeros, lr_clipping, lr_weights, lr_biases: learning rates of the logarithms
             of groups' scales and of ranges, of zero points, of the logits of weights' clipping, of the
@@ -91,6 +91,10 @@ class LearnRanges(Pass):
             raise CalibrationError("learn-ranges needs calibration text")
         windows = ctx.calibration.part(self.samples, self.length)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        teacher = FloatModel(ctx, module, device)
+        if self.method == "mse-grid":
+            _mse_grid(ctx, module, teacher, windows)
+            return
         grid = WeightGrid(self.weight_bits, self.group, self.keep8) if self.weight_bits else None
         student = Student(ctx, module, device, grid)
         rates = {
@@ -108,14 +112,13 @@ class LearnRanges(Pass):
             return Checkpoint(None if ctx.checkpoints is None else ctx.checkpoints / name)
 
         def report(part: str, share: float, loss: float | None) -> None:
-            measured = "" if loss is None else f", loss {loss:.4g}"
-            ctx.progress(f"{self.name}, {part}: {measured}", share)
+            measured = "" if loss is None else f": loss {loss:.4g}"
+            ctx.progress(f"{self.name}, {part}{measured}", share)
 
         task = Task(
-            module,
             segments(module),
             student,
-            FloatModel(ctx, module, device),
+            teacher,
             windows,
             rates,
             Schedule(self.steps, self.batch, self.seed),
@@ -124,9 +127,6 @@ class LearnRanges(Pass):
             report,
             checkpoint,
         )
-        if self.method == "mse-grid":
-            _mse_grid(ctx, task)
-            return
         if self.method == "layer-wise":
             layer_wise(task)
         else:
@@ -145,14 +145,14 @@ class LearnRanges(Pass):
                 raise RecipeError(f"learn-ranges: {name} must be 1 or more, got {getattr(self, name)}")
 
 
-def _mse_grid(ctx: CompilerContext, task: Task) -> None:
-    histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(task.module)}
+def _mse_grid(ctx: CompilerContext, module: ModuleOp, model: FloatModel, windows: Windows) -> None:
+    histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(module)}
     with torch.no_grad():
-        for window in range(len(task.windows)):
-            for op, result in task.teacher.walk(histograms, task.start(window)):
+        for number, window in enumerate(windows):
+            for op, result in model.walk(histograms, model.arguments(window)):
                 histograms[op].add(result)
-            task.report("ranges", (window + 1) / len(task.windows), None)
-    for op, rows in prefix_rows(ctx, task.module):
+            ctx.progress(LearnRanges.name, (number + 1) / len(windows))
+    for op, rows in prefix_rows(ctx, module):
         histograms[op].add(rows)
     for op, histogram in histograms.items():
         kind = uniform(op.results[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +16,9 @@ from mqc.dialects.core import WeightAttr, attr
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, gives_logits, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops
 from mqc.pass_base import Pass
+from mqc.precision_rules import group_size, matrix_bits
 from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
 from mqc.weight_store import Array, WeightStore
 
@@ -78,16 +78,19 @@ class QuantizeWeights(Pass):
             raise RecipeError(f"quantize-weights: rounding {self.rounding!r} is neither nearest nor feedback")
         done: dict[WeightAttr, tuple[WeightAttr, WeightAttr]] = {}
         count = sum(isinstance(op, LinearOp) for op in mqc_ops(module))
+        tables = {op.table for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
         for i, (op, hessian) in enumerate(self._linears(ctx, module)):
             if self.keep_reference:
                 op.properties["reference"] = op.weight
-            if self.bits == 4 and not self._keeps8(op):
-                self._quantize4(ctx.weights, op, hessian)
+            step = _learned_step(ctx.weights, op)
+            if matrix_bits(op, self.bits, self.keep8) == 4:
+                self._quantize4(ctx.weights, op, step, hessian)
             else:
-                floor = _bias_floor(ctx.weights, op)
                 if op.weight not in done:
-                    step = _learned_step(ctx.weights, op)
-                    done[op.weight] = _quantize8(ctx.weights, op.weight, floor, step, hessian)
+                    floor = _bias_floor(ctx.weights, op)
+                    # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
+                    feedback = None if op.weight in tables else hessian
+                    done[op.weight] = _quantize8(ctx.weights, op.weight, floor, step, feedback)
                 op.properties["weight"], op.properties["weight_scale"] = done[op.weight]
                 op.properties["weight_bits"] = attr(8)
             ctx.progress(self.name, (i + 1) / count)
@@ -117,30 +120,19 @@ class QuantizeWeights(Pass):
                     shared = op.x, total / sum(len(x) for (x,) in operands)
                 yield op, shared[1]
 
-    def _keeps8(self, op: LinearOp) -> bool:
-        return (
-            op.get("weight_bits") == 8
-            or gives_logits(op)
-            or any(fnmatchcase(op.value_name, glob) for glob in self.keep8)
-        )
-
-    def _quantize4(self, weights: WeightStore, op: LinearOp, hessian: torch.Tensor | None) -> None:
+    def _quantize4(
+        self, weights: WeightStore, op: LinearOp, step: Array | None, hessian: torch.Tensor | None
+    ) -> None:
         weight = weights[op.weight]
-        k = weight.shape[1]
-        size = self.group or k
-        if k % size:
-            raise RecipeError(
-                f"quantize-weights: %{op.value_name} has {k} input channels, which groups of {size} "
-                "do not divide"
-            )
+        size = group_size(op, self.group)
+        groups = weight.shape[1] // size
         importance = None if hessian is None else hessian.diagonal().numpy()
-        step = _learned_step(weights, op)
         if step is None:
             step = best_steps(weight, size, 4, importance)
-        elif step.shape[1] != k // size:
+        elif step.shape[1] != groups:
             raise RecipeError(
                 f"quantize-weights: %{op.value_name} has learned steps for {step.shape[1]} groups, not "
-                f"{k // size}; give learn-ranges and quantize-weights the same group"
+                f"{groups}; give learn-ranges and quantize-weights the same group"
             )
         if self.group:
             scale = step.max(1, keepdims=True) / MAX_GROUP_FACTOR

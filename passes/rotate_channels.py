@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.llm import LlmOp
 from mqc.equivariance import Fix
-from mqc.ir import CompilerContext, main_function, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops, returned_value
 from mqc.pass_base import Pass
 from mqc.rotations import Rotatable, RotationRule, random_hadamard, rotatable
 from mqc.weight_store import Array
@@ -52,7 +51,4 @@ def find_rotatable(module: ModuleOp) -> list[Rotatable]:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         rules += op.rotations()
-    for terminator in main_function(module).body.block.ops:
-        if isinstance(terminator, func.ReturnOp):
-            rules += [Fix(value) for value in terminator.operands]
-    return rotatable(rules)
+    return rotatable([*rules, Fix(returned_value(module))])

@@ -56,10 +56,10 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         tasks: dict[str, Any] = {}
 
         def report(message: str, share: float) -> None:
-            work, _, remark = message.partition(":")
+            work = message.partition(":")[0]
             if work not in tasks:
                 tasks[work] = display.add_task(work, total=1.0)
-            display.update(tasks[work], completed=share, description=work + remark)
+            display.update(tasks[work], completed=share, description=message)
 
         yield report
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.calibration import Windows
 from mqc.dialects.core import MqcOp, channels
-from mqc.ir import main_function
 from mqc.learning.activations import Activations
 from mqc.learning.segments import Segments
 from mqc.learning.student import FloatModel, Student, Values
@@ -35,7 +33,6 @@ class Task:
     checkpoint: the checkpoint of a part by its name.
     """
 
-    module: ModuleOp
     parts: Segments
     student: Student
     teacher: FloatModel
@@ -45,14 +42,11 @@ class Task:
     processes: Processes
     bound: int
     report: Report
-    checkpoint: Callable[[str], Checkpoint] = field(default=lambda name: Checkpoint(None))
+    checkpoint: Callable[[str], Checkpoint]
 
     def start(self, window: int) -> Values:
-        """The arguments of @main for a window: token ids and positions behind the prefix."""
-        device, first = self.student.device, len(self.student.prefix)
-        ids = torch.from_numpy(self.windows[window]).to(device)
-        positions = torch.arange(first, first + len(ids), device=device)
-        return dict(zip(main_function(self.module).body.block.args, (ids, positions), strict=True))
+        """The arguments of @main for a window."""
+        return self.teacher.arguments(self.windows[window])
 
     def cache(self, value: SSAValue) -> Activations:
         count, tokens = self.windows.shape
@@ -121,8 +115,7 @@ def layer_wise(task: Task) -> None:
     """Learn layer after layer, each against the float layer's output, on inputs that come through the layers
     learned before: OmniQuant (arXiv 2308.13137), with the ranges of activations among the parameters.
 
-    The loss is the mean squared error relative to the output's mean square. A parameter of several layers
-    is learned with the first.
+    The loss is the mean squared error relative to the output's mean square.
     """
     parts, student, teacher = task.parts, task.student, task.teacher
     source = parts.stem[-1].results[0]
@@ -159,10 +152,9 @@ def layer_wise(task: Task) -> None:
 def _minimize(task: Task, title: str, rates: Rates, objective: Callable[[int], torch.Tensor]) -> None:
     if not rates:
         return
-    checkpoint = task.checkpoint(title)
-    for done, loss in minimize(
-        rates, objective, len(task.windows), task.schedule, task.processes, checkpoint
-    ):
+    state = task.checkpoint(title)
+    steps = minimize(rates, objective, len(task.windows), task.schedule, task.processes, state)
+    for done, loss in steps:
         task.report(title, done / task.schedule.steps, loss)
 
 

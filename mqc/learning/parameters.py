@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 
 from mqc.dialects.llm import LinearOp
-from mqc.ir import gives_logits
+from mqc.precision_rules import group_size, matrix_bits
+from mqc.weight_rounding import bounds
 from mqc.weight_store import Array
 
 #: Start of a weight's clipping: the grid covers the sigmoid of this times the largest weight, as in
@@ -45,9 +45,7 @@ class Parameters:
 class WeightGrid:
     """How float matrices will be rounded, to the nearest, while what surrounds them is learned.
 
-    bits: 8 or 4; matrices that give the logits, and those whose result's name matches a glob of `keep8`,
-        have 8.
-    group: input channels that share a step, 0 for all.
+    bits, group, keep8: as `quantize-weights` will be given them.
     """
 
     bits: int
@@ -56,59 +54,23 @@ class WeightGrid:
 
     def _shape(self, op: LinearOp) -> tuple[int, int]:
         """Bits, and number of groups of input channels."""
-        if gives_logits(op) or any(fnmatchcase(op.value_name, glob) for glob in self.keep8):
-            return 8, 1
-        inputs = op.weight.shape[1]
-        return self.bits, inputs // self.group if self.group else 1
+        bits = matrix_bits(op, self.bits, self.keep8)
+        return bits, op.weight.shape[1] // group_size(op, self.group) if bits == 4 else 1
 
     def initial(self, op: LinearOp) -> Array:
         """Logits of the shares that the grid covers at the start, `[outputs, groups]`."""
         return np.full((op.weight.shape[0], self._shape(op)[1]), UNCLIPPED, np.float32)
 
-    def steps(
-        self,
-        op: LinearOp,
-        weight: torch.Tensor,
-        clipping: torch.Tensor,
-        log_in: torch.Tensor | None,
-        log_out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Steps of the transformed matrix, `[outputs, groups]`."""
-        return self._grid(op, _transformed(weight, log_in, log_out), clipping)[1][..., 0]
-
-    def round(
-        self,
-        op: LinearOp,
-        weight: torch.Tensor,
-        clipping: torch.Tensor,
-        log_in: torch.Tensor | None,
-        log_out: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """`weight` `[outputs, inputs]` as it is after it is transformed, rounded and transformed back."""
-        bits, _ = self._shape(op)
-        blocks, step = self._grid(op, _transformed(weight, log_in, log_out), clipping)
-        stored = blocks / step
-        stored = stored + (torch.round(stored) - stored).detach()
-        stored = stored.clamp(-(1 << (bits - 1)) + (bits == 8), (1 << (bits - 1)) - 1)
-        rounded = (stored * step).view_as(weight)
-        return _transformed(
-            rounded, None if log_in is None else -log_in, None if log_out is None else -log_out
-        )
-
-    def _grid(
-        self, op: LinearOp, weight: torch.Tensor, clipping: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def steps(self, op: LinearOp, weight: torch.Tensor, clipping: torch.Tensor) -> torch.Tensor:
+        """Steps `[outputs, groups]` for the matrix `weight` `[outputs, inputs]` of an op."""
         bits, groups = self._shape(op)
-        blocks = weight.view(len(weight), groups, -1)
-        peak = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-        return blocks, peak * torch.sigmoid(clipping)[..., None] / ((1 << (bits - 1)) - 1)
+        peak = weight.view(len(weight), groups, -1).abs().amax(-1).clamp(min=1e-12)
+        return peak * torch.sigmoid(clipping) / bounds(bits)[1]
 
-
-def _transformed(
-    weight: torch.Tensor, log_in: torch.Tensor | None, log_out: torch.Tensor | None
-) -> torch.Tensor:
-    if log_in is not None:
-        weight = weight * log_in.exp()
-    if log_out is not None:
-        weight = weight * (-log_out).exp()[:, None]
-    return weight
+    def round(self, op: LinearOp, weight: torch.Tensor, clipping: torch.Tensor) -> torch.Tensor:
+        """`weight` `[outputs, inputs]` rounded to the grid; the gradient passes straight through."""
+        bits, groups = self._shape(op)
+        step = self.steps(op, weight, clipping)[..., None]
+        stored = weight.view(len(weight), groups, -1) / step
+        stored = stored + (torch.round(stored) - stored).detach()
+        return (stored.clamp(*bounds(bits)) * step).view_as(weight)

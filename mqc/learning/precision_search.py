@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,9 @@ from mqc.dialects.quant import UniformType
 from mqc.errors import RecipeError
 from mqc.ir import CompilerContext, gives_logits, mqc_ops
 from mqc.learning.sensitivity import Noise, sensitivities
-from mqc.precision_rules import Rule
+from mqc.precision_rules import Rule, group_size, value_bits
 from mqc.weight_rounding import best_steps, round_nearest
+from mqc.weight_store import Array
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def search_activations(
     module: ModuleOp,
     share: float,
     kind: Callable[[MqcOp], UniformType],
+    plan: Sequence[Rule],
     pinned: Sequence[Rule],
     windows: Windows,
 ) -> list[Rule]:
@@ -44,6 +47,7 @@ def search_activations(
 
     Args:
         kind: the 8-bit type of an op's result.
+        plan: rules for what is not searched: values that other ops read too, like the residual stream.
         pinned: rules of the user: what they select is left to them.
 
     Raises `RecipeError` if what is pinned to 16 bits leaves no room.
@@ -56,14 +60,11 @@ def search_activations(
         costs[op.x.owner] = costs.get(op.x.owner, 0) + op.macs()
     choices = []
     for producer, cost in costs.items():
-        rule = next((rule for rule in reversed(pinned) if rule.selects(producer)), None)
-        if rule is None and not all(isinstance(use.operation, LinearOp) for use in producer.results[0].uses):
-            # The residual stream itself, read by products: 16 bits whatever they cost.
-            rule = Rule("", 16)
-        if rule is None:
+        alone = all(isinstance(use.operation, LinearOp) for use in producer.results[0].uses)
+        if alone and not any(rule.selects(producer) for rule in pinned):
             selector = f"%{producer.value_name}"
             choices.append(Choice(selector, producer, cost, _value_noise(kind(producer))))
-        elif rule.bits == 16:
+        elif value_bits([*plan, *pinned], producer) == 16:
             budget -= cost
     if budget < 0:
         raise RecipeError(
@@ -100,12 +101,17 @@ def _value_noise(quantized: UniformType) -> Noise:
 
 
 def _weight_noise(ctx: CompilerContext, op: LinearOp, group: int) -> Noise:
+    @cache
+    def rounded() -> tuple[Array, Array]:
+        """The integers, a quarter of the weights' size, and their steps."""
+        weight, size = ctx.weights[op.weight], group_size(op, group)
+        step = best_steps(weight, size, 4)
+        return round_nearest(weight, step.repeat(size, 1), 4), step
+
     def noise(operands: list[torch.Tensor], result: torch.Tensor) -> torch.Tensor:
-        weight = ctx.weights[op.weight]
-        size = group or weight.shape[1]
-        step = best_steps(weight, size, 4).repeat(size, 1)
-        lost = torch.from_numpy(round_nearest(weight, step, 4) * step - weight)
-        return F.linear(operands[0], lost.to(result.device, torch.float32))
+        stored, step = rounded()
+        lost = stored * step.repeat(group_size(op, group), 1) - ctx.weights[op.weight]
+        return F.linear(operands[0], torch.from_numpy(lost).to(result.device, torch.float32))
 
     return noise
 

@@ -10,8 +10,8 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.calibration import Windows
 from mqc.dialects.core import MqcOp
-from mqc.ir import CompilerContext, main_function, mqc_ops
-from mqc.learning.student import FloatModel, Values
+from mqc.ir import CompilerContext, mqc_ops
+from mqc.learning.student import FloatModel
 
 #: The error that rounding makes in an op's result `[tokens, channels]`, from the operands and that result.
 Noise = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
@@ -31,17 +31,13 @@ def sensitivities(
     gradients of those that are judged.
     """
     model = FloatModel(ctx, module, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    arguments = main_function(module).body.block.args
     by_op: dict[MqcOp, list[tuple[str, Noise]]] = {}
     for name, (op, noise) in noises.items():
         by_op.setdefault(op, []).append((name, noise))
     total = dict.fromkeys(noises, 0.0)
     generator = torch.Generator(model.device).manual_seed(0)
     for number, window in enumerate(windows):
-        ids = torch.from_numpy(window).to(model.device)
-        first = len(model.prefix)
-        positions = torch.arange(first, first + len(ids), device=model.device)
-        values: Values = dict(zip(arguments, (ids, positions), strict=True))
+        values = model.arguments(window)
         errors: dict[str, torch.Tensor] = {}
         probes: dict[MqcOp, torch.Tensor] = {}
         model.reset()

@@ -47,6 +47,13 @@ class FloatModel(Evaluation):
             self._constants[ref] = torch.from_numpy(self.array(ref)).to(self.device)
         return self._constants[ref]
 
+    def arguments(self, window: Array) -> Values:
+        """The arguments of @main for a window `[tokens]`: token ids, and positions behind the prefix."""
+        first = len(self.prefix)
+        ids = torch.from_numpy(window).to(self.device)
+        positions = torch.arange(first, first + len(ids), device=self.device)
+        return dict(zip(self._function.body.block.args, (ids, positions), strict=True))
+
     def walk(self, ops: Iterable[MqcOp], values: Values) -> Iterator[tuple[MqcOp, Tensor]]:
         """Evaluate ops in order, from the values that they read; each op with its result.
 
@@ -159,19 +166,29 @@ class Student(FloatModel):
         bias = None if op.bias is None else self.torch(op.bias)
         if added is not None:
             bias = added if bias is None else bias + added
-        weight = self.torch(op.weight)
         if op.weight_scale is not None:
-            weight = weight.float()
+            weight = self.torch(op.weight).float()
             if op.group_scale is not None:
                 factor = self.torch(op.group_scale).float()
                 weight = (weight.view(*factor.shape, -1) * factor[..., None]).view_as(weight)
             result = F.linear(x, weight) * self.parameters.weight_steps[name].exp()
             return result if bias is None else result + bias
-        if self._grid is not None:
-            clipping = self.parameters.clipping[name]
-            scales = self.log_scale(op.x), self.log_scale(op.result)
-            weight = self._grid.round(op, weight, clipping, *scales)
-        return F.linear(x, weight, bias)
+        return F.linear(x, self.matrix(op), bias)
+
+    def matrix(self, op: LinearOp) -> Tensor:
+        """A matrix that is still float `[outputs, inputs]`, as it is after it was transformed, rounded and
+        transformed back."""
+        weight: Tensor = self.torch(op.weight)
+        if self._grid is None:
+            return weight
+        scale = self.weight_scale(op)
+        return self._grid.round(op, weight * scale, self.parameters.clipping[self.names[op]]) / scale
+
+    def weight_scale(self, op: LinearOp) -> Tensor:
+        """What the transformations multiply a matrix by, broadcast to `[outputs, inputs]`."""
+        log_in, log_out = self.log_scale(op.x), self.log_scale(op.result)
+        columns = torch.zeros(1, device=self.device) if log_in is None else log_in
+        return columns.exp() if log_out is None else (columns - log_out[:, None]).exp()
 
     def fold(self) -> None:
         """Bring what was learned into the module: types, weights, biases and the steps of weights."""
@@ -191,11 +208,9 @@ class Student(FloatModel):
                     op.replace_weight(weights, "weight_scale", p.weight_steps[name].exp().cpu().numpy())
                 if name in p.clipping:
                     assert isinstance(op, LinearOp) and self._grid is not None
-                    scales = self.log_scale(op.x), self.log_scale(op.result)
-                    steps = self._grid.steps(op, self.torch(op.weight), p.clipping[name], *scales)
-                    op.properties["weight_step"] = weights.add(
-                        f"{op.weight.key.data}.step", steps.cpu().numpy()
-                    )
+                    weight = self.torch(op.weight) * self.weight_scale(op)
+                    steps = self._grid.steps(op, weight, p.clipping[name]).cpu().numpy()
+                    op.properties["weight_step"] = weights.add(f"{op.weight.key.data}.step", steps)
             if self._groups is not None and p.scales:
                 factors = p.scales[""].exp().cpu().numpy()
                 apply_scales(weights, self._module, self._groups, factors)

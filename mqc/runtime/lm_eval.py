@@ -6,7 +6,6 @@ extra of this package, so this module is imported only where it is needed.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections import defaultdict
@@ -131,8 +130,8 @@ class ProgramLM(TemplateLM):
     def __init__(self, program: Program, progress: Progress = lambda message, share: None) -> None:
         super().__init__()
         self.program, self._progress = program, progress
-        bos: int | None = json.loads(program.tokenizer.to_json())["config"].get("bos")
-        self._start = program.tokenizer.eos if bos is None else bos
+        tokenizer = program.tokenizer
+        self._start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
 
     @property
     def max_length(self) -> int:

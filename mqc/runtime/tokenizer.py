@@ -37,6 +37,7 @@ class Tokenizer:
             raise ArtifactError(f"tokenizer.json is not a tokenizer: {error}") from error
         self._text, self._config = text, config
         self.eos: int | None = config.get("eos")
+        self.bos: int | None = config.get("bos")
 
     @classmethod
     def from_huggingface(cls, tokenizer: Any) -> Tokenizer:

@@ -138,7 +138,8 @@ def test_every_product_with_weights_is_an_integer_kernel(tiny: Compiled, tmp_pat
 
 def test_values_for_debugging(tiny: Compiled) -> None:
     ctx, module = tiny
-    for options in ({"style": "integer"}, {"runtime": "npu"}, {}):
+    # Without 16-bit types, values of 16 bits stay float and have nothing to compare.
+    for options, least in (({"style": "integer"}, None), ({"runtime": "npu"}, 20), ({}, 12)):
         one = Trace(Side("oracle", module, ctx.weights))
         two = Trace(Side("onnx", module, ctx.weights, OnnxBackend(), options))
         one.run(IDS)
@@ -148,7 +149,7 @@ def test_values_for_debugging(tiny: Compiled) -> None:
             for value in one.native
             if value in two.native
         ]
-        assert len(same) > (len(one.native) - 2 if options.get("style") else 20)
+        assert len(same) > (len(one.native) - 2 if least is None else least)
         assert all(same) == (options.get("style") == "integer")
 
 
@@ -158,7 +159,7 @@ def test_names_metadata_and_shared_weights(tiny: Compiled, tmp_path: Path) -> No
     models = [onnx.load(path, load_external_data=False) for path in paths]
     for model in models:
         names = {name for node in model.graph.node for name in node.output}
-        assert {"layers.0.self_attn.q_proj", "layers.1.mlp.gate_proj", "logits"} <= names
+        assert {"layers.0.self_attn.v_proj", "layers.1.self_attn.attention", "logits"} <= names
         assert all(node.name for node in model.graph.node)
         assert len({node.name for node in model.graph.node}) == len(model.graph.node)
         data = {entry.key: entry.value for entry in model.metadata_props}

@@ -14,7 +14,7 @@ from mqc.api import mac_share_8bit
 from mqc.dialects.core import MqcOp
 from mqc.dialects.llm import LinearOp
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, gives_logits, main_function, mqc_ops, searched_precision
+from mqc.ir import CompilerContext, gives_logits, mqc_ops, searched_precision
 from mqc.ir_text import print_module
 from mqc.learning.methods import divergence
 from mqc.learning.sensitivity import sensitivities
@@ -57,13 +57,10 @@ def test_sensitivity_is_the_divergence_that_rounding_causes() -> None:
         for i, op in enumerate(ops)
     }
     predicted = sensitivities(ctx, module, noises, windows)
-    arguments = main_function(module).body.block.args
 
     def run(model: FloatModel, window: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
-        first = len(model.prefix)
-        given = torch.from_numpy(window), torch.arange(first, first + len(window))
         with torch.no_grad():
-            return model.run_ops(mqc_ops(module), dict(zip(arguments, given, strict=True)))
+            return model.run_ops(mqc_ops(module), model.arguments(window))
 
     float_model = FloatModel(ctx, module, CPU)
     for i, op in enumerate(ops):
@@ -111,6 +108,17 @@ def test_weights_get_eight_bits_where_it_pays() -> None:
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op)]
     eight = sum(op.macs() for op in linears if op.get("weight_bits") == 8)
     assert 0 < eight <= 0.3 * sum(op.macs() for op in linears)
+
+
+def test_a_rule_gives_a_matrix_four_bits_in_an_eight_bit_recipe() -> None:
+    rule = "weight:%layers.0.mlp.up_proj=4"
+    _, module = quantized(tiny_model("llama"), Recipe(prefix=(9,), precision=(rule,)))
+    bits = {
+        op.value_name.removesuffix("#acc"): op.get("weight_bits")
+        for op in mqc_ops(module)
+        if op.name == "int.linear"
+    }
+    assert sorted(bits.values())[:2] == [4, 8]
 
 
 @pytest.mark.parametrize("text", ["llm.add", "llm.add=12", "weight:%a=16", "%a=4", "=8"])

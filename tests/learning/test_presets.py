@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from xdsl.dialects.builtin import ModuleOp
 
 from mqc.errors import RecipeError
 from mqc.evaluation import evaluate
-from mqc.ir import level
+from mqc.ir import CompilerContext, level, prefix_tokens
 from mqc.recipe import PRESETS, Recipe, load_recipe
 from tests.compiled import quantized
 from tests.models import tiny_model
+
+
+def likeness(ctx: CompilerContext, module: ModuleOp) -> float:
+    """Correlation of the program's logits with the float model's, behind the same prefix."""
+    ids = np.arange(12)
+    prefix = prefix_tokens(module)
+    given = torch.from_numpy(np.concatenate([prefix, ids]).astype(np.int64))[None]
+    with torch.no_grad():
+        want = tiny_model("llama", intermediate_size=64)(given).logits[0, len(prefix) :]
+    got = evaluate(module, ctx.weights, ids)
+    return float(np.corrcoef(got.reshape(-1), want.numpy().reshape(-1))[0, 1])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -22,14 +35,14 @@ def test_presets_compile(preset: str, recipe: str | Recipe) -> None:
     assert chosen.name.endswith(f", {preset}")
     ctx, module = quantized(tiny_model("llama", intermediate_size=64), chosen)
     assert level(module) == "int"
-    assert np.isfinite(evaluate(module, ctx.weights, np.arange(9))).all()
+    assert likeness(ctx, module) > 0.8
 
 
 def test_tuning_after_quantization_compiles() -> None:
     recipe = Recipe(weight_bits=4, tune="steps=4 length=32 lr_weights=0.001 lr_biases=0.001 lr_scales=0.0")
-    ctx, module = quantized(tiny_model("llama"), recipe)
+    ctx, module = quantized(tiny_model("llama", intermediate_size=64), recipe)
     assert level(module) == "int"
-    assert np.isfinite(evaluate(module, ctx.weights, np.arange(9))).all()
+    assert likeness(ctx, module) > 0.8
 
 
 def test_a_preset_changes_the_method_alone() -> None:
