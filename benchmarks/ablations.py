@@ -1,38 +1,52 @@
 """Every preset on every recipe, with the shares of 8-bit activations that the project aims at, on SmolLM2.
 
-Each cell is one `mqc compile` and one `mqc eval`; give names of presets to run those alone.
+Each cell is one `mqc compile` and one `mqc eval`. All have the prefix that the first one finds. To run some of them,
+name them: `python benchmarks/ablations.py w8a8:0.95:learned w4a8:0.95:none`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from programs import BUILD, command
 
-from mqc.recipe import PRESETS
+from mqc.recipe import PRESETS, Recipe, load_recipe
 
 #: Recipe and least share of multiply-accumulates with 8-bit activations.
 ROWS = (("w8a8", 0.95), ("w8a8", 0.75), ("w4a8", 0.95), ("w4a8-g64", 0.95))
+#: Methods, from the least to the most; `none` is the recipe without a preset.
+METHODS = ("smoothquant", "omniquant", "mobilequant", "none", "learned")
+
+
+def compiled(recipe: Recipe) -> tuple[str, float]:
+    """The program's folder, and the minutes that it took."""
+    path, file = BUILD / "ablations.mqc", BUILD / "ablations.toml"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe.to_toml())
+    start = time.perf_counter()
+    command("compile", "demo", "-o", str(path), "--recipe", str(file))
+    return str(path), (time.perf_counter() - start) / 60
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["closed form", *PRESETS]
+    assert set(METHODS) == {"none", *PRESETS}
+    cells = sys.argv[1:] or [f"{name}:{share}:{method}" for name, share in ROWS for method in METHODS]
+    path, _ = compiled(Recipe(rotate=False, ranges="minmax", rounding="nearest"))
+    floats = command("eval", path)
     print("| recipe | preset | perplexity | × float, same prefix | × float | 8-bit MACs | compilation |")
     print("|---|---|---|---|---|---|---|")
-    for recipe, share in ROWS:
-        for preset in chosen:
-            path = BUILD / "ablations.mqc"
-            method = [] if preset == "closed form" else ["--preset", preset]
-            start = time.perf_counter()
-            command("compile", "demo", "-o", str(path), "--recipe", recipe, "--share", str(share), *method)
-            minutes = (time.perf_counter() - start) / 60
-            e = command("eval", str(path))
-            print(
-                f"| {recipe} | {preset} | {e['int_ppl']:.3f} | {e['int_ppl'] / e['float_prefix_ppl']:.4f} "
-                f"| {e['int_ppl'] / e['float_ppl']:.4f} | {e['mac_share_8bit']:.1%} | {minutes:.1f} min |",
-                flush=True,
-            )
+    for cell in cells:
+        name, share, method = cell.split(":")
+        recipe = load_recipe(name, None if method == "none" else method)
+        path, minutes = compiled(replace(recipe, prefix=tuple(floats["prefix"]), share=float(share)))
+        e = command("eval", path, "--no-float")
+        print(
+            f"| {name} | {method} | {e['int_ppl']:.3f} | {e['int_ppl'] / floats['float_prefix_ppl']:.4f} "
+            f"| {e['int_ppl'] / floats['float_ppl']:.4f} | {e['mac_share_8bit']:.1%} | {minutes:.1f} min |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

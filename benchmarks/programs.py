@@ -9,17 +9,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from mqc.recipe import RECIPES
 
 BUILD = Path("build/benchmarks")
 
 
-def command(*arguments: str) -> dict[str, float]:
+def command(*arguments: str) -> dict[str, Any]:
     run = subprocess.run(
         [sys.executable, "-m", "mqc", *arguments, "--json"], capture_output=True, text=True, check=True
     )
-    result: dict[str, float] = json.loads(run.stdout)
+    result: dict[str, Any] = json.loads(run.stdout)
     return result
 
 

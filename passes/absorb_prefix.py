@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.calibration import Calibration, Windows, observe
@@ -15,11 +15,12 @@ from mqc.dialects.core import MqcOp
 from mqc.dialects.llm import AddOp, AttentionOp, LinearOp
 from mqc.errors import CalibrationError, PassError
 from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, context_length, mqc_ops, prefix_tokens, set_prefix
+from mqc.ir import CompilerContext, context_length, mqc_ops, prefix_tokens, returned_value, set_prefix
 from mqc.pass_base import Pass
+from mqc.weight_store import Array
 
-#: A second prefix token must lower the outlier score (mean log2 of largest to typical) by this.
-_WORTHWHILE = 0.05
+#: Another prefix token must lower the score by this, about what a thousand tokens of text tell apart.
+_WORTHWHILE = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class AbsorbPrefix(Pass):
     2410.05265). The prefix takes positions 0…p−1 and is subject to windows like any token.
 
     Options:
-        tokens: the prefix; if absent, the one or two tokens are chosen that leave the smallest
-            outliers in the matrix products' inputs and outputs on calibration data.
+        tokens: the prefix; if absent, the one or two tokens are chosen behind which, on calibration data,
+            outliers in the matrix products' inputs and outputs are smallest and text is most likely.
         most: longest prefix to consider (0 leaves the module as it is).
     """
 
@@ -64,16 +65,13 @@ class AbsorbPrefix(Pass):
         calibration = ctx.calibration
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
-        sample = calibration.part(2, 256)
+        sample = calibration.part(4, 256)
         best: tuple[int, ...] = ()
-        best_score = _outlier_score(ctx, module, sample, best)[0]
+        best_score, suspects = _score(ctx, module, sample, best)
         for _ in range(self.most):
-            _, suspects = _outlier_score(ctx, module, sample, best)
-            singles = _candidates(calibration, suspects)
-            scored = [
-                (_outlier_score(ctx, module, sample, (*best, token))[0], (*best, token)) for token in singles
-            ]
-            score, prefix = min(scored)
+            prefixes = [(*best, token) for token in _candidates(calibration, suspects)]
+            scored = [(*_score(ctx, module, sample, prefix), prefix) for prefix in prefixes]
+            score, suspects, prefix = min(scored, key=lambda entry: entry[0])
             if score > best_score - _WORTHWHILE:
                 break
             best, best_score = prefix, score
@@ -81,33 +79,40 @@ class AbsorbPrefix(Pass):
 
 
 def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
-    """Tokens worth trying: the start token, and those that were outliers most often."""
-    tokens = [token for token, _ in Counter(suspects).most_common(4)]
-    if calibration.bos is not None and calibration.bos not in tokens:
-        tokens.insert(0, calibration.bos)
-    return tokens
+    """Tokens worth trying: the start token, those that were outliers most often, and frequent ones."""
+    start = [] if calibration.bos is None else [calibration.bos]
+    tokens, counts = np.unique(calibration.windows, return_counts=True)
+    frequent = tokens[np.argsort(-counts, kind="stable")[:8]].tolist()
+    outliers = [token for token, _ in Counter(suspects).most_common(4)]
+    return list(dict.fromkeys([*start, *outliers, *frequent]))
 
 
-def _outlier_score(
+def _score(
     ctx: CompilerContext, module: ModuleOp, sample: Windows, prefix: tuple[int, ...]
 ) -> tuple[float, list[int]]:
-    """How far outliers stick out behind a prefix, and the tokens that carry them.
+    """How much a model loses behind a prefix, and the tokens that carry outliers.
 
     The score is the mean, over values that linears read or write, of log2(largest magnitude of
-    any token / median of the tokens' largest magnitudes): the bits a static range wastes.
+    any token / median of the tokens' largest magnitudes): the bits a static range wastes; plus the
+    loss of the text in nats a token.
     """
-    largest: dict[MqcOp, list[Any]] = {}
-
-    def note(op: MqcOp, result: Any) -> None:
-        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
-        if isinstance(op, LinearOp | AddOp) or read:
-            peaks = result.abs().amax(-1)[len(prefix) :].double().numpy()
-            largest.setdefault(op, []).append(peaks)
-
+    largest: dict[MqcOp, list[Array]] = {}
+    losses: list[float] = []
+    logits = returned_value(module)
     rows = np.array([[*prefix, *window] for window in sample], np.int64)
+
+    def note(op: MqcOp, result: torch.Tensor) -> None:
+        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
+        behind = result[len(prefix) :]
+        if isinstance(op, LinearOp | AddOp) or read:
+            largest.setdefault(op, []).append(behind.abs().amax(-1).double().numpy())
+        if op.results[0] is logits:
+            text = torch.from_numpy(sample[len(losses)])
+            losses.append(float(F.cross_entropy(behind[:-1], text[1:])))
+
     observe(ctx, module, rows, note, AbsorbPrefix.name)
     ratios = [
-        np.log2(peaks.max() / max(float(np.median(peaks)), 1e-9))
+        np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
         for peaks in (np.concatenate(p) for p in largest.values())
     ]
     residual = [np.stack(p) for op, p in largest.items() if isinstance(op, AddOp)]
@@ -115,4 +120,4 @@ def _outlier_score(
     suspects = []
     for peaks in residual:
         suspects += flat[np.argsort(peaks.reshape(-1))[-4:]].tolist()
-    return float(np.mean(ratios)), suspects
+    return float(np.mean(ratios) + np.mean(losses)), suspects

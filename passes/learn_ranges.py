@@ -50,9 +50,11 @@ class LearnRanges(Pass):
         steps: of the optimizer; of each layer with `layer-wise`.
         samples, length: calibration windows, and tokens of each, to learn from; at most those there are.
         batch: windows a step.
-        lr_scales, lr_ranges, lr_zeros, lr_clipping, lr_weights, lr_biases: learning rates of the logarithms
-            of groups' scales and of ranges, of zero points, of the logits of weights' clipping, of the
-            logarithms of integer weights' scales, and of biases. What has 0 stays as it is.
+        lr_scales, lr_ranges, lr_zeros, lr_biases: learning rates of the logarithms of groups' scales and of
+            ranges, of zero points, and of biases. What has 0 stays as it is.
+        lr_clipping: of the logits of the clipping of weights that are still float.
+        lr_weights, lr_rounding: of the logarithms of integer weights' scales, and of the integers themselves
+            (but for the logits' matrix), which start where the float weights were.
         loss: `kl`, `features` or `hidden` (`mqc.learning.methods.end_to_end`).
         weight_bits, group, keep8: how float weights will be quantized: rounded so, to the nearest, while
             learning. 0 bits leaves them float.
@@ -60,7 +62,8 @@ class LearnRanges(Pass):
         memory: MiB of activations; beyond, layers are evaluated again for the gradient and cached
             activations live in a memory-mapped file.
 
-    A step takes about three evaluations of the float model on its windows.
+    A step takes about three evaluations of the float model on its windows, five with `lr_rounding`, which
+    also needs memory for four times the float weights.
     """
 
     name = "learn-ranges"
@@ -77,6 +80,7 @@ class LearnRanges(Pass):
     lr_zeros: float = 0.0
     lr_clipping: float = 0.0
     lr_weights: float = 0.0
+    lr_rounding: float = 0.0
     lr_biases: float = 0.0
     loss: str = "kl"
     weight_bits: int = 0
@@ -96,13 +100,14 @@ class LearnRanges(Pass):
             _mse_grid(ctx, module, teacher, windows)
             return
         grid = WeightGrid(self.weight_bits, self.group, self.keep8) if self.weight_bits else None
-        student = Student(ctx, module, device, grid)
+        student = Student(ctx, module, device, grid, rounding=self.lr_rounding > 0)
         rates = {
             "scales": self.lr_scales,
             "steps": self.lr_ranges,
             "zeros": self.lr_zeros,
             "clipping": self.lr_clipping,
             "weight_steps": self.lr_weights,
+            "stored": self.lr_rounding,
             "biases": self.lr_biases,
         }
         start = hashlib.sha256(f"{print_module(module)}{self}".encode() + windows.tobytes()).hexdigest()
@@ -115,6 +120,14 @@ class LearnRanges(Pass):
             measured = "" if loss is None else f": loss {loss:.4g}"
             ctx.progress(f"{self.name}, {part}{measured}", share)
 
+        kinds = student.parameters.kinds()
+        for kind, option, needs in (
+            ("clipping", "lr_clipping", "float weights, and weight_bits"),
+            ("weight_steps", "lr_weights", "weights that quantize-weights has rounded"),
+            ("stored", "lr_rounding", "weights that quantize-weights has rounded"),
+        ):
+            if rates[kind] and not kinds[kind]:
+                raise RecipeError(f"learn-ranges: {option} has nothing to learn here: it needs {needs}")
         task = Task(
             segments(module),
             student,

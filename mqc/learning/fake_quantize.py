@@ -52,3 +52,15 @@ class FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_zero = ((passed - gradient) * step).sum().reshape(1)
         return passed, of_step, of_zero, None, None
+
+
+class Round(torch.autograd.Function):
+    """`clamp(round(x), low, high)`; the gradient is that of x (arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        return torch.round(x).clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradients[0], None, None

@@ -20,12 +20,16 @@ from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.equivalence_groups import apply_scales, discover
 from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, mqc_ops, ops_by_name
-from mqc.learning.fake_quantize import FakeQuantize
+from mqc.ir import CompilerContext, gives_logits, mqc_ops, ops_by_name
+from mqc.learning.fake_quantize import FakeQuantize, Round
 from mqc.learning.parameters import Parameters, WeightGrid
+from mqc.weight_rounding import bounds
 from mqc.weight_store import Array
 
 Values = dict[SSAValue, Tensor]
+
+#: How far from an integer the start of a learned one may lie: short of 1/2, where it would be another.
+_MARGIN = 0.45
 
 
 class FloatModel(Evaluation):
@@ -94,10 +98,16 @@ class Student(FloatModel):
 
     Args:
         grid: how matrices that are still float will be rounded; None to learn with float matrices.
+        rounding: whether the integers of matrices are parameters, but for those that give the logits.
     """
 
     def __init__(
-        self, ctx: CompilerContext, module: ModuleOp, device: torch.device, grid: WeightGrid | None
+        self,
+        ctx: CompilerContext,
+        module: ModuleOp,
+        device: torch.device,
+        grid: WeightGrid | None = None,
+        rounding: bool = False,
     ) -> None:
         super().__init__(ctx, module, device)
         self._ctx, self._module, self._grid = ctx, module, grid
@@ -115,6 +125,10 @@ class Student(FloatModel):
                         torch.from_numpy(signs).to(device),
                     )
         self.parameters = self._initial(linears)
+        if rounding:
+            for op in linears:
+                if op.weight_scale is not None and not gives_logits(op):
+                    self.parameters.stored[self.names[op]] = self._unrounded(op).requires_grad_()
 
     def _initial(self, linears: list[LinearOp]) -> Parameters:
         def learned(array: Array | list[float]) -> Tensor:
@@ -167,13 +181,30 @@ class Student(FloatModel):
         if added is not None:
             bias = added if bias is None else bias + added
         if op.weight_scale is not None:
-            weight = self.torch(op.weight).float()
-            if op.group_scale is not None:
-                factor = self.torch(op.group_scale).float()
-                weight = (weight.view(*factor.shape, -1) * factor[..., None]).view_as(weight)
-            result = F.linear(x, weight) * self.parameters.weight_steps[name].exp()
+            stored = self.parameters.stored.get(name)
+            weight = self.torch(op.weight).float() if stored is None else self._rounded(op, stored)
+            result = F.linear(x, weight * self._factors(op)) * self.parameters.weight_steps[name].exp()
             return result if bias is None else result + bias
         return F.linear(x, self.matrix(op), bias)
+
+    def _factors(self, op: LinearOp) -> Tensor | int:
+        """Integer factors of an integer matrix's steps, `[outputs, inputs]`; 1 without groups."""
+        if op.group_scale is None:
+            return 1
+        factors: Tensor = self.torch(op.group_scale).float()
+        return factors.repeat_interleave(op.weight.shape[1] // factors.shape[1], 1)
+
+    def _unrounded(self, op: LinearOp) -> Tensor:
+        """What rounds to an integer matrix, as near as may be to the float matrix that it was."""
+        stored: Tensor = self.torch(op.weight).float()
+        if op.reference is None or op.weight_scale is None:
+            return stored.clone()
+        steps = self.torch(op.weight_scale)[:, None] * self._factors(op)
+        return stored + (self.torch(op.reference) / steps - stored).clamp_(-_MARGIN, _MARGIN)
+
+    def _rounded(self, op: LinearOp, stored: Tensor) -> Tensor:
+        rounded: Tensor = Round.apply(stored, *bounds(int(op.get("weight_bits"))))  # type: ignore[no-untyped-call]
+        return rounded
 
     def matrix(self, op: LinearOp) -> Tensor:
         """A matrix that is still float `[outputs, inputs]`, as it is after it was transformed, rounded and
@@ -206,6 +237,10 @@ class Student(FloatModel):
                 if name in p.weight_steps:
                     assert isinstance(op, LinearOp)
                     op.replace_weight(weights, "weight_scale", p.weight_steps[name].exp().cpu().numpy())
+                if name in p.stored:
+                    assert isinstance(op, LinearOp)
+                    rounded = self._rounded(op, p.stored[name]).to(torch.int8).cpu().numpy()
+                    op.properties["weight"] = weights.add(op.weight.key.data, rounded)
                 if name in p.clipping:
                     assert isinstance(op, LinearOp) and self._grid is not None
                     weight = self.torch(op.weight) * self.weight_scale(op)

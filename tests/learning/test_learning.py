@@ -21,8 +21,10 @@ from mqc.errors import ArtifactError, RecipeError
 from mqc.ir import CompilerContext, mqc_ops
 from mqc.ir_text import print_module
 from mqc.learning.activations import Activations
+from mqc.learning.methods import divergence
 from mqc.learning.student import FloatModel, Student
 from mqc.learning.training import Checkpoint, Processes, Schedule, minimize
+from mqc.pass_manager import Pipeline
 from tests.learning.test_student import CPU, at_quant, logits, relative_error
 from tests.models import ARCHITECTURES
 
@@ -60,6 +62,28 @@ def test_the_loss_falls(options: dict[str, Any]) -> None:
     LearnRanges(**{**SHORT, "steps": 40, "lr_ranges": 0.02, **options}).run(ctx, module)
     assert len(losses) == 40
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_learned_integers_lower_the_loss() -> None:
+    """With everything else fixed, on the windows that they are learned from."""
+    ctx, module = at_quant("llama")
+    Pipeline.parse("quantize-weights{bits=4 keep_reference=true}").run(ctx, module)
+    assert ctx.calibration is not None
+    windows = ctx.calibration.part(4, 32)
+
+    def loss() -> float:
+        teacher, student = FloatModel(ctx, module, CPU), Student(ctx, module, CPU)
+        with torch.no_grad():
+            got, want = (
+                torch.cat([m.run_ops(mqc_ops(module), m.arguments(window)) for window in windows])
+                for m in (student, teacher)
+            )
+            return float(divergence(got, want))
+
+    before = loss()
+    only = {"lr_ranges": 0.0, "lr_scales": 0.0, "lr_rounding": 0.005}
+    LearnRanges(steps=40, samples=4, length=32, batch=4, **only).run(ctx, module)
+    assert loss() < 0.9 * before
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -215,6 +239,9 @@ def scales(text: str) -> list[float]:
         ({"loss": "mae"}, "is none of kl"),
         ({"weight_bits": 3}, "must be 0, 4 or 8"),
         ({"steps": 0}, "must be 1 or more"),
+        ({"lr_rounding": 0.001}, "lr_rounding has nothing to learn here: it needs weights that quantize"),
+        ({"lr_weights": 0.001}, "lr_weights has nothing to learn here"),
+        ({"lr_clipping": 0.001}, "lr_clipping has nothing to learn here: it needs float weights"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -57,12 +57,13 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def perturb(student: Student, seed: int, amount: float) -> None:
+    """Change parameters by about `amount`; those that are counted in integers by more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for kind, named in student.parameters.kinds().items():
             for parameter in named.values():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += noise * amount * (4 if kind == "zeros" else 1)
+                parameter += noise * amount * {"zeros": 4, "stored": 15}.get(kind, 1)
 
 
 @given(
@@ -173,6 +174,48 @@ def test_integer_weights_learn_their_scales_against_the_float_reference() -> Non
     learned = logits(student, module)
     student.fold()
     assert relative_error(evaluated(ctx, module), learned) < 1e-2
+
+
+@pytest.mark.parametrize("options", ["bits=8", "bits=4", "bits=4 group=32"])
+def test_integers_of_weights_are_learned(options: str) -> None:
+    ctx, module = imported(tiny_model("llama", intermediate_size=64))
+    Pipeline.parse(f"{CLOSED_FORM},quantize-weights{{{options} keep_reference=true}}").run(ctx, module)
+    given = [ctx.weights[op.weight] for op in mqc_ops(module) if isinstance(op, LinearOp)]
+    student = Student(ctx, module, CPU, rounding=True)
+    stored = student.parameters.stored
+    assert relative_error(logits(student, module), logits(Student(ctx, module, CPU), module)) < 1e-6
+    assert all(tensor.requires_grad for tensor in stored.values())
+    perturb(student, 1, 0.02)
+    with torch.no_grad():
+        next(iter(stored.values())).fill_(1000.0)
+    learned = logits(student, module)
+    student.fold()
+    *layers, head = (op for op in mqc_ops(module) if isinstance(op, LinearOp))
+    assert set(stored) == {student.names[op] for op in layers}
+    assert (ctx.weights[layers[0].weight] == (127 if options == "bits=8" else 7)).all()
+    for op, before in zip(layers, given[:-1], strict=True):
+        after = ctx.weights[op.weight]
+        assert after.dtype == np.int8 and not np.array_equal(after, before)
+    assert np.array_equal(ctx.weights[head.weight], given[-1])
+    assert relative_error(evaluated(ctx, module), learned) < 1e-2
+
+
+def test_integers_begin_where_the_float_weight_was() -> None:
+    ctx, module = at_quant("llama")
+    Pipeline.parse("quantize-weights{rounding=feedback keep_reference=true}").run(ctx, module)
+    student = Student(ctx, module, CPU, rounding=True)
+    moved = 0
+    for op, name in student.names.items():
+        if name in student.parameters.stored:
+            assert isinstance(op, LinearOp) and op.reference is not None and op.weight_scale is not None
+            stored = student.parameters.stored[name].detach().numpy()
+            exact = ctx.weights[op.reference] / ctx.weights[op.weight_scale][:, None]
+            integers = ctx.weights[op.weight]
+            np.testing.assert_array_equal(np.rint(stored), integers)
+            same = np.abs(exact - integers) < 0.45
+            np.testing.assert_allclose(stored[same], exact[same], atol=1e-4)
+            moved += int((~same).sum())
+    assert moved
 
 
 def test_a_learned_range_replaces_the_type() -> None:

@@ -1,0 +1,43 @@
+"""What the integer program loses against the `quant` level: perplexity of every level of a dump folder.
+
+    mqc compile demo -o program --dump-ir DUMPS
+    python benchmarks/levels.py DUMPS [WINDOWS]
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from mqc.data import text
+from mqc.dump import TOKENIZER, dump_files, read_dump
+from mqc.evaluation import evaluate
+from mqc.ir import main_level
+from mqc.runtime.perplexity import perplexity, text_windows
+from mqc.runtime.program import Program
+from mqc.runtime.tokenizer import Tokenizer
+
+
+def main() -> None:
+    folder, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 30
+    tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text())
+    windows = text_windows(tokenizer.encode(text("test")), 512, count)
+    last = {}
+    for path in dump_files(folder):
+        last[main_level(read_dump(path)[0])] = path
+    print("| level | dump | perplexity |")
+    print("|---|---|---|")
+    for level, path in last.items():
+        module, weights = read_dump(path)
+        if level == "int":
+            # The backend's numbers are the oracle's, and come sooner.
+            logits_of = Program(module, weights, tokenizer, {"target": "cpu-int8"}).logits
+        else:
+            logits_of = partial(evaluate, module, weights)
+        value = perplexity(logits_of, windows)
+        print(f"| {level} | {path.stem} | {value:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
