@@ -1,7 +1,7 @@
 """What the integer program loses against the `quant` level: perplexity of every level of a dump folder.
 
-    mqc compile demo -o program --dump-ir DUMPS
-    python benchmarks/levels.py DUMPS [WINDOWS]
+mqc compile demo -o program --dump-ir DUMPS
+python benchmarks/levels.py DUMPS [WINDOWS]
 """
 
 from __future__ import annotations

@@ -129,8 +129,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learn": "method=end-to-end loss=hidden steps=120 lr_scales=0.001 lr_clipping=0.01 "
         "lr_ranges=1e-06 lr_zeros=1e-06",
     },
-    # What compile does, with what it finds in closed form learned further.
-    "learned": {"learn": "method=end-to-end loss=kl steps=120"},
+    # What compile does, and then everything that rounding decided learned together.
+    "learned": {
+        "tune": "method=end-to-end loss=kl steps=200 lr_scales=0.0 lr_ranges=0.001 lr_rounding=0.001 "
+        "lr_weights=0.0003 lr_biases=0.0003",
+    },
 }
 
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}

@@ -123,15 +123,16 @@ def minimize(
     """
     groups = [{"params": tensors, "lr": rate} for rate, tensors in rates]
     tensors = [t for _, group in rates for t in group]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     start, saved = checkpoint.load()
     if saved:
         _restore(optimizer, tensors, saved, checkpoint)
     for step in range(start, schedule.steps):
         for group, (rate, _) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule.rate(step)
+        # Not None: what no window of this process reaches has a gradient too, for the sum.
         for t in tensors:
-            t.grad = torch.zeros_like(t)
+            t.grad = torch.zeros_like(t) if t.grad is None else t.grad.zero_()
         total = torch.zeros(1, device=tensors[0].device)
         for window in schedule.windows(step, windows)[processes.rank :: processes.count]:
             value = loss(window) / schedule.batch
