@@ -1,7 +1,7 @@
 """Every preset on every recipe, with the shares of 8-bit activations that the project aims at, on SmolLM2.
 
-Each cell is one `mqc compile` and one `mqc eval`, with the prefix that the first compilation finds. Some cells
-alone: `python benchmarks/ablations.py w8a8:0.95:learned w4a8:0.95:none`.
+Each cell is one `mqc compile` and one `mqc eval`, with the prefix that the first compilation finds. For some
+cells only: `python benchmarks/ablations.py w8a8:0.95:learned w4a8:0.95:none`.
 """
 
 from __future__ import annotations
