@@ -10,6 +10,7 @@ from typing import Any
 
 from mqc.errors import RecipeError
 from mqc.pass_manager import Pipeline
+from mqc.precision_rules import WEIGHT
 from mqc.registry import backend as find_backend
 from mqc.registry import pass_class
 
@@ -60,7 +61,13 @@ class Recipe:
         weights = {"group": self.group, "keep8": self.keep8}
         precision = {"rules": self.precision, "share": self.share}
         if self.weights8:
-            precision |= {"weights8": self.weights8, "group": self.group}
+            if self.weight_bits != 4:
+                raise RecipeError("weights8 is a share of 4-bit weights: the recipe needs weight_bits = 4")
+            kept = (f"{WEIGHT}%{glob}=8" for glob in self.keep8)
+            precision = {
+                "rules": (*self.precision, *kept), "share": self.share,
+                "weights8": self.weights8, "group": self.group,
+            }  # fmt: skip
         rounding = {"rounding": self.rounding, "windows": self.windows, "keep_reference": bool(self.tune)}
         steps: list[tuple[str, dict[str, Any]]] = [
             ("fold-constants", {}),
@@ -131,6 +138,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What compile does, and then everything that rounding decided learned together.
     "learned": {
+        "rotate": True,
+        "alpha": 0.5,
+        "ranges": "mse",
+        "rounding": "feedback",
+        "learn": "",
         "tune": "method=end-to-end loss=kl steps=200 lr_scales=0.0 lr_ranges=0.001 lr_rounding=0.001 "
         "lr_weights=0.0003 lr_biases=0.0003",
     },

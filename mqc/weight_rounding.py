@@ -45,6 +45,12 @@ def best_steps(weight: Array, group: int, bits: int, importance: Array | None = 
     return best
 
 
+def least_scale(bias: Array, input_scale: float) -> Array:
+    """Least weights' scale per output channel that keeps a bias, in units of both scales, within 2^29."""
+    floor: Array = np.abs(bias) / (input_scale * 2.0**29)
+    return floor
+
+
 def round_nearest(weight: Array, step: Array, bits: int) -> Array:
     """s8 `[outputs, inputs]` nearest to `weight / step`."""
     low, high = bounds(bits)

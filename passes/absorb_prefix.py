@@ -107,8 +107,8 @@ def _score(
         if isinstance(op, LinearOp | AddOp) or read:
             largest.setdefault(op, []).append(behind.abs().amax(-1).double().numpy())
         if op.results[0] is logits:
-            text = torch.from_numpy(sample[len(losses)])
-            losses.append(float(F.cross_entropy(behind[:-1], text[1:])))
+            following = torch.from_numpy(sample[len(losses), 1:])
+            losses.append(float(F.cross_entropy(behind[:-1], following)) if len(following) else 0.0)
 
     observe(ctx, module, rows, note, AbsorbPrefix.name)
     ratios = [

@@ -12,16 +12,18 @@ from xdsl.rewriter import Rewriter
 
 from mqc.calibration import Windows, prefix_rows
 from mqc.dialects.core import MqcOp, channels, tensor
+from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
 from mqc.histogram import Histogram
 from mqc.ir import CompilerContext, mqc_ops
 from mqc.ir_text import print_module
+from mqc.learning.allocator import keep_freed_memory
 from mqc.learning.methods import LOSSES, Task, end_to_end, layer_wise
 from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
 from mqc.learning.student import FloatModel, Student
-from mqc.learning.training import Checkpoint, Processes, Schedule
+from mqc.learning.training import Checkpoint, Processes, Schedule, own_device
 from mqc.pass_base import Pass
 
 METHODS = ("mse-grid", "layer-wise", "end-to-end")
@@ -43,7 +45,8 @@ class LearnRanges(Pass):
     Steps of integers pass their gradient straight through the rounding (LSQ, arXiv 1902.08153). AdamW without
     weight decay, the rate on a cosine down to a tenth. The same seed gives the same bits on one machine; an
     interrupted run goes on where it was if the context has a folder for checkpoints; under `torchrun`,
-    processes share the windows of a step.
+    processes share the windows of a step, so that `batch` must be their number or more. The process keeps
+    the memory that it frees.
 
     Options:
         method: one of the three.
@@ -54,7 +57,8 @@ class LearnRanges(Pass):
             ranges, of zero points, and of biases. What has 0 stays as it is.
         lr_clipping: of the logits of the clipping of weights that are still float.
         lr_weights, lr_rounding: of the logarithms of integer weights' scales, and of the integers themselves
-            (but for the logits' matrix), which start where the float weights were.
+            (but for the logits' matrix; of a matrix that ops share, each has its own then), which start as
+            near to the float weights as rounds to what they are.
         loss: `kl`, `features` or `hidden` (`mqc.learning.methods.end_to_end`).
         weight_bits, group, keep8: how float weights will be quantized: rounded so, to the nearest, while
             learning. 0 bits leaves them float.
@@ -94,7 +98,13 @@ class LearnRanges(Pass):
         if ctx.calibration is None:
             raise CalibrationError("learn-ranges needs calibration text")
         windows = ctx.calibration.part(self.samples, self.length)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rounded = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and op.weight_scale is not None]
+        if any(op.reference is None for op in rounded):
+            raise RecipeError(
+                "learn-ranges: the float weights are gone; give quantize-weights keep_reference=true"
+            )
+        keep_freed_memory()
+        device = own_device()
         teacher = FloatModel(ctx, module, device)
         if self.method == "mse-grid":
             _mse_grid(ctx, module, teacher, windows)
@@ -107,7 +117,7 @@ class LearnRanges(Pass):
             "zeros": self.lr_zeros,
             "clipping": self.lr_clipping,
             "weight_steps": self.lr_weights,
-            "stored": self.lr_rounding,
+            "unrounded": self.lr_rounding,
             "biases": self.lr_biases,
         }
         start = hashlib.sha256(f"{print_module(module)}{self}".encode() + windows.tobytes()).hexdigest()
@@ -124,10 +134,16 @@ class LearnRanges(Pass):
         for kind, option, needs in (
             ("clipping", "lr_clipping", "float weights, and weight_bits"),
             ("weight_steps", "lr_weights", "weights that quantize-weights has rounded"),
-            ("stored", "lr_rounding", "weights that quantize-weights has rounded"),
+            ("unrounded", "lr_rounding", "weights that quantize-weights has rounded"),
         ):
             if rates[kind] and not kinds[kind]:
                 raise RecipeError(f"learn-ranges: {option} has nothing to learn here: it needs {needs}")
+        processes = Processes.join(device)
+        if processes.count > self.batch:
+            raise RecipeError(
+                f"learn-ranges: {processes.count} processes share a step, and batch={self.batch} "
+                "leaves some of them without a window; give a batch of at least as many"
+            )
         task = Task(
             segments(module),
             student,
@@ -135,7 +151,7 @@ class LearnRanges(Pass):
             windows,
             rates,
             Schedule(self.steps, self.batch, self.seed),
-            Processes.join(device),
+            processes,
             self.memory << 20,
             report,
             checkpoint,
@@ -163,7 +179,7 @@ def _mse_grid(ctx: CompilerContext, module: ModuleOp, model: FloatModel, windows
     with torch.no_grad():
         for number, window in enumerate(windows):
             for op, result in model.walk(histograms, model.arguments(window)):
-                histograms[op].add(result)
+                histograms[op].add(result.cpu())
             ctx.progress(LearnRanges.name, (number + 1) / len(windows))
     for op, rows in prefix_rows(ctx, module):
         histograms[op].add(rows)

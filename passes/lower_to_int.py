@@ -168,7 +168,13 @@ class Lowering:
         real_bias = self.constant(op.bias)
         bias = np.zeros(n, np.int32)
         if real_bias is not None:
-            bias = np.rint(real_bias / scale).astype(np.int32)
+            exact = np.rint(real_bias / scale)
+            if np.abs(exact).max() > np.iinfo(np.int32).max:
+                raise PassError(
+                    f"lower-to-int: %{op.value_name}: a bias is more than 2^31 of its row's scale; let "
+                    "quantize-weights choose the scale"
+                )
+            bias = exact.astype(np.int32)
         bound = accumulator_bound(weight, bias, x.low - x.zero, x.high - x.zero)
         shift = acc_shift(int(bound.max()))
         acc = self.emit(

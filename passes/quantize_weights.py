@@ -19,7 +19,7 @@ from mqc.errors import RecipeError
 from mqc.ir import CompilerContext, mqc_ops
 from mqc.pass_base import Pass
 from mqc.precision_rules import group_size, matrix_bits
-from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
+from mqc.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
 from mqc.weight_store import Array, WeightStore
 
 GROUPS = (0, 32, 64, 128)
@@ -76,31 +76,35 @@ class QuantizeWeights(Pass):
             raise RecipeError(f"quantize-weights: windows must be 1 or more, got {self.windows}")
         if self.rounding not in ("nearest", "feedback"):
             raise RecipeError(f"quantize-weights: rounding {self.rounding!r} is neither nearest nor feedback")
-        done: dict[WeightAttr, tuple[WeightAttr, WeightAttr]] = {}
+        done: dict[tuple[WeightAttr, WeightAttr | None], tuple[WeightAttr, WeightAttr]] = {}
         count = sum(isinstance(op, LinearOp) for op in mqc_ops(module))
         tables = {op.table for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
         for i, (op, hessian) in enumerate(self._linears(ctx, module)):
             if self.keep_reference:
                 op.properties["reference"] = op.weight
-            step = _learned_step(ctx.weights, op)
+            learned = op.weight_step
+            op.properties.pop("weight_step", None)
+            step = None if learned is None else ctx.weights[learned]
             if matrix_bits(op, self.bits, self.keep8) == 4:
                 self._quantize4(ctx.weights, op, step, hessian)
             else:
-                if op.weight not in done:
+                matrix = op.weight, learned
+                if matrix not in done:
                     floor = _bias_floor(ctx.weights, op)
                     # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
                     feedback = None if op.weight in tables else hessian
-                    done[op.weight] = _quantize8(ctx.weights, op.weight, floor, step, feedback)
-                op.properties["weight"], op.properties["weight_scale"] = done[op.weight]
+                    done[matrix] = _quantize8(ctx.weights, op.weight, floor, step, feedback)
+                op.properties["weight"], op.properties["weight_scale"] = done[matrix]
                 op.properties["weight_bits"] = attr(8)
             ctx.progress(self.name, (i + 1) / count)
         for table in mqc_ops(module):
             if isinstance(table, EmbeddingOp):
                 if self.keep_reference:
                     table.properties["reference"] = table.table
-                if table.table not in done:
-                    done[table.table] = _quantize8(ctx.weights, table.table)
-                table.properties["table"], table.properties["table_scale"] = done[table.table]
+                matrix = table.table, None
+                if matrix not in done:
+                    done[matrix] = _quantize8(ctx.weights, table.table)
+                table.properties["table"], table.properties["table_scale"] = done[matrix]
 
     def _linears(
         self, ctx: CompilerContext, module: ModuleOp
@@ -158,18 +162,8 @@ class QuantizeWeights(Pass):
 
 
 def _bias_floor(weights: WeightStore, op: LinearOp) -> Array | None:
-    """Least scale per output channel that keeps the bias, in units of s_x·s_w, within 2^29."""
     x = uniform(op.x)
-    if op.bias is None or x is None:
-        return None
-    floor: Array = np.abs(weights[op.bias]) / (x.real_scale * 2.0**29)
-    return floor
-
-
-def _learned_step(weights: WeightStore, op: LinearOp) -> Array | None:
-    """Steps `[outputs, groups]` that `learn-ranges` left, if it did."""
-    step = op.properties.pop("weight_step", None)
-    return weights[step] if isinstance(step, WeightAttr) else None
+    return None if op.bias is None or x is None else least_scale(weights[op.bias], x.real_scale)
 
 
 def _quantize8(

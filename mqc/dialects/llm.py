@@ -33,6 +33,7 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
+from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
 from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
@@ -112,13 +113,15 @@ class LinearOp(LlmOp):
     def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
         weight = ctx.torch(self.weight)
         if self.weight_scale is not None:
-            weight = weight.float()
-            if self.group_scale is not None:
-                factor = ctx.torch(self.group_scale).float()
-                group = weight.shape[1] // factor.shape[1]
-                weight = weight * factor.repeat_interleave(group, 1)
-            weight = weight * ctx.torch(self.weight_scale)[:, None]
+            weight = self.times_group_scale(ctx, weight.float()) * ctx.torch(self.weight_scale)[:, None]
         return F.linear(x, weight, ctx.torch(self.bias) if self.bias is not None else None)
+
+    def times_group_scale(self, ctx: Evaluation, weight: torch.Tensor) -> torch.Tensor:
+        """The integer matrix `[outputs, inputs]` with each group's factor multiplied in."""
+        if self.group_scale is None:
+            return weight
+        factor = ctx.torch(self.group_scale).float()
+        return weight * factor.repeat_interleave(weight.shape[1] // factor.shape[1], 1)
 
     def equivariance(self) -> list[Constraint]:
         return []
@@ -308,6 +311,16 @@ class AttentionOp(LlmOp):
 
     def cache(self) -> tuple[int, int]:
         return self.get("layer"), 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
+
+    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
+        if self.get("layer") not in ctx.cache and self.prefix_k is not None and self.prefix_v is not None:
+            rows = ctx.torch(self.prefix_k), ctx.torch(self.prefix_v)
+            # The prefix's rows are stored like those that follow.
+            ctx.cache[self.get("layer")] = tuple(
+                row if kind is None else kind.fake_quantize(row)
+                for row, kind in zip(rows, (uniform(self.k), uniform(self.v)), strict=True)
+            )
+        return super().evaluate(ctx, *operands)
 
     def compute(self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")

@@ -27,7 +27,7 @@ class Parameters:
     steps, zeros: logarithm of the scale, and zero point, of a quantized value, `[1]` each.
     clipping: logit of the share of the largest weight that the grid covers, `[outputs, groups]`.
     weight_steps: logarithm of an integer matrix's scales, `[outputs]`.
-    stored: an integer matrix before it is rounded, in steps, `[outputs, inputs]`.
+    unrounded: an integer matrix before it is rounded, in steps, `[outputs, inputs]`.
     biases: what is added to a matrix product, `[outputs]`.
     """
 
@@ -36,7 +36,7 @@ class Parameters:
     zeros: Named = field(default_factory=dict)
     clipping: Named = field(default_factory=dict)
     weight_steps: Named = field(default_factory=dict)
-    stored: Named = field(default_factory=dict)
+    unrounded: Named = field(default_factory=dict)
     biases: Named = field(default_factory=dict)
 
     def kinds(self) -> dict[str, Named]:

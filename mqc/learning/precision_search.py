@@ -17,7 +17,7 @@ from mqc.dialects.quant import UniformType
 from mqc.errors import RecipeError
 from mqc.ir import CompilerContext, gives_logits, mqc_ops
 from mqc.learning.sensitivity import Noise, sensitivities
-from mqc.precision_rules import Rule, group_size, value_bits
+from mqc.precision_rules import Rule, group_size, value_bits, weight_bits
 from mqc.weight_rounding import best_steps, round_nearest
 from mqc.weight_store import Array
 
@@ -50,7 +50,7 @@ def search_activations(
         plan: rules for what is not searched: values that other ops read too, like the residual stream.
         pinned: rules of the user: what they select is left to them.
 
-    Raises `RecipeError` if what is pinned to 16 bits leaves no room.
+    Raises `RecipeError` if what has 16 bits by these rules leaves no room.
     """
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
     budget = (1 - share) * sum(op.macs() for op in linears)
@@ -68,7 +68,7 @@ def search_activations(
             budget -= cost
     if budget < 0:
         raise RecipeError(
-            f"assign-precision: values that are pinned to 16 bits leave less than {share:.1%} of the "
+            f"assign-precision: values that have 16 bits by a rule leave less than {share:.1%} of the "
             "multiply-accumulates with 8-bit activations"
         )
     return _spend(ctx, module, choices, budget, windows, (8, 16))
@@ -89,7 +89,8 @@ def search_weights(
         for op in linears
         if not any(rule.selects_weight(op) for rule in pinned)
     ]
-    budget = share * sum(op.macs() for op in linears)
+    kept = sum(op.macs() for op in linears if weight_bits(pinned, op) == 8)
+    budget = share * sum(op.macs() for op in linears) - kept
     return _spend(ctx, module, choices, budget, windows, (4, 8))
 
 
@@ -126,6 +127,8 @@ def _spend(
 ) -> list[Rule]:
     """A rule for each choice, with the more of the two `bits` where that spares most for what it costs, as
     often as the budget buys it."""
+    if not choices:
+        return []
     spared = sensitivities(ctx, module, {c.selector: (c.op, c.noise) for c in choices}, windows)
     chosen = set()
     for choice in sorted(choices, key=lambda c: -spared[c.selector] / c.cost):

@@ -12,6 +12,7 @@ from mqc.calibration import Windows
 from mqc.dialects.core import MqcOp
 from mqc.ir import CompilerContext, mqc_ops
 from mqc.learning.student import FloatModel
+from mqc.learning.training import own_device
 
 #: The error that rounding makes in an op's result `[tokens, channels]`, from the operands and that result.
 Noise = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
@@ -30,7 +31,7 @@ def sensitivities(
     Time: three evaluations of the float model on the windows. Memory: the values of one window, and the
     gradients of those that are judged.
     """
-    model = FloatModel(ctx, module, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = FloatModel(ctx, module, own_device())
     by_op: dict[MqcOp, list[tuple[str, Noise]]] = {}
     for name, (op, noise) in noises.items():
         by_op.setdefault(op, []).append((name, noise))

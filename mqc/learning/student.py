@@ -16,14 +16,14 @@ from xdsl.ir import SSAValue
 from xdsl.rewriter import Rewriter
 
 from mqc.dialects.core import MqcOp, WeightAttr, channels, tensor
-from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
+from mqc.dialects.llm import AttentionOp, EmbeddingOp, LinearOp, LlmOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.equivalence_groups import apply_scales, discover
 from mqc.evaluation import Evaluation
 from mqc.ir import CompilerContext, gives_logits, mqc_ops, ops_by_name
 from mqc.learning.fake_quantize import FakeQuantize, Round
-from mqc.learning.parameters import Parameters, WeightGrid
-from mqc.weight_rounding import bounds
+from mqc.learning.parameters import Named, Parameters, WeightGrid
+from mqc.weight_rounding import bounds, least_scale
 from mqc.weight_store import Array
 
 Values = dict[SSAValue, Tensor]
@@ -128,11 +128,11 @@ class Student(FloatModel):
         if rounding:
             for op in linears:
                 if op.weight_scale is not None and not gives_logits(op):
-                    self.parameters.stored[self.names[op]] = self._unrounded(op).requires_grad_()
+                    self.parameters.unrounded[self.names[op]] = self._unrounded(op)
 
     def _initial(self, linears: list[LinearOp]) -> Parameters:
         def learned(array: Array | list[float]) -> Tensor:
-            return torch.tensor(array, dtype=torch.float32, device=self.device, requires_grad=True)
+            return torch.tensor(array, dtype=torch.float32, device=self.device)
 
         p = Parameters()
         if self._groups is not None and self._groups.count:
@@ -162,15 +162,26 @@ class Student(FloatModel):
 
     def value(self, op: MqcOp, operands: list[Tensor]) -> Tensor:
         assert isinstance(op, LlmOp)
+        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
+            # Stored like the rows that follow.
+            self.cache[op.get("layer")] = (
+                self._rounded(op.k, self.torch(op.prefix_k)),
+                self._rounded(op.v, self.torch(op.prefix_v)),
+            )
         result = self._linear(op, *operands) if isinstance(op, LinearOp) else op.compute(self, *operands)
-        kind = uniform(op.results[0])
+        return self._rounded(op.results[0], result)
+
+    def _rounded(self, value: SSAValue, real: Tensor) -> Tensor:
+        """Real numbers as the grid of a value has them."""
+        kind = uniform(value)
         if kind is None:
-            return result
-        name = self.names[op]
-        step, scale = self.parameters.steps[name], self.log_scale(op.results[0])
+            return real
+        assert isinstance(value.owner, MqcOp)
+        name = self.names[value.owner]
+        step, scale = self.parameters.steps[name], self.log_scale(value)
         step = step if scale is None else step + scale
         rounded: Tensor = FakeQuantize.apply(  # type: ignore[no-untyped-call]
-            result, step, self.parameters.zeros[name], kind.low, kind.high
+            real, step, self.parameters.zeros[name], kind.low, kind.high
         )
         return rounded
 
@@ -181,29 +192,25 @@ class Student(FloatModel):
         if added is not None:
             bias = added if bias is None else bias + added
         if op.weight_scale is not None:
-            stored = self.parameters.stored.get(name)
-            weight = self.torch(op.weight).float() if stored is None else self._rounded(op, stored)
-            result = F.linear(x, weight * self._factors(op)) * self.parameters.weight_steps[name].exp()
+            weight = op.times_group_scale(self, self._integers(op))
+            result = F.linear(x, weight) * self.parameters.weight_steps[name].exp()
             return result if bias is None else result + bias
         return F.linear(x, self.matrix(op), bias)
 
-    def _factors(self, op: LinearOp) -> Tensor | int:
-        """Integer factors of an integer matrix's steps, `[outputs, inputs]`; 1 without groups."""
-        if op.group_scale is None:
-            return 1
-        factors: Tensor = self.torch(op.group_scale).float()
-        return factors.repeat_interleave(op.weight.shape[1] // factors.shape[1], 1)
-
     def _unrounded(self, op: LinearOp) -> Tensor:
         """What rounds to an integer matrix, as near as may be to the float matrix that it was."""
-        stored: Tensor = self.torch(op.weight).float()
-        if op.reference is None or op.weight_scale is None:
-            return stored.clone()
-        steps = self.torch(op.weight_scale)[:, None] * self._factors(op)
-        return stored + (self.torch(op.reference) / steps - stored).clamp_(-_MARGIN, _MARGIN)
+        assert op.reference is not None and op.weight_scale is not None
+        integers: Tensor = self.torch(op.weight).float()
+        steps = op.times_group_scale(self, self.torch(op.weight_scale)[:, None].expand_as(integers))
+        return integers + (self.torch(op.reference) / steps - integers).clamp_(-_MARGIN, _MARGIN)
 
-    def _rounded(self, op: LinearOp, stored: Tensor) -> Tensor:
-        rounded: Tensor = Round.apply(stored, *bounds(int(op.get("weight_bits"))))  # type: ignore[no-untyped-call]
+    def _integers(self, op: LinearOp) -> Tensor:
+        """The integer matrix, as learned if it is."""
+        learned = self.parameters.unrounded.get(self.names[op])
+        if learned is None:
+            weight: Tensor = self.torch(op.weight)
+            return weight.float()
+        rounded: Tensor = Round.apply(learned, *bounds(int(op.get("weight_bits"))))  # type: ignore[no-untyped-call]
         return rounded
 
     def matrix(self, op: LinearOp) -> Tensor:
@@ -212,48 +219,61 @@ class Student(FloatModel):
         weight: Tensor = self.torch(op.weight)
         if self._grid is None:
             return weight
-        scale = self.weight_scale(op)
+        scale = self.transformation(op)
         return self._grid.round(op, weight * scale, self.parameters.clipping[self.names[op]]) / scale
 
-    def weight_scale(self, op: LinearOp) -> Tensor:
-        """What the transformations multiply a matrix by, broadcast to `[outputs, inputs]`."""
+    def transformation(self, op: LinearOp) -> Tensor:
+        """What the scales of groups multiply a matrix by, broadcast to `[outputs, inputs]`."""
         log_in, log_out = self.log_scale(op.x), self.log_scale(op.result)
-        columns = torch.zeros(1, device=self.device) if log_in is None else log_in
-        return columns.exp() if log_out is None else (columns - log_out[:, None]).exp()
+        columns = torch.ones(1, device=self.device) if log_in is None else log_in.exp()
+        return columns if log_out is None else columns * (-log_out).exp()[:, None]
 
     def fold(self) -> None:
-        """Bring what was learned into the module: types, weights, biases and the steps of weights."""
+        """Bring what was learned (what requires a gradient) into the module: types, weights, biases and the
+        steps of weights."""
         p = self.parameters
         weights = self._ctx.weights
+
+        def learned(named: Named, op: MqcOp) -> Tensor | None:
+            parameter = named.get(self.names[op])
+            return parameter if parameter is not None and parameter.requires_grad else None
+
         with torch.no_grad():
-            for op, name in self.names.items():
-                if name in p.biases and bool(p.biases[name].any()):
-                    assert isinstance(op, LinearOp)
-                    bias = p.biases[name].cpu().numpy()
+            for op in self.names:
+                if not isinstance(op, LinearOp):
+                    continue
+                bias, log_steps = learned(p.biases, op), learned(p.weight_steps, op)
+                if bias is not None:
+                    added = bias.cpu().numpy()
                     if op.bias is None:
-                        op.properties["bias"] = weights.add(f"{op.value_name}.bias", bias)
+                        op.properties["bias"] = weights.add(f"{op.value_name}.bias", added)
                     else:
-                        op.replace_weight(weights, "bias", weights[op.bias] + bias)
-                if name in p.weight_steps:
-                    assert isinstance(op, LinearOp)
-                    op.replace_weight(weights, "weight_scale", p.weight_steps[name].exp().cpu().numpy())
-                if name in p.stored:
-                    assert isinstance(op, LinearOp)
-                    rounded = self._rounded(op, p.stored[name]).to(torch.int8).cpu().numpy()
-                    op.properties["weight"] = weights.add(op.weight.key.data, rounded)
-                if name in p.clipping:
-                    assert isinstance(op, LinearOp) and self._grid is not None
-                    weight = self.torch(op.weight) * self.weight_scale(op)
-                    steps = self._grid.steps(op, weight, p.clipping[name]).cpu().numpy()
+                        op.replace_weight(weights, "bias", weights[op.bias] + added)
+                if log_steps is not None:
+                    op.replace_weight(weights, "weight_scale", log_steps.exp().cpu().numpy())
+                if learned(p.unrounded, op) is not None:
+                    integers = self._integers(op).to(torch.int8).cpu().numpy()
+                    op.properties["weight"] = weights.add(op.weight.key.data, integers)
+                if learned(p.clipping, op) is not None and self._grid is not None:
+                    weight = self.torch(op.weight) * self.transformation(op)
+                    steps = self._grid.steps(op, weight, p.clipping[self.names[op]]).cpu().numpy()
                     op.properties["weight_step"] = weights.add(f"{op.weight.key.data}.step", steps)
-            if self._groups is not None and p.scales:
-                factors = p.scales[""].exp().cpu().numpy()
-                apply_scales(weights, self._module, self._groups, factors)
+            if self._groups is not None and p.scales[""].requires_grad:
+                apply_scales(weights, self._module, self._groups, p.scales[""].exp().cpu().numpy())
             # Last: a value that gets another type is another object.
-            for op, name in self.names.items():
-                kind = uniform(op.results[0])
-                if kind is not None:
-                    step, zero = float(p.steps[name].exp()), round(float(p.zeros[name]))
-                    zero = min(max(zero, kind.low), kind.high)
-                    new = tensor(UniformType.of(kind.bits, step, zero), channels(op.results[0]))
-                    Rewriter.replace_value_with_new_type(op.results[0], new)
+            for op in self.names:
+                self._retype(op, learned(p.steps, op), learned(p.zeros, op))
+            for op in self.names:
+                x = uniform(op.operands[0]) if isinstance(op, LinearOp) else None
+                if x is not None and isinstance(op, LinearOp) and op.bias is not None and op.weight_scale:
+                    floor = least_scale(weights[op.bias], x.real_scale)
+                    op.replace_weight(weights, "weight_scale", np.maximum(weights[op.weight_scale], floor))
+
+    def _retype(self, op: MqcOp, log_step: Tensor | None, zero: Tensor | None) -> None:
+        kind = uniform(op.results[0])
+        if kind is None or (log_step is None and zero is None):
+            return
+        scale = kind.real_scale if log_step is None else float(log_step.exp())
+        origin = kind.zero if zero is None else min(max(round(float(zero)), kind.low), kind.high)
+        new = tensor(UniformType.of(kind.bits, scale, origin), channels(op.results[0]))
+        Rewriter.replace_value_with_new_type(op.results[0], new)

@@ -28,6 +28,13 @@ _SAVE_EVERY = 10
 Rates = Sequence[tuple[float, list[torch.Tensor]]]
 
 
+def own_device() -> torch.device:
+    """This process's CUDA device, the one of its number under `torchrun`; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which of how many processes this is: those that `torchrun` started, else one."""
@@ -41,6 +48,8 @@ class Processes:
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         if not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -169,4 +178,4 @@ def _restore(
         for name in ("step", "exp_avg", "exp_avg_sq"):
             if f"{i}/{name}" in saved:
                 kept = saved[f"{i}/{name}"]
-                optimizer.state[t][name] = kept if name == "step" else kept.to(t.device)
+                optimizer.state[t][name] = kept.to(t.device)

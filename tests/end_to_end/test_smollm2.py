@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -83,15 +82,16 @@ def test_almost_all_activations_have_eight_bits(tmp_path: Path, recipe: str, bou
     assert result["size_bytes"] < (170e6 if recipe == "w8a8" else 130e6)  # type: ignore[operator]
 
 
-def test_learning_stays_within_its_memory(tmp_path: Path) -> None:
-    """Some steps of all that is learned: the program is as good as without, in less than 8 GiB."""
-    recipe = replace(load_recipe("w4a8-g64", "learned"), prefix=PREFIX)
-    few = {name: re.sub(r"steps=\d+", "steps=4", getattr(recipe, name)) for name in ("learn", "tune")}
-    (tmp_path / "few.toml").write_text(replace(recipe, **few).to_toml())
+def test_learning_helps_and_fits_in_memory(tmp_path: Path) -> None:
+    """A fifth of the preset's steps. Without, the ratio is 1.149."""
+    recipe = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95)
+    few = replace(recipe, tune=recipe.tune.replace("steps=200", "steps=40"))
+    assert few != recipe
+    (tmp_path / "few.toml").write_text(few.to_toml())
     arguments = "compile", "demo", "-o", tmp_path / "out.mqc", "--recipe", tmp_path / "few.toml"
     compiling = subprocess.Popen([sys.executable, "-m", "mqc", *map(str, arguments)])
     peak = peak_gib(compiling)
     assert compiling.returncode == 0
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
     result = command("eval", tmp_path / "out.mqc")
-    assert result["int_ppl"] <= 1.12 * result["float_prefix_ppl"]  # type: ignore[operator]
+    assert result["int_ppl"] <= 1.14 * result["float_prefix_ppl"]  # type: ignore[operator]

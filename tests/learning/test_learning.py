@@ -54,6 +54,7 @@ def test_the_loss_falls(options: dict[str, Any]) -> None:
     with torch.no_grad():
         for step in spoiled.parameters.steps.values():
             step += 0.7
+            step.requires_grad_()
     spoiled.fold()
     losses: list[float] = []
     ctx.progress = lambda message, share: losses.extend(  # type: ignore[method-assign]
@@ -224,12 +225,28 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert started.returncode == 0, started.stderr[-2000:]
     texts = [(tmp_path / f"{rank}.mlir").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the two have
     _, alone = learn(batch=4, steps=4)
+    torch.set_num_threads(threads)
     assert scales(texts[0]) == pytest.approx(scales(print_module(alone)), rel=1e-4)
 
 
 def scales(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"uniform<u\d+:f32, ([0-9.e-]+):", text)]
+
+
+def test_more_processes_than_windows_of_a_step_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "join", lambda device: Processes(0, 2))
+    with pytest.raises(RecipeError, match="2 processes share a step, and batch=1"):
+        learn()
+
+
+def test_quantized_weights_need_their_reference() -> None:
+    ctx, module = at_quant("llama")
+    Pipeline.parse("quantize-weights").run(ctx, module)
+    with pytest.raises(RecipeError, match="keep_reference=true"):
+        LearnRanges(**SHORT).run(ctx, module)
 
 
 @pytest.mark.parametrize(

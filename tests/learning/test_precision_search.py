@@ -99,8 +99,20 @@ def test_rules_of_the_user_stand() -> None:
         AssignPrecision(share=1.0, rules=(rule,)).run(ctx, module)
 
 
-def test_weights_get_eight_bits_where_it_pays() -> None:
-    recipe = Recipe(weight_bits=4, weights8=0.3, prefix=(9,))
+def test_a_search_that_has_nothing_left_to_choose_keeps_the_rules() -> None:
+    ctx, module = observed()
+    AssignPrecision(share=0.5, rules=("%*=8",)).run(ctx, module)
+    assert not searched_precision(module)
+
+
+def test_a_share_of_eight_bit_weights_needs_four_bit_ones() -> None:
+    with pytest.raises(RecipeError, match="needs weight_bits = 4"):
+        Recipe(weights8=0.1).pipeline("cpu")
+
+
+@pytest.mark.parametrize("keep8", [(), ("layers.0.self_attn.v_proj",)])
+def test_weights_get_eight_bits_where_it_pays(keep8: tuple[str, ...]) -> None:
+    recipe = Recipe(weight_bits=4, weights8=0.3, keep8=keep8, prefix=(9,))
     pipeline = recipe.pipeline("cpu")
     ctx, module = imported(tiny_model("llama"))
     for p in pipeline.passes[: pipeline.passes.index(*[p for p in pipeline if p.name == "lower-to-int"])]:
@@ -108,6 +120,7 @@ def test_weights_get_eight_bits_where_it_pays() -> None:
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op)]
     eight = sum(op.macs() for op in linears if op.get("weight_bits") == 8)
     assert 0 < eight <= 0.3 * sum(op.macs() for op in linears)
+    assert all(op.get("weight_bits") == 8 for op in linears if op.value_name in keep8)
 
 
 def test_a_rule_gives_a_matrix_four_bits_in_an_eight_bit_recipe() -> None:

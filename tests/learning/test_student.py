@@ -15,6 +15,7 @@ from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import UniformType
 from mqc.evaluation import Evaluation
 from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir_text import print_module
 from mqc.learning.fake_quantize import FakeQuantize
 from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
@@ -57,13 +58,14 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def perturb(student: Student, seed: int, amount: float) -> None:
-    """Change parameters by about `amount`; those that are counted in integers by more."""
+    """As if learned: change parameters by about `amount`, those that are counted in integers by more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for kind, named in student.parameters.kinds().items():
             for parameter in named.values():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += noise * amount * {"zeros": 4, "stored": 15}.get(kind, 1)
+                parameter += noise * amount * {"zeros": 4, "unrounded": 15}.get(kind, 1)
+                parameter.requires_grad_()
 
 
 @given(
@@ -147,7 +149,7 @@ def test_weights_are_quantized_as_they_were_learned(grid: WeightGrid, seed: int)
     perturb(student, seed, 0.1)
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
     with torch.no_grad():
-        learned = [student.matrix(op) * student.weight_scale(op) for op in linears]
+        learned = [student.matrix(op) * student.transformation(op) for op in linears]
     student.fold()
     QuantizeWeights(bits=grid.bits, group=grid.group, keep8=grid.keep8).run(ctx, module)
     for op, want in zip(linears, learned, strict=True):
@@ -182,9 +184,8 @@ def test_integers_of_weights_are_learned(options: str) -> None:
     Pipeline.parse(f"{CLOSED_FORM},quantize-weights{{{options} keep_reference=true}}").run(ctx, module)
     given = [ctx.weights[op.weight] for op in mqc_ops(module) if isinstance(op, LinearOp)]
     student = Student(ctx, module, CPU, rounding=True)
-    stored = student.parameters.stored
+    stored = student.parameters.unrounded
     assert relative_error(logits(student, module), logits(Student(ctx, module, CPU), module)) < 1e-6
-    assert all(tensor.requires_grad for tensor in stored.values())
     perturb(student, 1, 0.02)
     with torch.no_grad():
         next(iter(stored.values())).fill_(1000.0)
@@ -200,15 +201,39 @@ def test_integers_of_weights_are_learned(options: str) -> None:
     assert relative_error(evaluated(ctx, module), learned) < 1e-2
 
 
+def test_a_learned_bias_fits_its_row() -> None:
+    """A row of zeros has a tiny scale, which the bias must not overflow."""
+    ctx, module = at_quant("llama")
+    op = next(op for op in mqc_ops(module) if isinstance(op, LinearOp))
+    weight = ctx.weights[op.weight].copy()
+    weight[3] = 0.0
+    op.replace_weight(ctx.weights, "weight", weight)
+    Pipeline.parse("quantize-weights{keep_reference=true}").run(ctx, module)
+    student = Student(ctx, module, CPU)
+    with torch.no_grad():
+        student.parameters.biases[student.names[op]].fill_(2.0).requires_grad_()
+    student.fold()
+    Pipeline.parse("lower-to-int").run(ctx, module)
+    lowered = next(op for op in mqc_ops(module) if op.name == "int.linear")
+    assert 2**28 < ctx.weights[lowered.properties["bias"]][3] <= 2**29  # type: ignore[index]
+
+
+def test_what_was_not_learned_stays() -> None:
+    ctx, module = at_quant("llama")
+    before = print_module(module)
+    Student(ctx, module, CPU, WeightGrid(4)).fold()
+    assert print_module(module) == before
+
+
 def test_integers_begin_where_the_float_weight_was() -> None:
     ctx, module = at_quant("llama")
     Pipeline.parse("quantize-weights{rounding=feedback keep_reference=true}").run(ctx, module)
     student = Student(ctx, module, CPU, rounding=True)
     moved = 0
     for op, name in student.names.items():
-        if name in student.parameters.stored:
+        if name in student.parameters.unrounded:
             assert isinstance(op, LinearOp) and op.reference is not None and op.weight_scale is not None
-            stored = student.parameters.stored[name].detach().numpy()
+            stored = student.parameters.unrounded[name].detach().numpy()
             exact = ctx.weights[op.reference] / ctx.weights[op.weight_scale][:, None]
             integers = ctx.weights[op.weight]
             np.testing.assert_array_equal(np.rint(stored), integers)
@@ -224,8 +249,8 @@ def test_a_learned_range_replaces_the_type() -> None:
     student = Student(ctx, module, CPU, None)
     name = student.names[op]
     with torch.no_grad():
-        student.parameters.steps[name].fill_(float(np.log(0.25)))
-        student.parameters.zeros[name].fill_(300.4)
+        student.parameters.steps[name].fill_(float(np.log(0.25))).requires_grad_()
+        student.parameters.zeros[name].fill_(300.4).requires_grad_()
     student.fold()
     learned = UniformType.of(8, float(torch.tensor(np.log(0.25), dtype=torch.float32).exp()), 255)
     assert op.results[0].type == tensor(learned, channels(op.results[0]))

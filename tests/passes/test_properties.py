@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 
+from mqc.calibration import Calibration
 from mqc.dialects.core import channels, plain
 from mqc.dialects.int_ops import bits
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, RecipeError
 from mqc.evaluation import evaluate
 from mqc.histogram import BINS, Histogram
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir import CompilerContext, mqc_ops, prefix_tokens
 from mqc.pass_manager import Pipeline
 from mqc.proofs import acc_shift, accumulator_bound
 from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
@@ -172,6 +173,13 @@ def test_accumulator_bound_is_attained(n: int, k: int, zero: int, seed: int) -> 
         top = sum(max(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
         bottom = sum(min(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
         assert bound[j] == max(abs(top), abs(bottom))
+
+
+def test_a_prefix_is_found_on_windows_of_one_token() -> None:
+    ctx, module = imported(tiny_model("llama"))
+    ctx.calibration = Calibration(np.arange(8)[:, None], bos=0)
+    Pipeline.parse("fold-norm,absorb-prefix").run(ctx, module)
+    assert len(prefix_tokens(module)) <= 2
 
 
 def test_no_prefix_on_request() -> None:
