@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
-def command(*arguments: object) -> dict[str, object]:
+def command(*arguments: object) -> dict[str, Any]:
     run = subprocess.run(
         [sys.executable, "-m", "mqc", *map(str, arguments), "--json"],
         capture_output=True, text=True, check=False,
