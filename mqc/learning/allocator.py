@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let glibc's malloc keep large blocks that are freed, for the rest of the process.
 
     By default it gives them back to the system, and each step would have every page of its activations and
-    gradients mapped and zeroed again, a third of its time and more. Does nothing where malloc is another's.
+    gradients mapped and zeroed again. Does nothing where malloc is another's.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

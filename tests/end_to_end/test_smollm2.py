@@ -75,12 +75,12 @@ def test_no_accumulator_overflows(path: Path) -> None:
     assert check_accumulators(program.module, program.weights) == outputs
 
 
-@pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.02), ("w4a8", 1.30), ("w4a8-g64", 1.12)])
+@pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.025), ("w4a8", 1.17), ("w4a8-g64", 1.125)])
 def test_almost_all_activations_have_eight_bits(
     tmp_path: Path, measured: dict[str, Any], recipe: str, bound: float
 ) -> None:
-    """Bounds are on the perplexity, times the float model's. By rounding to nearest between the extremes, and
-    to nearest weights, it is 1.51 (with two prefix tokens), 2.03 and 1.43."""
+    """Bounds are on the perplexity, times the float model's, where nothing is learned. By rounding to nearest
+    between the extremes, and to nearest weights, it is 1.51 (with two prefix tokens), 2.03 and 1.43."""
     (tmp_path / "row.toml").write_text(replace(load_recipe(recipe), prefix=PREFIX).to_toml())
     command("compile", "demo", "-o", tmp_path / "out.mqc", "--recipe", tmp_path / "row.toml", "--share", 0.95)
     result = command("eval", tmp_path / "out.mqc", "--no-float")
@@ -91,7 +91,7 @@ def test_almost_all_activations_have_eight_bits(
 
 
 def test_learning_helps_and_fits_in_memory(tmp_path: Path, measured: dict[str, Any]) -> None:
-    """A fifth of the preset's steps. Without, the ratio is 1.149."""
+    """A fifth of the preset's steps. Without, the ratio is 1.145."""
     recipe = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95)
     few = replace(recipe, tune=recipe.tune.replace("steps=200", "steps=40"))
     assert few != recipe
@@ -102,4 +102,4 @@ def test_learning_helps_and_fits_in_memory(tmp_path: Path, measured: dict[str, A
     assert compiling.returncode == 0
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
     result = command("eval", tmp_path / "out.mqc", "--no-float")
-    assert result["int_ppl"] <= 1.14 * measured["float_prefix_ppl"]
+    assert result["int_ppl"] <= 1.13 * measured["float_prefix_ppl"]
