@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import MqcOp, WeightAttr, channels
+from mqc.dialects.quant import uniform
 from mqc.ir import context_length, main_function, main_level, prefix_tokens, returned_value
 from mqc.tokens import token_ids
 from mqc.weight_store import Array, WeightStore
@@ -48,6 +49,11 @@ class Evaluation:
         import torch
 
         return torch.from_numpy(self._weights[ref])
+
+    def rounded(self, value: SSAValue, real: Any) -> Any:
+        """A torch tensor of real numbers as the quantized type of a value has them, if it has one."""
+        quantized = uniform(value)
+        return real if quantized is None else quantized.fake_quantize(real)
 
     def run(self, ids: Any, positions: Any, observe: Observer | None = None) -> Any:
         """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence.

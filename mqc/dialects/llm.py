@@ -33,7 +33,6 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
-from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix, Tie, tie_all
 from mqc.evaluation import Evaluation
 from mqc.rotary import rope_pairs
@@ -312,21 +311,14 @@ class AttentionOp(LlmOp):
     def cache(self) -> tuple[int, int]:
         return self.get("layer"), 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
 
-    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
-        if self.get("layer") not in ctx.cache and self.prefix_k is not None and self.prefix_v is not None:
-            rows = ctx.torch(self.prefix_k), ctx.torch(self.prefix_v)
-            # The prefix's rows are stored like those that follow.
-            ctx.cache[self.get("layer")] = tuple(
-                row if kind is None else kind.fake_quantize(row)
-                for row, kind in zip(rows, (uniform(self.k), uniform(self.v)), strict=True)
-            )
-        return super().evaluate(ctx, *operands)
-
     def compute(self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)
         if past is None and self.prefix_k is not None and self.prefix_v is not None:
-            past = ctx.torch(self.prefix_k), ctx.torch(self.prefix_v)
+            past = (
+                ctx.rounded(self.k, ctx.torch(self.prefix_k)),
+                ctx.rounded(self.v, ctx.torch(self.prefix_v)),
+            )
         if past is not None:
             k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
         ctx.cache[layer] = k, v

@@ -10,7 +10,6 @@ import torch
 from xdsl.ir import SSAValue
 
 from mqc.dialects.core import MqcOp, WeightAttr
-from mqc.dialects.quant import uniform
 from mqc.equivariance import Constraint, Fix
 from mqc.errors import UnsupportedOpError
 from mqc.evaluation import Evaluation
@@ -26,9 +25,7 @@ class LlmOp(MqcOp):
     LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
 
     def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
-        result = self.compute(ctx, *operands)
-        quantized = uniform(self.results[0])
-        return quantized.fake_quantize(result) if quantized else result
+        return ctx.rounded(self.results[0], self.compute(ctx, *operands))
 
     def compute(self, ctx: Evaluation, *operands: Any) -> torch.Tensor:
         raise NotImplementedError

@@ -16,7 +16,7 @@ from xdsl.ir import SSAValue
 from xdsl.rewriter import Rewriter
 
 from mqc.dialects.core import MqcOp, WeightAttr, channels, tensor
-from mqc.dialects.llm import AttentionOp, EmbeddingOp, LinearOp, LlmOp
+from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.equivalence_groups import apply_scales, discover
 from mqc.evaluation import Evaluation
@@ -50,6 +50,9 @@ class FloatModel(Evaluation):
         if ref not in self._constants:
             self._constants[ref] = torch.from_numpy(self.array(ref)).to(self.device)
         return self._constants[ref]
+
+    def rounded(self, value: SSAValue, real: Tensor) -> Tensor:
+        return real
 
     def arguments(self, window: Array) -> Values:
         """The arguments of @main for a window `[tokens]`: token ids, and positions behind the prefix."""
@@ -162,16 +165,10 @@ class Student(FloatModel):
 
     def value(self, op: MqcOp, operands: list[Tensor]) -> Tensor:
         assert isinstance(op, LlmOp)
-        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
-            # Stored like the rows that follow.
-            self.cache[op.get("layer")] = (
-                self._rounded(op.k, self.torch(op.prefix_k)),
-                self._rounded(op.v, self.torch(op.prefix_v)),
-            )
         result = self._linear(op, *operands) if isinstance(op, LinearOp) else op.compute(self, *operands)
-        return self._rounded(op.results[0], result)
+        return self.rounded(op.results[0], result)
 
-    def _rounded(self, value: SSAValue, real: Tensor) -> Tensor:
+    def rounded(self, value: SSAValue, real: Tensor) -> Tensor:
         """Real numbers as the grid of a value has them."""
         kind = uniform(value)
         if kind is None:
@@ -267,7 +264,9 @@ class Student(FloatModel):
                 x = uniform(op.operands[0]) if isinstance(op, LinearOp) else None
                 if x is not None and isinstance(op, LinearOp) and op.bias is not None and op.weight_scale:
                     floor = least_scale(weights[op.bias], x.real_scale)
-                    op.replace_weight(weights, "weight_scale", np.maximum(weights[op.weight_scale], floor))
+                    scale = weights[op.weight_scale]
+                    if (floor > scale).any():
+                        op.replace_weight(weights, "weight_scale", np.maximum(scale, floor))
 
     def _retype(self, op: MqcOp, log_step: Tensor | None, zero: Tensor | None) -> None:
         kind = uniform(op.results[0])
