@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-# As the command line sets it, before torch is imported: waiting threads leave the core to others.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# As the command line sets it, before torch is imported: waiting threads soon leave the core to others.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

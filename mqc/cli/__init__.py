@@ -14,9 +14,10 @@ def main() -> None:
     """Run the command line. An `MqcError` prints its message and exits with 1."""
     # Libraries that load models draw bars of their own, over ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # Threads of torch that wait by spinning take the core from those that work, when another
-    # process runs: matrix products were 4 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of torch that wait by spinning for long take the core from those that work, when another
+    # process runs; those that never spin are woken by the kernel, at each of the many small ops.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = [f"{a}=*" if a in OPTIONAL_VALUE else a for a in sys.argv[1:]]
     debugging = "--debug" in arguments
     try:

@@ -23,6 +23,7 @@ from mqc.evaluation import Evaluation
 from mqc.ir import CompilerContext, gives_logits, mqc_ops, ops_by_name
 from mqc.learning.fake_quantize import FakeQuantize, Round
 from mqc.learning.parameters import Named, Parameters, WeightGrid
+from mqc.learning.product import product
 from mqc.weight_rounding import bounds, least_scale
 from mqc.weight_store import Array
 
@@ -84,8 +85,8 @@ class FloatModel(Evaluation):
     def value(self, op: MqcOp, operands: list[Tensor]) -> Tensor:
         """The result of one op."""
         if isinstance(op, LinearOp):
-            bias = None if op.bias is None else self.torch(op.bias)
-            return F.linear(operands[0], self.torch(op.reference or op.weight), bias)
+            result = product(operands[0], self.torch(op.reference or op.weight))
+            return result if op.bias is None else result + self.torch(op.bias)
         if isinstance(op, EmbeddingOp):
             return F.embedding(operands[0], self.torch(op.reference or op.table))
         assert isinstance(op, LlmOp)
@@ -190,9 +191,10 @@ class Student(FloatModel):
             bias = added if bias is None else bias + added
         if op.weight_scale is not None:
             weight = op.times_group_scale(self, self._integers(op))
-            result = F.linear(x, weight) * self.parameters.weight_steps[name].exp()
-            return result if bias is None else result + bias
-        return F.linear(x, self.matrix(op), bias)
+            result = product(x, weight) * self.parameters.weight_steps[name].exp()
+        else:
+            result = product(x, self.matrix(op))
+        return result if bias is None else result + bias
 
     def _unrounded(self, op: LinearOp) -> Tensor:
         """What rounds to an integer matrix, as near as may be to the float matrix that it was."""
