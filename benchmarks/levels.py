@@ -1,4 +1,5 @@
-"""What the integer program loses against the `quant` level: perplexity of every level of a dump folder.
+"""What the integer program loses against the `quant` level: perplexity of every level of a dump folder, and
+its distance from the level above with the standard error over the windows.
 
 mqc compile demo -o program --dump-ir DUMPS
 python benchmarks/levels.py DUMPS [WINDOWS]
@@ -9,6 +10,8 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from mqc.data import text
 from mqc.dump import TOKENIZER, dump_files, read_dump
@@ -26,8 +29,9 @@ def main() -> None:
     last = {}
     for path in dump_files(folder):
         last[main_level(read_dump(path)[0])] = path
-    print("| level | dump | perplexity |")
-    print("|---|---|---|")
+    print("| level | dump | perplexity | above the one before |")
+    print("|---|---|---|---|")
+    before = None
     for level, path in last.items():
         module, weights = read_dump(path)
         if level == "int":
@@ -35,8 +39,14 @@ def main() -> None:
             logits_of = Program(module, weights, tokenizer, {"target": "cpu-int8"}).logits
         else:
             logits_of = partial(evaluate, module, weights)
-        value = perplexity(logits_of, windows)
-        print(f"| {level} | {path.stem} | {value:.3f} |", flush=True)
+        losses = np.log([perplexity(logits_of, [window]) for window in windows])
+        change = np.zeros_like(losses) if before is None else losses - before
+        error = change.std(ddof=1) / np.sqrt(count)
+        print(
+            f"| {level} | {path.stem} | {np.exp(losses.mean()):.3f} | {change.mean():.2%} ± {error:.2%} |",
+            flush=True,
+        )
+        before = losses
 
 
 if __name__ == "__main__":

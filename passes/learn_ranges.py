@@ -54,7 +54,8 @@ class LearnRanges(Pass):
         samples, length: calibration windows, and tokens of each, to learn from; at most those there are.
         batch: windows a step.
         lr_scales, lr_ranges, lr_zeros, lr_biases: learning rates of the logarithms of groups' scales and of
-            ranges, of zero points, and of biases. What has 0 stays as it is.
+            ranges, of zero points, and of biases. What has 0 stays as it is, which groups must once weights
+            are integers.
         lr_clipping: of the logits of the clipping of weights that are still float.
         lr_weights, lr_rounding: of the logarithms of integer weights' scales, and of the integers themselves
             (but for the logits' matrix; of a matrix that ops share, each has its own then), which start as
@@ -132,6 +133,7 @@ class LearnRanges(Pass):
 
         kinds = student.parameters.kinds()
         for kind, option, needs in (
+            ("scales", "lr_scales", "float weights, with channels between them"),
             ("clipping", "lr_clipping", "float weights, and weight_bits"),
             ("weight_steps", "lr_weights", "weights that quantize-weights has rounded"),
             ("unrounded", "lr_rounding", "weights that quantize-weights has rounded"),

@@ -265,3 +265,10 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     ctx, module = at_quant("llama")
     with pytest.raises(RecipeError, match=message):
         LearnRanges(**options).run(ctx, module)
+
+
+def test_groups_cannot_be_scaled_once_weights_are_rounded() -> None:
+    ctx, module = at_quant("llama")
+    Pipeline.parse("quantize-weights{keep_reference=true}").run(ctx, module)
+    with pytest.raises(RecipeError, match="lr_scales has nothing to learn here: it needs float weights"):
+        LearnRanges(**SHORT).run(ctx, module)
