@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqc.learning.product import product
@@ -11,6 +11,7 @@ from mqc.learning.product import product
 sizes = st.integers(1, 70)
 
 
+@settings(deadline=None)
 @given(tokens=sizes, inputs=sizes, outputs=sizes, seed=st.integers(0, 99))
 def test_result_and_gradients(tokens: int, inputs: int, outputs: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
