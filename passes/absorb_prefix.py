@@ -32,8 +32,8 @@ class AbsorbPrefix(Pass):
     2410.05265). The prefix takes positions 0…p−1 and is subject to windows like any token.
 
     Options:
-        tokens: the prefix; if absent, the one or two tokens are chosen behind which, on calibration data,
-            outliers in the matrix products' inputs and outputs are smallest and text is most likely.
+        tokens: the prefix; if absent, tokens are chosen behind which, on calibration data, outliers in the
+            matrix products' inputs and outputs are smallest and text is most likely, as long as one helps.
         most: longest prefix to consider (0 leaves the module as it is).
     """
 

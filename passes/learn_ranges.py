@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import ClassVar
 
 import torch
@@ -31,15 +32,16 @@ METHODS = ("mse-grid", "layer-wise", "end-to-end")
 
 @dataclass(frozen=True)
 class LearnRanges(Pass):
-    """Learn the scale and zero point of every quantized value; with them, before weights are quantized, the
-    scale of every equivalence group and the clipping of weights, and after, the weights' scales; and biases.
+    """Learn the ranges of quantized values; with them, before weights are quantized, the scale of every
+    equivalence group and the clipping of weights, and after, the weights' scales and integers; and biases.
 
     All of it is folded: the integer program costs nothing more, but for biases that were not there.
 
     Methods:
 
     1. `mse-grid`: each value's range alone, the one of a grid with the least squared error;
-    2. `layer-wise`: layer after layer against the float layer's output (OmniQuant, arXiv 2308.13137);
+    2. `layer-wise`: layer after layer against the float layer's output (OmniQuant, arXiv 2308.13137), but not
+       the embedding and what comes after the last layer;
     3. `end-to-end`: everything together against the float model's output (MobileQuant, arXiv 2408.13933).
 
     Steps of integers pass their gradient straight through the rounding (LSQ, arXiv 1902.08153). AdamW without
@@ -55,7 +57,7 @@ class LearnRanges(Pass):
         batch: windows a step.
         lr_scales, lr_ranges, lr_zeros, lr_biases: learning rates of the logarithms of groups' scales and of
             ranges, of zero points, and of biases. What has 0 stays as it is, which groups must once weights
-            are integers.
+            are integers. Learned biases are part of the float function for passes that follow.
         lr_clipping: of the logits of the clipping of weights that are still float.
         lr_weights, lr_rounding: of the logarithms of integer weights' scales, and of the integers themselves
             (but for the logits' matrix; of a matrix that ops share, each has its own then), which start as
@@ -67,8 +69,9 @@ class LearnRanges(Pass):
         memory: MiB of activations; beyond, layers are evaluated again for the gradient and cached
             activations live in a memory-mapped file.
 
-    A step takes about three evaluations of the float model on its windows, five with `lr_rounding`, which
-    also needs memory for four times the float weights.
+    A step takes about three evaluations of the float model on its windows, five with `lr_rounding`. Memory
+    for `lr_rounding` is five times the float weights, six in groups; for `lr_clipping`, five times those of
+    the layers learned together.
     """
 
     name = "learn-ranges"
@@ -80,7 +83,7 @@ class LearnRanges(Pass):
     samples: int = 256
     length: int = 256
     batch: int = 1
-    lr_scales: float = 3e-3
+    lr_scales: float = 0.0
     lr_ranges: float = 3e-3
     lr_zeros: float = 0.0
     lr_clipping: float = 0.0
@@ -121,7 +124,9 @@ class LearnRanges(Pass):
             "unrounded": self.lr_rounding,
             "biases": self.lr_biases,
         }
-        start = hashlib.sha256(f"{print_module(module)}{self}".encode() + windows.tobytes()).hexdigest()
+        start = hashlib.sha256(
+            f"{version('mqc')} {torch.__version__} {self} {print_module(module)}".encode() + windows.tobytes()
+        ).hexdigest()
 
         def checkpoint(part: str) -> Checkpoint:
             name = f"{self.name}-{start[:16]}-{part.replace(' ', '-')}.safetensors"

@@ -68,6 +68,7 @@ def compile_command(
     """
     from mqc.api import compile
     from mqc.instruments import PrintIR
+    from mqc.learning.training import under_torchrun
     from mqc.recipe import load_recipe
 
     text = read_text_file(calibration) if calibration is not None else None
@@ -81,7 +82,7 @@ def compile_command(
             checkpoints=checkpoints, dump_ir=dump_ir, progress=report, verify_each=verify_each,
             instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
         )  # fmt: skip
-        if os.environ.get("RANK", "0") != "0":
+        if under_torchrun() and os.environ["RANK"] != "0":
             return
         if plan is not None:
             found = tuple(program.manifest["precision"])

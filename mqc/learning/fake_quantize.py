@@ -20,7 +20,7 @@ class FakeQuantize(torch.autograd.Function):
         zero: zero point, a number.
         low, high: least and largest stored integer.
 
-    One saved tensor: x.
+    Saved are x and the step.
     """
 
     @staticmethod

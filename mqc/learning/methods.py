@@ -101,14 +101,15 @@ def end_to_end(task: Task, loss: str) -> None:
             return F.mse_loss(stream, wanted)
         head = {**arguments, parts.hidden: stream}
         if loss == "features":
-            features = student.run_ops(parts.head[:-1], head)
+            features = student.run_ops(parts.head[:-1], head) if len(parts.head) > 1 else stream
             return F.mse_loss(features, wanted) / wanted.square().mean()
         logits = student.run_ops(parts.head, head)
         with torch.no_grad():
             expected = teacher.value(parts.head[-1], [wanted])
         return divergence(logits, expected)
 
-    _minimize(task, "end to end", task.chosen(), objective)
+    reached = None if loss == "kl" else {student.names[op] for op in up_to}
+    _minimize(task, "end to end", task.chosen(reached), objective)
 
 
 def layer_wise(task: Task) -> None:

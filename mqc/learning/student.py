@@ -257,7 +257,7 @@ class Student(FloatModel):
                     weight = self.torch(op.weight) * self.transformation(op)
                     steps = self._grid.steps(op, weight, p.clipping[self.names[op]]).cpu().numpy()
                     op.properties["weight_step"] = weights.add(f"{op.weight.key.data}.step", steps)
-            if self._groups is not None and p.scales[""].requires_grad:
+            if self._groups is not None and p.scales and p.scales[""].requires_grad:
                 apply_scales(weights, self._module, self._groups, p.scales[""].exp().cpu().numpy())
             # Last: a value that gets another type is another object.
             for op in self.names:

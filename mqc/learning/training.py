@@ -35,6 +35,11 @@ def own_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def under_torchrun() -> bool:
+    """Whether `torchrun` started this process, beside others or not."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which of how many processes this is: those that `torchrun` started, else one."""
@@ -45,7 +50,7 @@ class Processes:
     @classmethod
     def join(cls, device: torch.device) -> Processes:
         """Join the group of processes that the environment describes (RANK and WORLD_SIZE)."""
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if not under_torchrun():
             return cls()
         if not dist.is_initialized():
             if device.type == "cuda":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,8 @@ from mqc.ir import CompilerContext, level, prefix_tokens
 from mqc.recipe import PRESETS, Recipe, load_recipe
 from tests.compiled import quantized
 from tests.models import tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def likeness(ctx: CompilerContext, module: ModuleOp) -> float:
@@ -39,8 +45,21 @@ def test_presets_compile(preset: str, recipe: str | Recipe) -> None:
 
 
 def test_tuning_after_quantization_compiles() -> None:
-    recipe = Recipe(weight_bits=4, tune="steps=4 length=32 lr_weights=0.001 lr_biases=0.001 lr_scales=0.0")
+    recipe = Recipe(weight_bits=4, tune="steps=4 length=32 lr_weights=0.001 lr_biases=0.001")
     ctx, module = quantized(tiny_model("llama", intermediate_size=64), recipe)
+    assert level(module) == "int"
+    assert likeness(ctx, module) > 0.8
+
+
+def test_the_readme_s_recipe_compiles(tmp_path: Path) -> None:
+    """With what is SmolLM2's own replaced, and two steps."""
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(re.sub(r"steps=\d+", "steps=2 length=32", block))
+    stated = load_recipe(tmp_path / "mine.toml")
+    assert all(f"{entry.name} =" in block for entry in fields(Recipe) if entry.name != "name")
+    ctx, module = quantized(
+        tiny_model("llama", intermediate_size=64), replace(stated, group=32, prefix=(3, 5))
+    )
     assert level(module) == "int"
     assert likeness(ctx, module) > 0.8
 
