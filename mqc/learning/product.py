@@ -11,6 +11,6 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     On a CPU by oneDNN, results and gradients alike: torch's own choice is MKL, which keeps to AVX2 on AMD.
     """
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return F.linear(x.to_mkldnn(), weight).to_dense()
     return F.linear(x, weight)
