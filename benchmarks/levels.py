@@ -40,12 +40,11 @@ def main() -> None:
         else:
             logits_of = partial(evaluate, module, weights)
         losses = np.log([perplexity(logits_of, [window]) for window in windows])
-        change = np.zeros_like(losses) if before is None else losses - before
-        error = change.std(ddof=1) / np.sqrt(count)
-        print(
-            f"| {level} | {path.stem} | {np.exp(losses.mean()):.3f} | {change.mean():.2%} ± {error:.2%} |",
-            flush=True,
-        )
+        above = ""
+        if before is not None:
+            change = losses - before
+            above = f"{change.mean():.2%} ± {change.std(ddof=1) / np.sqrt(count):.2%}"
+        print(f"| {level} | {path.stem} | {np.exp(losses.mean()):.3f} | {above} |", flush=True)
         before = losses
 
 
