@@ -20,7 +20,7 @@ class FakeQuantize(torch.autograd.Function):
         zero: zero point, a number.
         low, high: least and largest stored integer.
 
-    Saved are x and the step.
+    Saved are x, the step and the result.
     """
 
     @staticmethod
@@ -29,26 +29,28 @@ class FakeQuantize(torch.autograd.Function):
     ) -> torch.Tensor:
         step = log_step.exp()
         origin = min(max(round(float(zero)), low), high)
-        ctx.save_for_backward(x, step)
         ctx.bounds = low - origin, high - origin
-        return torch.round(x / step).clamp_(*ctx.bounds).mul_(step)
+        y = (x / step).round_().clamp_(*ctx.bounds).mul_(step)
+        ctx.save_for_backward(x, step, y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
-        x, step = ctx.saved_tensors
+        x, step, y = ctx.saved_tensors
         low, high = ctx.bounds
-        rounded = torch.round(x / step)
-        stored = rounded.clamp(low, high)
-        inside = stored == rounded
-        passed = gradient * inside
-        of_step = None
+        if step.numel() == 1:
+            # The gradient where x is within the range, which ends half a step beyond the last integers.
+            least, most = (low - 0.5) * float(step), (high + 0.5) * float(step)
+            passed = torch.ops.aten.hardtanh_backward(gradient, x, least, most)
+        else:
+            stored = torch.round(x / step)
+            passed = gradient * ((low <= stored) & (stored <= high))
+        of_step = of_zero = None
         if ctx.needs_input_grad[1]:
-            # d · dy/dd: (q − z)·d − x inside, (q − z)·d outside.
-            of_step = (stored.mul_(step).mul_(gradient) - passed * x).sum(0)
-            if step.numel() == 1:
-                of_step = of_step.sum().reshape(step.shape)
-        of_zero = None
+            # d · dy/dd: y − x inside, y outside.
+            of_step = (y * gradient).sub_(passed * x)
+            of_step = of_step.sum().reshape(step.shape) if step.numel() == 1 else of_step.sum(0)
         if ctx.needs_input_grad[2]:
             of_zero = ((passed - gradient) * step).sum().reshape(1)
         return passed, of_step, of_zero, None, None
