@@ -143,7 +143,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ranges": "mse",
         "rounding": "feedback",
         "learn": "",
-        "tune": "method=end-to-end loss=kl steps=200 lr_ranges=0.001 lr_rounding=0.001 "
+        "tune": "method=end-to-end loss=kl steps=240 lr_ranges=0.001 lr_rounding=0.001 "
         "lr_weights=0.0003 lr_biases=0.0003",
     },
 }
