@@ -122,14 +122,15 @@ def layer_wise(task: Task) -> None:
     source = parts.stem[-1].results[0]
     inputs, wanted = task.cache(source), task.cache(source)
     names = student.names
+    windows = task.schedule.all_windows(len(task.windows))
     with torch.no_grad():
-        for window in range(len(task.windows)):
+        for window in windows:
             inputs[window] = student.run_ops(parts.stem, task.start(window))
             wanted[window] = teacher.run_ops(parts.stem, task.start(window))
     for number, layer in enumerate(parts.layers):
         result = layer[-1].results[0]
         with torch.no_grad():
-            for window in range(len(task.windows)):
+            for window in windows:
                 stream = wanted.get(window, student.device)
                 wanted[window] = _layer(teacher, layer, source, task.start(window), stream)
 
@@ -144,7 +145,7 @@ def layer_wise(task: Task) -> None:
         title = f"layer {number + 1} of {len(parts.layers)}"
         _minimize(task, title, task.chosen({names[op] for op in layer}), objective)
         with torch.no_grad():
-            for window in range(len(task.windows)):
+            for window in windows:
                 stream = inputs.get(window, student.device)
                 inputs[window] = _layer(student, layer, source, task.start(window), stream)
         source = result

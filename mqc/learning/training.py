@@ -85,6 +85,10 @@ class Schedule:
         numbers = range(step * self.batch, (step + 1) * self.batch)
         return [int(_order(self.seed + n // count, count)[n % count]) for n in numbers]
 
+    def all_windows(self, count: int) -> list[int]:
+        """Numbers of the windows of all steps, in ascending order."""
+        return sorted({window for step in range(self.steps) for window in self.windows(step, count)})
+
 
 def _order(seed: int, count: int) -> Array:
     return np.random.default_rng(seed).permutation(count)

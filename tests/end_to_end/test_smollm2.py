@@ -46,7 +46,7 @@ def measured(path: Path) -> dict[str, Any]:
 def test_perplexity_and_mac_share(measured: dict[str, Any]) -> None:
     assert measured["prefix"] == [*PREFIX]
     assert measured["float_ppl"] == pytest.approx(28.472, abs=0.01)
-    # 1.0064 with two threads, 1.0103 with one: sums in another order.
+    # 1.0064 and 1.0080 on two machines, 1.0103 with one thread: sums in other orders.
     assert measured["int_ppl"] <= 1.016 * measured["float_prefix_ppl"]
     assert measured["mac_share_8bit"] >= 0.75
 
