@@ -46,8 +46,7 @@ def measured(path: Path) -> dict[str, Any]:
 def test_perplexity_and_mac_share(measured: dict[str, Any]) -> None:
     assert measured["prefix"] == [*PREFIX]
     assert measured["float_ppl"] == pytest.approx(28.472, abs=0.01)
-    # 1.0064 and 1.0080 on two machines, 1.0103 with one thread: sums in other orders.
-    assert measured["int_ppl"] <= 1.016 * measured["float_prefix_ppl"]
+    assert measured["int_ppl"] <= 1.010 * measured["float_prefix_ppl"]
     assert measured["mac_share_8bit"] >= 0.75
 
 
@@ -77,12 +76,12 @@ def test_no_accumulator_overflows(path: Path) -> None:
     assert check_accumulators(program.module, program.weights) == outputs
 
 
-@pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.03), ("w4a8", 1.17), ("w4a8-g64", 1.13)])
+@pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.025), ("w4a8", 1.17), ("w4a8-g64", 1.12)])
 def test_almost_all_activations_have_eight_bits(
     tmp_path: Path, measured: dict[str, Any], recipe: str, bound: float
 ) -> None:
     """Bounds of the perplexity, times the float model's, where nothing is learned: 1.0197, 1.145 and 1.114
-    were measured, and a percent is left for machines that add in another order. By rounding to nearest
+    were measured, and half a percent is left for machines that add in another order. By rounding to nearest
     between the extremes, and to nearest weights, it is 1.51 (with two prefix tokens), 2.03 and 1.43."""
     (tmp_path / "row.toml").write_text(replace(load_recipe(recipe), prefix=PREFIX).to_toml())
     command("compile", "demo", "-o", tmp_path / "out.mqc", "--recipe", tmp_path / "row.toml", "--share", 0.95)
