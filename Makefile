@@ -15,12 +15,12 @@ demo: $(STAMP)
 	$(BIN)/mqc run build/smollm2.mqc --chat "What is the capital of France?" --max-new-tokens 20
 
 # All checks and all tests, as CI runs them.
-test: lint
-	$(BIN)/pytest
+test: lint fast
+	$(BIN)/pytest -m slow
 
-# Without the tests that run the real model.
+# Without the tests that run the real model; two files at a time, whose tests share what they compile.
 fast: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(STAMP) build/typecheck
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ def quantize_multiplier(real: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
 
 
 def inverse_norm(square_sum: Int) -> tuple[Int, Int]:
-    """`(r, h)` with `1/sqrt(square_sum) ≈ r · 2^(h - 62)`, r in (2^30, 2^31], relative error < 2^-29.
+    """`(r, h)` with `1/sqrt(square_sum) ≈ r · 2^(h - 62)`, r in [2^30, 2^31], relative error < 2^-29.
 
     `square_sum` is in [1, 2^63). With e the largest even shift that keeps `square_sum << e` below
     2^64: q = floor(sqrt(square_sum << e)), r = floor(2^62 / q), h = e / 2.

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mqc import arithmetic as a
@@ -51,9 +51,12 @@ def test_multiplier_limits() -> None:
 
 
 @given(st.integers(1, 2**63 - 1))
+@example(1)
+@example(2**32 - 1)
+@example(2**63 - 1)
 def test_inverse_norm(square_sum: int) -> None:
     r, h = (int(v[0]) for v in a.inverse_norm(np.array([square_sum])))
-    assert 2**30 < r <= 2**31
+    assert 2**30 <= r <= 2**31
     exact = Fraction(2**62, 2**h) ** 2 / square_sum  # (2^62 / 2^h / sqrt(S))²
     assert abs(Fraction(r) ** 2 / exact - 1) < Fraction(1, 2**28)
 

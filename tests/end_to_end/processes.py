@@ -20,14 +20,18 @@ def command(*arguments: object) -> dict[str, Any]:
     return json.loads(run.stdout)
 
 
-def peak_gib(process: subprocess.Popen[bytes]) -> float:
-    """Wait for a process; the most memory it had, to half a second before its end.
+def compile_demo(output: Path, *options: object) -> float:
+    """`mqc compile demo`; the most memory it had in GiB, to half a second before its end.
 
     `ru_maxrss` of a child would include what this process had when it was forked.
     """
+    compiling = subprocess.Popen(
+        [sys.executable, "-m", "mqc", "compile", "demo", "-o", output, *map(str, options)]
+    )
     peak = 0
-    while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+    while compiling.poll() is None:
+        status = Path(f"/proc/{compiling.pid}/status").read_text()
         peak = max([peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status))])
         time.sleep(0.5)
+    assert compiling.returncode == 0
     return peak / 2**20

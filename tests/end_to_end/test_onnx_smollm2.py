@@ -14,6 +14,7 @@ from mqc.dump import read_dump
 from mqc.ir import CompilerContext
 from mqc.pass_manager import Pipeline
 from mqc.runtime.perplexity import perplexity, text_windows
+from tests.end_to_end.conftest import Compiled
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +23,10 @@ WINDOWS = 30
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[mqc.Program, mqc.Program]:
+def programs(compiled: Compiled) -> tuple[mqc.Program, mqc.Program]:
     """The CPU program, and the ONNX program from the same `int` module."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    cpu = mqc.compile("demo", dump_ir=folder)
-    module, weights = read_dump(next(folder.glob("*-lower-to-int.mlir")))
+    cpu = mqc.load(compiled.path)
+    module, weights = read_dump(next(compiled.dumps.glob("*-lower-to-int.mlir")))
     ctx = CompilerContext(weights)
     Pipeline.parse('choose-kernels{backend="onnx"}').run(ctx, module)
     return cpu, mqc.Program(module, ctx.weights, cpu.tokenizer, {**cpu.manifest, "target": "onnx-int8"})
