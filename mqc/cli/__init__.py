@@ -18,6 +18,8 @@ def main() -> None:
     # process runs; those that never spin are woken by the kernel, at each of the many small ops.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # torch asks for huge pages, for tensors of more than 2 MB.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = [f"{a}=*" if a in OPTIONAL_VALUE else a for a in sys.argv[1:]]
     debugging = "--debug" in arguments
     try:

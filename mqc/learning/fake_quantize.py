@@ -39,13 +39,8 @@ class FakeQuantize(torch.autograd.Function):
         (gradient,) = gradients
         x, step, y = ctx.saved_tensors
         low, high = ctx.bounds
-        if step.numel() == 1:
-            # The gradient where x is within the range, which ends half a step beyond the last integers.
-            least, most = (low - 0.5) * float(step), (high + 0.5) * float(step)
-            passed = torch.ops.aten.hardtanh_backward(gradient, x, least, most)
-        else:
-            stored = torch.round(x / step)
-            passed = gradient * ((low <= stored) & (stored <= high))
+        # The gradient where x is within the range, which ends half a step beyond the last integers.
+        passed = torch.ops.aten.hardtanh_backward(gradient, x / step, low - 0.5, high + 0.5)
         of_step = of_zero = None
         if ctx.needs_input_grad[1]:
             # d · dy/dd: y − x inside, y outside.

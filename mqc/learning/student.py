@@ -23,7 +23,7 @@ from mqc.evaluation import Evaluation
 from mqc.ir import CompilerContext, gives_logits, mqc_ops, ops_by_name
 from mqc.learning.fake_quantize import FakeQuantize, Round
 from mqc.learning.parameters import Named, Parameters, WeightGrid
-from mqc.learning.product import product
+from mqc.learning.product import product, product_of_integers
 from mqc.weight_rounding import bounds, least_scale
 from mqc.weight_store import Array
 
@@ -191,7 +191,7 @@ class Student(FloatModel):
             bias = added if bias is None else bias + added
         if op.weight_scale is not None:
             weight = op.times_group_scale(self, self._integers(op))
-            result = product(x, weight) * self.parameters.weight_steps[name].exp()
+            result = product_of_integers(x, weight) * self.parameters.weight_steps[name].exp()
         else:
             result = product(x, self.matrix(op))
         return result if bias is None else result + bias

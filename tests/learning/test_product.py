@@ -1,4 +1,4 @@
-"""The matrix product of learning against its definition in double precision."""
+"""The matrix products of learning against their definition in double precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mqc.learning.product import product
+from mqc.learning.product import product, product_of_integers
 
 sizes = st.integers(1, 70)
 
@@ -24,3 +24,21 @@ def test_result_and_gradients(tokens: int, inputs: int, outputs: int, seed: int)
     got = result, *torch.autograd.grad(result, f32, gradient.float())
     for tensor, wanted in zip(got, (x @ weight.T, gradient @ weight, gradient.T @ x), strict=True):
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(tokens=sizes, inputs=sizes, outputs=sizes, seed=st.integers(0, 99))
+def test_gradients_of_a_product_of_integers(tokens: int, inputs: int, outputs: int, seed: int) -> None:
+    """The result is `product`'s. Gradients may be products of bfloat16: what is multiplied is rounded to 8 bits,
+    and so is what comes of it, by 2^-8 at most."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn((tokens, inputs), generator=random, requires_grad=True)
+    weight = torch.randint(-128, 128, (outputs, inputs), generator=random).float().requires_grad_()
+    gradient = torch.randn((tokens, outputs), generator=random)
+    result = product_of_integers(x, weight)
+    assert torch.equal(result, product(x, weight))
+    of_x, of_weight = torch.autograd.grad(result, (x, weight), gradient)
+    for got, left, right in ((of_x, gradient, weight), (of_weight, gradient.T, x)):
+        left, right = left.double(), right.double()
+        assert got.dtype == torch.float32
+        assert ((got - left @ right).abs() <= 3.1 * 2**-8 * (left.abs() @ right.abs())).all()
