@@ -29,8 +29,8 @@ def test_result_and_gradients(tokens: int, inputs: int, outputs: int, seed: int)
 @settings(deadline=None)
 @given(tokens=sizes, inputs=sizes, outputs=sizes, seed=st.integers(0, 99))
 def test_gradients_of_a_product_of_integers(tokens: int, inputs: int, outputs: int, seed: int) -> None:
-    """The result is `product`'s. Gradients may be products of bfloat16: what is multiplied is rounded to 8 bits,
-    and so is what comes of it, by 2^-8 at most."""
+    """The result is `product`'s. Gradients may be products of bfloat16: what is multiplied is rounded by 2^-8
+    of it at most, and so is what comes of it."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn((tokens, inputs), generator=random, requires_grad=True)
     weight = torch.randint(-128, 128, (outputs, inputs), generator=random).float().requires_grad_()
