@@ -121,6 +121,13 @@ def test_two_runs_are_equal_to_the_bit() -> None:
     assert print_module(learn()[1]) != print_module(learn(seed=1)[1])
 
 
+def test_windows_that_no_step_uses_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx, module = learn(method="layer-wise", steps=3)
+    assert ctx.calibration is not None and len(ctx.calibration.part(256, SHORT["length"])) > 3
+    monkeypatch.setattr(Schedule, "all_windows", lambda self, count: list(range(count)))
+    assert print_module(module) == print_module(learn(method="layer-wise", steps=3)[1])
+
+
 @pytest.mark.parametrize("method", ["end-to-end", "layer-wise"])
 def test_memory_bound_changes_nothing(method: str) -> None:
     """Without memory, layers are evaluated twice and caches lie in a file."""
