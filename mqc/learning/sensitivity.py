@@ -36,7 +36,7 @@ def sensitivities(
     for name, (op, noise) in noises.items():
         by_op.setdefault(op, []).append((name, noise))
     total = dict.fromkeys(noises, 0.0)
-    generator = torch.Generator(model.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for number, window in enumerate(windows):
         values = model.arguments(window)
         errors: dict[str, torch.Tensor] = {}
@@ -53,8 +53,9 @@ def sensitivities(
                 probes[op] = torch.zeros_like(result, requires_grad=True)
                 result = result + probes[op]
             values[op.results[0]] = result
-        drawn = torch.multinomial(result.detach().softmax(-1), 1, generator=generator)[:, 0]
-        loss = F.cross_entropy(result, drawn, reduction="sum")
+        # On the CPU: devices draw other tokens from the same seed.
+        drawn = torch.multinomial(result.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+        loss = F.cross_entropy(result, drawn.to(model.device), reduction="sum")
         gradients = torch.autograd.grad(loss, list(probes.values()))
         for op, gradient in zip(probes, gradients, strict=True):
             squared = gradient.square()
