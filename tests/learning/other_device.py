@@ -44,14 +44,15 @@ CASES = {
 }
 
 aten = torch.ops.aten
-#: Which elements are meant may be said by a tensor of the CPU, on CUDA too.
+#: Indices may be tensors of the CPU, as on CUDA.
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
 class OtherTensor(torch.Tensor):
-    """A tensor on the second device; `on_cpu` has its numbers."""
+    """A tensor on the second device; `on_cpu` has its numbers. `computed` counts the ops on such tensors."""
 
     on_cpu: torch.Tensor
+    computed = 0
 
     @staticmethod
     def __new__(cls, on_cpu: torch.Tensor) -> OtherTensor:
@@ -64,6 +65,7 @@ class OtherTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.computed += 1
         kwargs = dict(kwargs or {})
         if func is aten.copy_.default:
             return copy(*args)
@@ -120,7 +122,9 @@ def main() -> None:
     for device in ("cpu", DEVICE):
         learn_ranges.own_device = sensitivity.own_device = partial(torch.device, device)
         for name, passes in CASES.items():
+            OtherTensor.computed = 0
             Path(sys.argv[1], f"{name}-{device}").write_text(learned(passes))
+            assert (OtherTensor.computed > 100) == (device == DEVICE), f"{name} was not on {device}"
 
 
 if __name__ == "__main__":
