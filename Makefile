@@ -34,6 +34,7 @@ build/typecheck: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mqc.reference docs
+	$(BIN)/python -m tests.import_graph docs/architecture.md
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/layers.py

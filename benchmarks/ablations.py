@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from programs import BUILD, command
 
-from mqc.recipe import PRESETS, Recipe, load_recipe
+from mqc.compiler.recipe import PRESETS, Recipe, load_recipe
 
 #: Recipe and least share of multiply-accumulates with 8-bit activations.
 ROWS = (("w8a8", 0.95), ("w8a8", 0.75), ("w4a8", 0.95), ("w4a8-g64", 0.95))

@@ -13,9 +13,9 @@ import numpy as np
 
 import mqc
 from mqc.data import text
-from mqc.ir import ops_by_name
+from mqc.debugging.value_trace import Side, Trace
+from mqc.ir.module import ops_by_name
 from mqc.registry import backend
-from mqc.value_trace import Side, Trace
 
 TOKENS = 32
 

@@ -22,7 +22,7 @@ def compile_layers(layers: int) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import mqc
-    from mqc.sources import load_source
+    from mqc.frontend.sources import load_source
 
     torch.manual_seed(0)
     tokenizer = load_source("demo").tokenizer

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mqc.analysis.evaluation import evaluate
+from mqc.compiler.dump import TOKENIZER, dump_files, read_dump
 from mqc.data import text
-from mqc.dump import TOKENIZER, dump_files, read_dump
-from mqc.evaluation import evaluate
-from mqc.ir import main_level
+from mqc.ir.module import main_level
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer

@@ -9,22 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mqc.backends.npu.chips import Chip, chips
-from mqc.backends.npu.timeline import FunctionCost, function_cost
-from mqc.passes.allocate_vtcm import AllocateVtcm
-from mqc.passes.tile_htp import TileHtp
 from xdsl.dialects import func
 from xdsl.dialects.builtin import IntegerType, ModuleOp, StringAttr, TensorType, i64
 from xdsl.ir import SSAValue
 
+from mqc.analysis.context import CompilerContext
+from mqc.backends.npu.chips import Chip, chips
+from mqc.backends.npu.timeline import FunctionCost, function_cost
 from mqc.dialects import htp_attention as attention
 from mqc.dialects import htp_compute as compute
 from mqc.dialects import htp_memory as memory
-from mqc.dialects.core import WeightAttr, attr, channels, element_type, s8, s16, s32, u8, u16
 from mqc.dialects.htp_core import static
 from mqc.errors import TargetError
-from mqc.htp_tiles import LANES, Records
-from mqc.ir import CompilerContext, set_level
+from mqc.ir.module import set_level
+from mqc.ir.op import WeightAttr, attr, channels, element_type, s8, s16, s32, u8, u16
+from mqc.numerics.htp_tiles import LANES, Records
+from mqc.passes.allocate_vtcm import AllocateVtcm
+from mqc.passes.tile_htp import TileHtp
 
 PROMPT, CONTEXTS = 256, (1024, 2048)
 #: Most bytes of one tile of attention scores, as in lower-to-htp.

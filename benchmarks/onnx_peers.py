@@ -28,8 +28,8 @@ from transformers import DynamicCache
 
 import mqc
 from mqc.data import text
+from mqc.frontend.sources import load_source
 from mqc.runtime.perplexity import perplexity, text_windows
-from mqc.sources import load_source
 
 BUILD = Path("build/onnx_peers")
 WINDOWS, PROMPT, NEW, ROUNDS = 30, 512, 64, 3

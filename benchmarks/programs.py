@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mqc.recipe import RECIPES
+from mqc.compiler.recipe import RECIPES
 
 BUILD = Path("build/benchmarks")
 

@@ -18,22 +18,32 @@ from typing import TYPE_CHECKING, Any
 from mqc.errors import MqcError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mqc.api import compile, pipeline
+    from mqc.compiler.recipe import Recipe
     from mqc.pass_base import Pass
-    from mqc.recipe import Recipe
-    from mqc.runtime.artifact import load
     from mqc.runtime.program import Program
 
 _HOME = {
     "compile": "mqc.api",
     "pipeline": "mqc.api",
     "Pass": "mqc.pass_base",
-    "Recipe": "mqc.recipe",
-    "load": "mqc.runtime.artifact",
+    "Recipe": "mqc.compiler.recipe",
     "Program": "mqc.runtime.program",
 }
 
 __all__ = ["MqcError", "Pass", "Program", "Recipe", "compile", "load", "pipeline"]
+
+
+def load(path: str | Path) -> Program:
+    """Read a program that `Program.save` or `mqc compile` wrote.
+
+    Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
+    """
+    from mqc.runtime.program import Program
+
+    return Program.load(path)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,17 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mqc.dump import RECIPE, TOKENIZER, Dump
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.verification import verify_module
+from mqc.compiler.dump import RECIPE, TOKENIZER, Dump
+from mqc.compiler.instruments import Instrument
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe, load_recipe
+from mqc.compiler.reproducer import reproducer_folder
 from mqc.errors import InputError, MqcError
-from mqc.instruments import Instrument
-from mqc.ir import CompilerContext, mqc_ops, searched_precision
-from mqc.pass_manager import Pipeline
-from mqc.recipe import Recipe, load_recipe
+from mqc.ir.module import mqc_ops, searched_precision
 from mqc.registry import backend_for
-from mqc.reproducer import reproducer_folder
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
-from mqc.verification import verify_module
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -84,8 +85,8 @@ def compile(
     """
     from mqc.calibration import Calibration
     from mqc.frontend.raising import raise_program
+    from mqc.frontend.sources import load_source, model_hash
     from mqc.frontend.trace import trace
-    from mqc.sources import load_source, model_hash
 
     chosen = load_recipe(recipe)
     backend = backend_for(target)

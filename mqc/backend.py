@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.errors import InputError, TargetError
+from mqc.ir.op import MqcOp, WeightAttr
+from mqc.ir.weight_store import WeightStore
 from mqc.tokens import token_ids
-from mqc.weight_store import WeightStore
 
 Ids = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.int32]
@@ -27,7 +27,7 @@ class Kernel:
     """How a backend carries out an op.
 
     name: the kernel; stands in the IR as `kernel` and names the function that runs.
-    layout: weight layout it reads (`mqc.layouts`), None for ops without a packed weight.
+    layout: weight layout it reads (`mqc.numerics.layouts`), None for ops without a packed weight.
     fused_into: name of the user op kind that carries this op out as its first step, so that the
         result never reaches memory.
     """
@@ -202,8 +202,8 @@ class Backend(ABC):
         return None
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
-        """Every value that the engine computes for token ids `[tokens]`, by name (`mqc.ir.ops_by_name`), as
-        stored `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
+        """Every value that the engine computes for token ids `[tokens]`, by name (`ops_by_name`), as stored
+        `[tokens, channels]`; what a kernel fuses away is not there. For debugging.
 
         Raises `TargetError` by default: a backend need not be able to.
         """

@@ -10,7 +10,7 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
-from mqc.ir import CompilerContext
+from mqc.analysis.context import CompilerContext
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         if not isinstance(ctx, CompilerContext):
-            raise TypeError(f"{self.name} needs an mqc.ir.CompilerContext")
+            raise TypeError(f"{self.name} needs an mqc.ir.module.CompilerContext")
         self.run(ctx, op)
 
     @abstractmethod

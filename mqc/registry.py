@@ -1,9 +1,7 @@
-"""Passes, backends and dialects by name, through the entry-point groups `mqc.passes`, `mqc.backends`
-and `mqc.dialects`."""
+"""Passes and backends by name, through the entry-point groups `mqc.passes` and `mqc.backends`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -11,8 +9,6 @@ from typing import TYPE_CHECKING
 from mqc.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
-    from xdsl.ir import Dialect
-
     from mqc.backend import Backend
     from mqc.pass_base import Pass
 
@@ -29,12 +25,6 @@ def pass_class(name: str) -> type[Pass]:
         loaded: type[Pass] = entry.load()
         return loaded
     raise RecipeError(f"there is no pass {name!r}; known: {', '.join(pass_names())}")
-
-
-@cache
-def dialects() -> dict[str, Callable[[], Dialect]]:
-    """What loads each registered dialect, by name; those of mqc itself are not registered."""
-    return {entry.name: entry.load for entry in entry_points(group="mqc.dialects")}
 
 
 @cache

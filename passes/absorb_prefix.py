@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.calibration import Calibration, Windows, observe
-from mqc.dialects.core import MqcOp
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import Evaluation
+from mqc.arrays import Array
+from mqc.calibration import Calibration, Windows
+from mqc.compiler.observation import observe
 from mqc.dialects.llm import AddOp, AttentionOp, LinearOp
 from mqc.errors import CalibrationError, PassError
-from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, context_length, mqc_ops, prefix_tokens, returned_value, set_prefix
+from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value, set_prefix
+from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
-from mqc.weight_store import Array
 
 #: Another prefix token must lower the score by this, about what a thousand tokens of text tell apart.
 _WORTHWHILE = 0.01

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import attr
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.htp_schedule import Buffer, buffers, lower_bound
 from mqc.errors import TargetError
-from mqc.htp_schedule import Buffer, buffers, lower_bound
-from mqc.ir import CompilerContext, static_functions
+from mqc.ir.module import static_functions
+from mqc.ir.op import attr
 from mqc.pass_base import Pass
 
 

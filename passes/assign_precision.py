@@ -10,12 +10,13 @@ from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
 from xdsl.ir import Attribute
 from xdsl.rewriter import Rewriter
 
-from mqc.dialects.core import MqcOp, attr, channels, tensor
+from mqc.analysis.context import CompilerContext
+from mqc.compiler.precision_rules import Rule, value_bits, weight_bits
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import CalibrationError, PassError, RecipeError
-from mqc.ir import CompilerContext, gives_logits, mqc_ops, set_level, set_searched_precision
+from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
+from mqc.ir.op import MqcOp, attr, channels, tensor
 from mqc.pass_base import Pass
-from mqc.precision_rules import Rule, value_bits, weight_bits
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
@@ -41,7 +42,7 @@ OUTLIERS = 4.0
 class AssignPrecision(Pass):
     """Turn the observed ranges into `!quant.uniform` types: 8 bits, or what the plan says.
 
-    A rule is `selector=bits` (`mqc.precision_rules.Rule`); of several that match, the last decides.
+    A rule is `selector=bits` (`mqc.compiler.precision_rules.Rule`); of several that match, the last decides.
 
     8-bit values take the op's `clip`; 16-bit ones 1.25 times its `range`, but at most four times its
     `clip`: one token in 10,000 that emits 25,000 must not cost all others their precision.

@@ -9,14 +9,14 @@ import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.calibration import observe
-from mqc.dialects.core import MqcOp
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.equivalence_groups import EquivalenceGroups, apply_scales, discover
+from mqc.arrays import Array
+from mqc.compiler.observation import observe
 from mqc.dialects.llm import LinearOp
-from mqc.equivalence_groups import EquivalenceGroups, apply_scales, discover
 from mqc.errors import CalibrationError
-from mqc.ir import CompilerContext
+from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
-from mqc.weight_store import Array
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BalanceScales(Pass):
     """Divide channels by scales that the surrounding weights absorb; the float function is kept.
 
     The scales are found, not listed: every op states how scales move through it, and
-    `mqc.equivalence_groups` solves for those that are free. Each group's scale is
+    `mqc.analysis.equivalence_groups` solves for those that are free. Each group's scale is
 
     1. `A^alpha / W^(1−alpha)` for values that linears read (SmoothQuant, arXiv 2211.10438, eq. 4):
        A is the magnitude of the channel (geometric mean over the group's values, each relative to

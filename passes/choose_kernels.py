@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp, StringAttr
 
-from mqc.dialects.core import MqcOp, WeightAttr
+from mqc.analysis.context import CompilerContext
 from mqc.errors import TargetError
-from mqc.ir import CompilerContext, mqc_ops
-from mqc.layouts import pack
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import MqcOp, WeightAttr
+from mqc.numerics.layouts import pack
 from mqc.pass_base import Pass
 from mqc.registry import backend
 

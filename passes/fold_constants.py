@@ -13,11 +13,11 @@ from xdsl.pattern_rewriter import (
     op_type_rewrite_pattern,
 )
 
-from mqc.dialects.core import channels
+from mqc.analysis.context import CompilerContext
 from mqc.dialects.llm import EmbeddingOp, LinearOp, NormOp, ScaleOp
-from mqc.ir import CompilerContext
+from mqc.ir.op import channels
+from mqc.ir.weight_store import WeightStore
 from mqc.pass_base import Pass
-from mqc.weight_store import WeightStore
 
 
 @dataclass

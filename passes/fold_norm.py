@@ -8,10 +8,11 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 from xdsl.pattern_rewriter import PatternRewriter, PatternRewriteWalker, RewritePattern
 
+from mqc.analysis.context import CompilerContext
+from mqc.arrays import Array
 from mqc.dialects.llm import LayerNormOp, LinearOp, NormOp
-from mqc.ir import CompilerContext
+from mqc.ir.weight_store import WeightStore
 from mqc.pass_base import Pass
-from mqc.weight_store import Array, WeightStore
 
 
 @dataclass

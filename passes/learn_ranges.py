@@ -11,14 +11,16 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import Rewriter
 
-from mqc.calibration import Windows, prefix_rows
-from mqc.dialects.core import MqcOp, channels, tensor
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.histogram import Histogram
+from mqc.analysis.ir_text import print_module
+from mqc.calibration import Windows
+from mqc.compiler.observation import prefix_rows
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
-from mqc.histogram import Histogram
-from mqc.ir import CompilerContext, mqc_ops
-from mqc.ir_text import print_module
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import MqcOp, channels, tensor
 from mqc.learning.allocator import keep_freed_memory
 from mqc.learning.methods import LOSSES, Task, end_to_end, layer_wise
 from mqc.learning.parameters import WeightGrid

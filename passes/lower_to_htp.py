@@ -11,25 +11,18 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp, TensorType, i64
 from xdsl.ir import SSAValue
 
-from mqc import arithmetic
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import Evaluation
+from mqc.analysis.htp_schedule import lower_bound
+from mqc.analysis.liveness import live_ranges
 from mqc.dialects import htp_attention, htp_compute, htp_memory, int_ops
-from mqc.dialects.core import MqcOp, WeightAttr, attr, channels, element_type, s32, u8, u16
 from mqc.dialects.htp_core import HtpOp, pack_scale, static
 from mqc.errors import TargetError
-from mqc.evaluation import Evaluation
-from mqc.htp_schedule import lower_bound
-from mqc.htp_tiles import LANES
-from mqc.ir import (
-    CompilerContext,
-    context_length,
-    main_function,
-    mqc_ops,
-    prefix_tokens,
-    returned_value,
-    set_level,
-)
-from mqc.layouts import records
-from mqc.liveness import live_ranges
+from mqc.ir.module import context_length, main_function, mqc_ops, prefix_tokens, returned_value, set_level
+from mqc.ir.op import MqcOp, WeightAttr, attr, channels, element_type, s32, u8, u16
+from mqc.numerics import arithmetic
+from mqc.numerics.htp_tiles import LANES
+from mqc.numerics.layouts import records
 from mqc.pass_base import Pass
 
 #: What tiles may take beside the values: two of weights, and scores and probabilities.

@@ -10,16 +10,18 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
 from xdsl.ir import Attribute, Block, SSAValue
 
-from mqc import arithmetic
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.lut import interpolation_table, table_of_256
+from mqc.analysis.proofs import acc_shift, accumulator_bound, check_accumulators
+from mqc.arrays import Array
 from mqc.dialects import int_ops, llm
-from mqc.dialects.core import MqcOp, WeightAttr, attr, channels, s32, tensor
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import PassError, UnsupportedOpError
-from mqc.ir import CompilerContext, main_function, mqc_ops, set_level
-from mqc.lut import interpolation_table, table_of_256
+from mqc.ir.module import main_function, mqc_ops, set_level
+from mqc.ir.op import MqcOp, WeightAttr, attr, channels, s32, tensor
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics import arithmetic
 from mqc.pass_base import Pass
-from mqc.proofs import acc_shift, accumulator_bound, check_accumulators
-from mqc.weight_store import Array, WeightStore
 
 
 class LowerToInt(Pass):

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 
-from mqc.calibration import observe, prefix_rows
-from mqc.dialects.core import MqcOp
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.histogram import Histogram
+from mqc.compiler.observation import observe, prefix_rows
 from mqc.errors import CalibrationError, RecipeError
-from mqc.histogram import Histogram
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
 
 METHODS = ("minmax", "percentile", "mse")

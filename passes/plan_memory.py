@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import attr
-from mqc.ir import CompilerContext
-from mqc.liveness import live_ranges
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.liveness import live_ranges
+from mqc.ir.op import attr
 from mqc.pass_base import Pass
 
 

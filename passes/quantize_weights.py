@@ -11,16 +11,18 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.calibration import lockstep
-from mqc.dialects.core import WeightAttr, attr
+from mqc.analysis.context import CompilerContext
+from mqc.arrays import Array
+from mqc.compiler.observation import lockstep
+from mqc.compiler.precision_rules import group_size, matrix_bits
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import WeightAttr, attr
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
 from mqc.pass_base import Pass
-from mqc.precision_rules import group_size, matrix_bits
-from mqc.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
-from mqc.weight_store import Array, WeightStore
 
 GROUPS = (0, 32, 64, 128)
 #: Largest integer factor of a group: 4-bit weight · factor then fits in s8.

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
+from mqc.analysis.context import CompilerContext
+from mqc.arrays import Array
+from mqc.dialects.equivariance import Fix
 from mqc.dialects.llm import LlmOp
-from mqc.equivariance import Fix
-from mqc.ir import CompilerContext, mqc_ops, returned_value
+from mqc.dialects.rotations import Rotatable, RotationRule, random_hadamard, rotatable
+from mqc.ir.module import mqc_ops, returned_value
 from mqc.pass_base import Pass
-from mqc.rotations import Rotatable, RotationRule, random_hadamard, rotatable
-from mqc.weight_store import Array
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import MqcOp, element_type, s32
+from mqc.analysis.context import CompilerContext
 from mqc.dialects.htp_compute import FullyConnectedOp
 from mqc.dialects.htp_core import DDR, VTCM, HtpOp, TransferType, in_space, shape, static
 from mqc.dialects.htp_memory import (
@@ -21,8 +21,9 @@ from mqc.dialects.htp_memory import (
     EmptyOp,
     StridedSliceOp,
 )
-from mqc.htp_tiles import LANES
-from mqc.ir import CompilerContext, static_functions
+from mqc.ir.module import static_functions
+from mqc.ir.op import MqcOp, element_type, s32
+from mqc.numerics.htp_tiles import LANES
 from mqc.pass_base import Pass
 
 

@@ -6,12 +6,12 @@ import numpy as np
 from transformers import PreTrainedModel
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
 from mqc.calibration import Calibration
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
-from mqc.ir import CompilerContext
-from mqc.pass_manager import Pipeline
-from mqc.recipe import Recipe
 from tests.models import VOCABULARY
 
 CONTEXT = 64

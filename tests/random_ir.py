@@ -12,7 +12,9 @@ from xdsl.dialects.builtin import ModuleOp, StringAttr, TensorType, f32
 from xdsl.ir import SSAValue
 
 from mqc.dialects import int_ops, llm
-from mqc.dialects.core import (
+from mqc.dialects.quant import UniformType
+from mqc.ir.module import set_level, set_prefix
+from mqc.ir.op import (
     INDICES,
     MqcOp,
     WeightAttr,
@@ -25,8 +27,6 @@ from mqc.dialects.core import (
     u8,
     u16,
 )  # fmt: skip
-from mqc.dialects.quant import UniformType
-from mqc.ir import set_level, set_prefix
 
 CONTEXT, VOCABULARY = 16, 24
 

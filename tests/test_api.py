@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 import mqc
 from mqc.calibration import Calibration
+from mqc.compiler.recipe import load_recipe
 from mqc.errors import CalibrationError, InputError, ModelError, RecipeError, StorageError
 from mqc.frontend.trace import check_model
-from mqc.recipe import load_recipe
 from tests.models import tiny_model
 from tests.runtime.conftest import byte_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mqc import arithmetic as a
+from mqc.numerics import arithmetic as a
 
 s32 = st.integers(-(2**31), 2**31 - 1)
 multipliers = st.one_of(st.integers(2**30, 2**31 - 1), st.integers(-(2**31) + 1, -(2**30)), st.just(0))

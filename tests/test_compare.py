@@ -7,20 +7,21 @@ import pytest
 from xdsl.dialects.builtin import ModuleOp, f32
 from xdsl.rewriter import Rewriter
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
 from mqc.backend import Backend
-from mqc.compare import attribute, compare
-from mqc.dialects.core import MqcOp, channels, tensor
+from mqc.compiler.instruments import Instrument
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe, load_recipe
+from mqc.debugging.compare import attribute, compare
+from mqc.debugging.precision_plan import propose
+from mqc.debugging.value_trace import Side, Trace
 from mqc.dialects.int_ops import RequantOp
 from mqc.errors import TargetError
-from mqc.evaluation import evaluate
-from mqc.instruments import Instrument
-from mqc.ir import CompilerContext, level, mqc_ops, returned_value
-from mqc.pass_manager import Pipeline
-from mqc.precision_plan import propose
-from mqc.recipe import Recipe, load_recipe
+from mqc.ir.module import level, mqc_ops, returned_value
+from mqc.ir.op import MqcOp, channels, tensor
+from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend
-from mqc.value_trace import Side, Trace
-from mqc.weight_store import WeightStore
 from tests.compiled import imported, lower_for_cpu
 from tests.models import tiny_model
 

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.allocate_vtcm import AllocateVtcm
 from xdsl.dialects.builtin import ModuleOp, f32
 from xdsl.dialects.func import FuncOp
 
-from mqc.dialects.core import attr, s8, s16, u8, u16
+from mqc.analysis.htp_schedule import Buffer, buffers, check_schedule, lower_bound
+from mqc.analysis.verification import verify_module
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.htp_attention import CacheWriteKeysOp, MaskedSoftmaxOp, MatMulValuesOp
 from mqc.dialects.htp_compute import AddOp, FullyConnectedOp, GatherPositionsOp, RmsNormOp
 from mqc.dialects.htp_core import DDR, VTCM, in_space, shape, static
 from mqc.dialects.htp_memory import CacheOp, DmaLoadOp, DmaStoreOp, DmaWaitOp, EmptyOp
 from mqc.errors import IRError
-from mqc.htp_schedule import Buffer, buffers, check_schedule, lower_bound
-from mqc.ir import function_ops, static_functions
-from mqc.pass_manager import Pipeline
-from mqc.verification import verify_module
+from mqc.ir.module import function_ops, static_functions
+from mqc.ir.op import attr, s8, s16, u8, u16
+from mqc.passes.allocate_vtcm import AllocateVtcm
 from tests.compiled import lower_for_npu, quantized
 from tests.models import tiny_model
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqc.dialects.htp_core import factors, pack_scale
-from mqc.htp_tiles import Records
-from mqc.layouts import LAYOUTS, pack, records, unpack
+from mqc.numerics.htp_tiles import Records
+from mqc.numerics.layouts import LAYOUTS, pack, records, unpack
 
 
 @given(

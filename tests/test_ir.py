@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.ir_text import parse_module, print_module
+from mqc.compiler.dump import Dump, read_dump
+from mqc.compiler.instruments import Instrument
+from mqc.compiler.recipe import Recipe
 from mqc.dialects.quant import UniformType, affine_range
-from mqc.dump import Dump, read_dump
 from mqc.errors import IRError
-from mqc.evaluation import evaluate
-from mqc.instruments import Instrument
-from mqc.ir import prefix_tokens
-from mqc.ir_text import parse_module, print_module
-from mqc.recipe import Recipe
+from mqc.ir.module import prefix_tokens
 from tests.compiled import imported
 from tests.models import tiny_model
 

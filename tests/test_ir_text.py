@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.verification import verify_module
+from mqc.debugging.ir_diff import diff
 from mqc.errors import IRError
-from mqc.ir_diff import diff
-from mqc.ir_text import parse_module, print_module
-from mqc.verification import verify_module
 from tests.random_ir import Drawn, modules, random_module
 
 _SETTINGS = settings(deadline=None, max_examples=150)

@@ -16,21 +16,22 @@ import pytest
 from safetensors.numpy import load_file
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.ir_text import parse_module, print_module
 from mqc.cli.modules import read_module
-from mqc.dialects.core import attr
+from mqc.compiler.dump import Dump, dump_files, read_dump
+from mqc.compiler.instruments import PrintIR
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe
+from mqc.debugging.ir_diff import diff, render
+from mqc.debugging.ir_graph import graph, select, svg
+from mqc.debugging.ir_reduce import reduce_module
 from mqc.dialects.llm import LinearOp, SiluOp
-from mqc.dump import Dump, dump_files, read_dump
 from mqc.errors import IRError, PassError
-from mqc.evaluation import evaluate
-from mqc.instruments import PrintIR
-from mqc.ir import CompilerContext, mqc_ops, weight_refs
-from mqc.ir_diff import diff, render
-from mqc.ir_graph import graph, select, svg
-from mqc.ir_reduce import reduce_module
-from mqc.ir_text import parse_module, print_module
+from mqc.ir.module import mqc_ops, weight_refs
+from mqc.ir.op import attr
 from mqc.pass_base import Pass
-from mqc.pass_manager import Pipeline
-from mqc.recipe import Recipe
 from tests.compiled import imported
 from tests.models import tiny_model
 

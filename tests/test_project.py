@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
+import networkx as nx
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SOURCES = [p for folder in ("mqc", "passes", "backends") for p in sorted((ROOT / folder).rglob("*.py"))]
-FORBIDDEN = {
-    "mqc": ("mqc.passes", "mqc.backends"),
-    "passes": ("mqc.backends",),
-    "backends": ("mqc.passes",),
-}
+from tests.import_graph import ROOMS, ROOT, edges, imports, room, sources, with_table
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+@pytest.mark.parametrize("name", sources())
+def test_rooms_import_only_from_below(name: str) -> None:
+    for other in imports(sources()[name]) & set(sources()):
+        here, there = ROOMS.index(room(name)), ROOMS.index(room(other))
+        assert here <= there, f"{name} imports {other}, which stands above it"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_dependencies_point_one_way(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    for name in imports(path):
-        assert not name.startswith(FORBIDDEN[folder]), f"{path} imports {name}"
+def test_passes_and_backends_are_reached_by_name_only() -> None:
+    for name, other in edges():
+        target = room(other)
+        if target.startswith(("mqc.passes", "mqc.backends")) and room(name) != "mqc.plugin":
+            outer = ".".join(target.split(".")[:2])
+            assert name.startswith(outer), f"{name} imports {other}: ask mqc.registry for it"
 
 
-def test_dialects_and_runtime_need_no_compiler_parts() -> None:
-    for folder in ("mqc/dialects", "mqc/runtime"):
-        for path in (ROOT / folder).rglob("*.py"):
-            names = imports(path)
-            assert not any(n.startswith(("mqc.frontend", "mqc.api", "mqc.pass_manager")) for n in names)
-            assert "runtime" not in folder or not any(n.startswith(("torch", "transformers")) for n in names)
+def test_no_circle_of_imports() -> None:
+    graph = nx.DiGraph(edges())
+    circles = [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1]
+    assert not circles
+
+
+def test_the_table_of_rooms_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert page == with_table(page), "run make docs"
+
+
+def test_the_runtime_needs_no_torch() -> None:
+    for name, path in sources().items():
+        if room(name) == "mqc.runtime":
+            assert not any(n.startswith(("torch", "transformers")) for n in imports(path))
 
 
 def test_files_are_short() -> None:
-    sources = [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "backends").rglob("*.[ch]")]
-    for path in sources:
+    written = [*sources().values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "backends").rglob("*.[ch]")]
+    for path in written:
         assert len(path.read_text().splitlines()) <= 600, f"{path} has more than 600 lines"

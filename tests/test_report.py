@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from mqc.dump import Dump
-from mqc.recipe import Recipe, load_recipe
+from mqc.compiler.dump import Dump
+from mqc.compiler.recipe import Recipe, load_recipe
 from tests.compiled import imported
 from tests.models import tiny_model
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import mqc
-from mqc import sources
-from mqc.dump import read_dump
-from mqc.evaluation import evaluate
-from mqc.ir import mqc_ops
-from mqc.ir_text import print_module
-from mqc.recipe import Recipe
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.ir_text import print_module
+from mqc.compiler.dump import read_dump
+from mqc.compiler.recipe import Recipe
+from mqc.frontend import sources
+from mqc.ir.module import mqc_ops
 from tests.models import tiny_model
 from tests.test_api import tokenizer
 
@@ -122,11 +122,11 @@ assert again.generate("the quick", 6) == program.generate("the quick", 6, engine
 
 
 def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mqc.recipe import Recipe
+    from mqc.compiler.recipe import Recipe
     from tests.compiled import imported
 
     ctx, module = imported(tiny_model("llama"))
-    from mqc.dump import Dump
+    from mqc.compiler.dump import Dump
 
     dump = Dump(tmp_path / "dump")
     dump.start(ctx, module, {})

@@ -9,14 +9,14 @@ import re
 import numpy as np
 import pytest
 
+from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.liveness import check_memory_plan
+from mqc.analysis.verification import verify_fully
+from mqc.compiler.recipe import Recipe
 from mqc.errors import ArtifactError, IRError, MqcError
-from mqc.ir_text import parse_module, print_module
-from mqc.liveness import check_memory_plan
-from mqc.recipe import Recipe
+from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend
 from mqc.runtime.oracle import OracleEngine
-from mqc.verification import verify_fully
-from mqc.weight_store import WeightStore
 from tests.compiled import lower_for_cpu, quantized
 from tests.models import tiny_model
 

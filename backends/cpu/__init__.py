@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Ids, Kernel, Limits
 from mqc.backends.cpu.engine import CpuEngine
 from mqc.backends.cpu.limits import measure
 from mqc.backends.cpu.select import select
 from mqc.backends.cpu.values import values
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.backend import Backend, Ids, Kernel, Limits
-from mqc.dialects.core import MqcOp
-from mqc.weight_store import WeightStore
+from mqc.ir.op import MqcOp
+from mqc.ir.weight_store import WeightStore
 
 
 class CpuBackend(Backend):

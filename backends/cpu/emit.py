@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mqc.backends.cpu.extensions import extension
-from mqc.backends.cpu.kernels import PARTS, source
-from mqc.backends.cpu.select import select
 from xdsl.dialects import func
 from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import Attribute, SSAValue
 
-from mqc.arithmetic import EXP2_TABLE
+from mqc.analysis.evaluation import Evaluation
+from mqc.analysis.liveness import check_memory_plan
+from mqc.analysis.verification import verify_module
+from mqc.arrays import Array
+from mqc.backends.cpu.extensions import extension
+from mqc.backends.cpu.kernels import PARTS, source
+from mqc.backends.cpu.select import select
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
 from mqc.errors import TargetError
-from mqc.evaluation import Evaluation
-from mqc.ir import context_length, main_function, mqc_ops
-from mqc.liveness import check_memory_plan
-from mqc.verification import verify_module
-from mqc.weight_store import Array, WeightStore
+from mqc.ir.module import context_length, main_function, mqc_ops
+from mqc.ir.op import MqcOp, WeightAttr, channels, plain
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.arithmetic import EXP2_TABLE
 
 
 @dataclass(frozen=True)

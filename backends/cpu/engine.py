@@ -6,15 +6,16 @@ import ctypes
 from typing import Any
 
 import numpy as np
-from mqc.backends.cpu.build import choose_isa, load_library
-from mqc.backends.cpu.emit import emit
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.arrays import Array
 from mqc.backend import Engine, Ids, Logits, check_ids, thread_count
-from mqc.dialects.core import channels
+from mqc.backends.cpu.build import choose_isa, load_library
+from mqc.backends.cpu.emit import emit
 from mqc.errors import InputError, TargetError
-from mqc.ir import context_length, prefix_tokens, returned_value
-from mqc.weight_store import Array, WeightStore
+from mqc.ir.module import context_length, prefix_tokens, returned_value
+from mqc.ir.op import channels
+from mqc.ir.weight_store import WeightStore
 
 #: Most tokens in one call of the C program (CHUNK in prelude.h).
 CHUNK = 128

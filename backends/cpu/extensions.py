@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mqc.dialects.core import MqcOp
 from mqc.errors import TargetError
+from mqc.ir.op import MqcOp
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+from mqc.backend import Limits, thread_count
 from mqc.backends.cpu.build import choose_isa, load_library
 from mqc.backends.cpu.kernels import source
-
-from mqc.backend import Limits, thread_count
 from mqc.errors import TargetError
 
 _BYTES = 512 << 20

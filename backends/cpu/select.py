@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from mqc.backends.cpu.extensions import extension
 from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
 from mqc.backend import Kernel
+from mqc.backends.cpu.extensions import extension
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp, element_type, s32
+from mqc.ir.op import MqcOp, element_type, s32
 
 #: Producers of s32 values that run as the first half of the requant that follows.
 _FUSED = (

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mqc.backends.cpu.engine import CHUNK, CpuEngine
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.liveness import live_ranges
+from mqc.arrays import Array
 from mqc.backend import Ids
-from mqc.dialects.core import MqcOp, attr, channels, element_type, plain
-from mqc.ir import ops_by_name, returned_value
-from mqc.liveness import live_ranges
-from mqc.weight_store import Array, WeightStore, numpy_dtype
+from mqc.backends.cpu.engine import CHUNK, CpuEngine
+from mqc.ir.module import ops_by_name, returned_value
+from mqc.ir.op import MqcOp, attr, channels, element_type, plain
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 
 def values(module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Array]:

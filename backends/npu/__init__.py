@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.backend import Backend, Ids, Kernel, Limits, Modelled
 from mqc.backends.npu import device_files
 from mqc.backends.npu.engine import NpuEngine, values
 from mqc.backends.npu.modelled import modelled
 from mqc.backends.npu.select import select
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.backend import Backend, Ids, Kernel, Limits, Modelled
-from mqc.dialects.core import MqcOp, WeightAttr
 from mqc.errors import TargetError
-from mqc.ir import weight_refs
-from mqc.weight_store import WeightStore
+from mqc.ir.module import weight_refs
+from mqc.ir.op import MqcOp, WeightAttr
+from mqc.ir.weight_store import WeightStore
 
 
 class NpuBackend(Backend):

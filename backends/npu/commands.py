@@ -36,7 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "tokens", "by_position", "width", "table", "multiplier_table", "shift_table", "zero", "out_bits",
     ),
     "gather_positions": ("tokens", "row_bytes", "table"),
-    # `weight`: the tile's records (mqc/htp_tiles.py); `out_row_bytes`: from one row of the result to the next
+    # `weight`: the tile's records (mqc/numerics/htp_tiles.py); `out_row_bytes`: from one row of the result on
     "fully_connected": (
         "a", "tokens", "inputs", "outputs", "a_bits", "weight", "record_bytes", "weight_bits",
         "group", "acc_shift", "zero", "out_bits", "out_row_bytes",

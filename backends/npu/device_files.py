@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.analysis.context import CompilerContext
 from mqc.backends.npu import toolchain
 from mqc.backends.npu.emit import emit
 from mqc.backends.npu.op_list import OpList
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.dialects.core import WeightAttr, channels, plain
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.htp_core import shape
 from mqc.dialects.int_ops import LinearOp
 from mqc.errors import MqcError, TargetError
-from mqc.ir import CompilerContext, mqc_ops, set_level, static_functions
-from mqc.layouts import unpack
-from mqc.pass_manager import Pipeline
+from mqc.ir.module import mqc_ops, set_level, static_functions
+from mqc.ir.op import WeightAttr, channels, plain
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.layouts import unpack
 from mqc.registry import backend
-from mqc.weight_store import WeightStore
 
 OP_LIST, OP_TEXT, HVX, ONNX = "program.oplist", "program.txt", "hvx", "onnx"
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mqc.backends.npu.commands import Command
-from mqc.backends.npu.op_list import CommandList, OpList
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
+from mqc.analysis.htp_schedule import MAX_TRANSFERS, cache_layout, homes, vtcm_bytes
+from mqc.analysis.verification import verify_module
+from mqc.backends.npu.commands import Command
+from mqc.backends.npu.op_list import CommandList, OpList
 from mqc.dialects import htp_attention, htp_compute, htp_memory
-from mqc.dialects.core import MqcOp, WeightAttr, channels, plain
 from mqc.dialects.htp_core import TransferType, shape, tensor_bytes
 from mqc.dialects.int_ops import bits
 from mqc.errors import TargetError
-from mqc.htp_schedule import MAX_TRANSFERS, cache_layout, homes, vtcm_bytes
-from mqc.ir import function_ops, returned_value, static_functions
-from mqc.verification import verify_module
+from mqc.ir.module import function_ops, returned_value, static_functions
+from mqc.ir.op import MqcOp, WeightAttr, channels, plain
 
 #: Blocks of a scale operand are this far apart (`htp_core.SCALE`).
 _SCALE_STEP = 256

@@ -2,107 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.verification import verify_module
+from mqc.arrays import Array
 from mqc.backend import Engine, Ids, Logits, check_ids
-from mqc.dialects.core import MqcOp, channels, element_type, s32
-from mqc.dialects.htp_core import VTCM, HtpOp, shape, space
+from mqc.backends.npu.numpy_runner import NumpyRunner
+from mqc.backends.npu.qemu import QemuRunner
+from mqc.backends.npu.runner import Observer, Runner
+from mqc.dialects.htp_core import shape
 from mqc.errors import InputError, TargetError
-from mqc.evaluation import Evaluation
-from mqc.htp_schedule import homes
-from mqc.ir import (
+from mqc.ir.module import (
     context_length,
-    function_ops,
     level,
     ops_by_name,
     prefix_tokens,
     returned_value,
     static_functions,
 )
-from mqc.verification import verify_module
-from mqc.weight_store import Array, WeightStore
-
-#: Called with the name of a value and the value.
-Observer = Callable[[str, Array], None]
-
-
-def finals(module: ModuleOp, name: str) -> dict[str, HtpOp]:
-    """By name of the value of @main, the op of a function that completes it in VTCM."""
-    wanted: dict[str, list[str]] = {}
-    for value, op in ops_by_name(module).items():
-        if "fused_into" not in op.attributes:
-            wanted.setdefault(op.value_name, []).append(value)
-    function = static_functions(module)[name]
-    home = homes(function)
-    last = {home[op.results[0]]: op for op in function_ops(function) if isinstance(op, HtpOp)}
-    found: dict[str, HtpOp] = {}
-    for completed in last.values():
-        names = wanted.get(completed.value_name)
-        kind = completed.results[0].type
-        if names and space(kind) == VTCM and element_type(completed.results[0]) != s32:
-            found[names.pop(0)] = completed
-    return found
-
-
-class Runner(ABC):
-    """Carries out the functions of a module on one KV cache."""
-
-    @abstractmethod
-    def run(
-        self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
-    ) -> Logits:
-        """Logits `[count, vocabulary]` of the tokens from `first` on; ids `[tokens of the function]`.
-
-        observe: called with the names and values `[tokens, channels]` of `finals`.
-        """
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Be ready for a new sequence."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give up what it holds."""
-
-
-class NumpyRunner(Runner):
-    """The semantics that the ops declare. Time per token grows with the weights, as eight-byte floats."""
-
-    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
-        self._functions = {
-            name: Evaluation(module, weights, function) for name, function in static_functions(module).items()
-        }
-        self._module = module
-        cache: dict[Any, Any] = {}
-        for evaluation in self._functions.values():
-            evaluation.cache = cache
-
-    def run(
-        self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
-    ) -> Logits:
-        evaluation = self._functions[name]
-        evaluation.position = position
-        names: dict[MqcOp, str] = {}
-        if observe is not None:
-            names = {op: value for value, op in finals(self._module, name).items()}
-
-        def note(op: MqcOp, value: Array) -> None:
-            if observe is not None and op in names:
-                observe(names[op], value)
-
-        logits = evaluation.run(ids, np.arange(position, position + len(ids)), note)
-        return np.empty((0, 0), np.int32) if logits is None else logits[first : first + count]
-
-    def begin(self) -> None:
-        """Its cache may hold anything: no position is read before it is written."""
-
-    def close(self) -> None:
-        self._functions.clear()
+from mqc.ir.op import channels
+from mqc.ir.weight_store import WeightStore
 
 
 class NpuEngine(Engine):
@@ -129,8 +49,6 @@ class NpuEngine(Engine):
         if simulator == "numpy":
             self._runner = NumpyRunner(module, weights)
         elif simulator == "qemu":
-            from mqc.backends.npu.qemu import QemuRunner
-
             self._runner = QemuRunner(module, weights)
         else:
             raise InputError(f"simulator must be numpy or qemu, got {simulator!r}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mqc.backends.npu.chips import chips
-from mqc.backends.npu.timeline import FunctionCost, function_cost
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 
 from mqc.backend import Modelled, ModelledRun
+from mqc.backends.npu.chips import chips
+from mqc.backends.npu.timeline import FunctionCost, function_cost
 from mqc.dialects.htp_core import shape
 from mqc.errors import InputError
-from mqc.ir import context_length, prefix_tokens, static_functions
+from mqc.ir.module import context_length, prefix_tokens, static_functions
 
 
 def modelled(module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Modelled]:

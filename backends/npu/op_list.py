@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from mqc.backends.npu.commands import FIELDS, HEADER, OPCODES, WIDE, Command, binary
 
+from mqc.backends.npu.commands import FIELDS, HEADER, OPCODES, WIDE, Command, binary
 from mqc.errors import ArtifactError
 
 MAGIC, VERSION = 0x4C50514D, 2

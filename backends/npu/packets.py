@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from mqc.dialects.core import MqcOp, channels
 from mqc.dialects.htp_attention import (
     CacheWriteKeysOp,
     CacheWriteOp,
@@ -32,7 +31,8 @@ from mqc.dialects.htp_compute import (
 )
 from mqc.dialects.htp_core import shape, tensor_bytes
 from mqc.dialects.int_ops import bits
-from mqc.htp_tiles import LANES, VECTOR_BYTES
+from mqc.ir.op import MqcOp, channels
+from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
 
 #: Packets before the first element of an op.
 START = 30

@@ -6,18 +6,19 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from mqc.backends.npu.emit import SILENT, emit
-from mqc.backends.npu.engine import Observer, Runner, finals
-from mqc.backends.npu.op_list import OpList
-from mqc.backends.npu.simulator import Simulator, Trace
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.htp_schedule import homes
+from mqc.arrays import Array
 from mqc.backend import Ids, Logits
-from mqc.dialects.core import channels, element_type, plain
+from mqc.backends.npu.emit import SILENT, emit
+from mqc.backends.npu.op_list import OpList
+from mqc.backends.npu.runner import Observer, Runner, finals
+from mqc.backends.npu.simulator import Simulator, Trace
 from mqc.dialects.htp_core import tensor_bytes
-from mqc.htp_schedule import homes
-from mqc.ir import function_ops, static_functions, weight_refs
-from mqc.weight_store import Array, WeightStore, numpy_dtype
+from mqc.ir.module import function_ops, static_functions, weight_refs
+from mqc.ir.op import channels, element_type, plain
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 OP_LIST_FILE, WEIGHTS_FILE = "program.oplist", "weights.safetensors"
 

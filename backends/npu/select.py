@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mqc.backend import Kernel
 from mqc.dialects import htp_attention, htp_compute, int_ops
-from mqc.dialects.core import MqcOp
 from mqc.dialects.htp_core import HtpOp
+from mqc.ir.op import MqcOp
 
 #: The op that carries out an `int` op; products of accumulators run with the requant behind them.
 _FORMS: dict[type[MqcOp], type[HtpOp]] = {

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from mqc.backends.npu import op_list, toolchain
 
+from mqc.arrays import Array
+from mqc.backends.npu import op_list, toolchain
 from mqc.errors import TargetError
-from mqc.weight_store import Array
 
 #: After a command, bytes of VTCM: (index of the command, address, bytes).
 Trace = tuple[int, int, int]

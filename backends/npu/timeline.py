@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mqc.backends.npu.chips import Chip
-from mqc.backends.npu.cost import FREE, Cost, cost
 from xdsl.dialects.builtin import IntegerAttr, TensorType
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import MqcOp
+from mqc.analysis.htp_schedule import buffers, is_tiled, lower_bound
+from mqc.backends.npu.chips import Chip
+from mqc.backends.npu.cost import FREE, Cost, cost
 from mqc.dialects.htp_memory import DmaLoadOp, DmaStoreOp, DmaWaitOp
 from mqc.errors import IRError
-from mqc.htp_schedule import buffers, is_tiled, lower_bound
-from mqc.ir import function_ops
+from mqc.ir.module import function_ops
+from mqc.ir.op import MqcOp
 
 #: What can bound an op.
 BOUNDS = ("ddr", "vtcm", "matrix", "hvx", "dma set-up")

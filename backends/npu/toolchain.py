@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mqc.backends.cpu.build import cache_folder
 from mqc.backends.npu import commands, kernels
-
 from mqc.errors import StorageError, ToolchainError
 
 #: QEMU (7.2) knows no instruction newer than v67, and no floating point of HVX.

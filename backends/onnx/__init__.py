@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mqc.backends.onnx.select import select
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Backend, Engine, Ids, Kernel, Limits
-from mqc.dialects.core import MqcOp
+from mqc.backends.onnx.select import select
 from mqc.errors import InputError, TargetError
+from mqc.ir.op import MqcOp
+from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend
-from mqc.weight_store import WeightStore
 
 
 class OnnxBackend(Backend):

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from mqc.backends.onnx.graph import DataFile, Graph, Shape
-from mqc.backends.onnx.select import RULES
 from onnx import TensorProto
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
+from mqc.analysis.evaluation import Evaluation
+from mqc.backends.onnx.graph import DataFile, Graph, Shape
+from mqc.backends.onnx.select import RULES
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp, channels, element_type
 from mqc.errors import TargetError
-from mqc.evaluation import Evaluation
-from mqc.ir import main_function, ops_by_name, returned_value
-from mqc.weight_store import WeightStore, numpy_dtype
+from mqc.ir.module import main_function, ops_by_name, returned_value
+from mqc.ir.op import MqcOp, channels, element_type
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 IDS, POSITIONS, LOGITS, LOGIT_ROWS = "input_ids", "position_ids", "logits", "logit_rows"
 

@@ -18,9 +18,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from mqc.arrays import Array
 from mqc.errors import TargetError
 from mqc.files import write_text
-from mqc.weight_store import Array
 
 #: dtypes that tensors of indices, shapes and masks have; they stand for no real numbers.
 _PLAIN = {TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.arrays import Array
+from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, Lengths, new_name, past_name
 from mqc.backends.onnx.files import all_lengths, initial_cache, write
 from mqc.backends.onnx.qdq_npu import logit_type
 from mqc.backends.onnx.session import open_session
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.dialects import int_ops
-from mqc.dialects.core import channels, plain
 from mqc.errors import InputError
-from mqc.ir import context_length, mqc_ops, prefix_tokens, returned_value
-from mqc.weight_store import Array, WeightStore
+from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value
+from mqc.ir.op import channels, plain
+from mqc.ir.weight_store import WeightStore
 
 #: Most tokens in one call of a graph of dynamic length, which bounds the memory of attention.
 CHUNK = 512

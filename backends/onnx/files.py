@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from safetensors.numpy import save_file
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.arrays import Array
 from mqc.backends.onnx.emitter import Emitter, Lengths, past_name
 from mqc.backends.onnx.graph import DATA_FILE, DataFile
 from mqc.backends.onnx.integer import IntegerForm
 from mqc.backends.onnx.qdq import QdqForm
 from mqc.backends.onnx.qdq_npu import NpuForm
-from safetensors.numpy import save_file
-from xdsl.dialects.builtin import ModuleOp
-
 from mqc.dialects import int_ops
-from mqc.dialects.core import channels
 from mqc.errors import InputError, TargetError
 from mqc.files import replacing
-from mqc.ir import context_length, mqc_ops, prefix_tokens
-from mqc.weight_store import Array, WeightStore
+from mqc.ir.module import context_length, mqc_ops, prefix_tokens
+from mqc.ir.op import channels
+from mqc.ir.weight_store import WeightStore
 
 #: Rows of the cache that a sequence starts with, named like the graph inputs.
 CACHE_FILE = "initial_cache.safetensors"

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mqc.dialects.core import WeightAttr
-from mqc.weight_store import Array, WeightStore
+from mqc.arrays import Array
+from mqc.ir.op import WeightAttr
+from mqc.ir.weight_store import WeightStore
 
 #: Name of the external-data file, beside the graphs that share it.
 DATA_FILE = "weights.bin"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mqc.backends.onnx.emitter import LOGITS, Emitter
 from onnx import TensorProto
 from xdsl.dialects import func
 from xdsl.ir import SSAValue
 
-from mqc import arithmetic as a
+from mqc.arrays import Array
+from mqc.backends.onnx.emitter import LOGITS, Emitter
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp, WeightAttr, channels, element_type, u8
-from mqc.rotary import rope_pairs
-from mqc.weight_store import Array, numpy_dtype
+from mqc.ir.op import MqcOp, WeightAttr, channels, element_type, u8
+from mqc.ir.weight_store import numpy_dtype
+from mqc.numerics import arithmetic as a
+from mqc.numerics.rotary import rope_pairs
 
 #: Added before a logical shift to the right, so that it acts as an arithmetic one.
 _BIAS = 1 << 62
@@ -214,7 +215,7 @@ class IntegerForm(Emitter):
 
     def rope(self, op: int_ops.RopeOp) -> None:
         g, head_dim, half = self.graph, op.get("head_dim"), op.cos.shape[1]
-        # s32 has room, as mqc.proofs shows.
+        # s32 has room, as mqc.analysis.proofs shows.
         x = self.reshape(self.cast(self.values[op.x], TensorProto.INT32), (0, -1, head_dim))
         d = g.op("Sub", x, self.constant(op.get("x_zero"), np.int32))
         cos, sin = (self.rope_rows(ref) for ref in (op.cos, op.sin))

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from mqc.backends.onnx.emitter import LOGITS, Emitter
 from onnx import TensorProto
 from xdsl.ir import SSAValue
 
-from mqc import arithmetic as a
+from mqc.arrays import Array
+from mqc.backends.onnx.emitter import LOGITS, Emitter
 from mqc.dialects import int_ops
-from mqc.dialects.core import channels, plain
 from mqc.dialects.quant import UniformType
 from mqc.errors import TargetError
-from mqc.rotary import rope_pairs
-from mqc.weight_store import Array
+from mqc.ir.op import channels, plain
+from mqc.numerics import arithmetic as a
+from mqc.numerics.rotary import rope_pairs
 
 #: Added to the scores of keys that a token does not see.
 _HIDDEN = -1e9

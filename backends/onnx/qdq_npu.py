@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from mqc.backends.onnx.emitter import LOGITS, new_name, past_name
-from mqc.backends.onnx.graph import Graph
-from mqc.backends.onnx.qdq import QdqForm, partners
 from onnx import TensorProto
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc import arithmetic as a
+from mqc.arrays import Array
+from mqc.backends.onnx.emitter import LOGITS, new_name, past_name
+from mqc.backends.onnx.graph import Graph
+from mqc.backends.onnx.qdq import QdqForm, partners
 from mqc.dialects import int_ops
-from mqc.dialects.core import channels, element_type, plain
 from mqc.dialects.int_ops import LOGIT_STEPS
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import TargetError
-from mqc.layouts import pack
-from mqc.weight_store import Array, numpy_dtype
+from mqc.ir.op import channels, element_type, plain
+from mqc.ir.weight_store import numpy_dtype
+from mqc.numerics import arithmetic as a
+from mqc.numerics.layouts import pack
 
 #: Probabilities, and what a sigmoid gives: the scale that HTP has for them.
 _UNIT = UniformType.of(16, 2.0**-16, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mqc.backend import Kernel
 from mqc.dialects import int_ops
-from mqc.dialects.core import MqcOp
+from mqc.ir.op import MqcOp
 
 #: Method of a form (`mqc.backends.onnx.emitter`) that emits each op.
 RULES: dict[type[MqcOp], str] = {

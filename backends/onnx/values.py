@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mqc.backends.onnx.engine import OnnxEngine
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.arrays import Array
 from mqc.backend import Ids
-from mqc.ir import ops_by_name, returned_value
-from mqc.weight_store import Array, WeightStore
+from mqc.backends.onnx.engine import OnnxEngine
+from mqc.ir.module import ops_by_name, returned_value
+from mqc.ir.weight_store import WeightStore
 
 
 def values(module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Array]:

@@ -17,11 +17,11 @@ from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
 
 if TYPE_CHECKING:
-    from mqc.precision_plan import Plan
-    from mqc.recipe import Recipe
-    from mqc.value_report import Comparison, ValueReport
-    from mqc.value_trace import Side
-    from mqc.weight_store import Array
+    from mqc.arrays import Array
+    from mqc.compiler.recipe import Recipe
+    from mqc.debugging.precision_plan import Plan
+    from mqc.debugging.value_report import Comparison, ValueReport
+    from mqc.debugging.value_trace import Side
 
 debug = typer.Typer(no_args_is_help=True, help="Find the value that went wrong first, and why.")
 app.add_typer(debug, name="debug")
@@ -85,9 +85,9 @@ def report_command(
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
 ) -> None:
     """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
+    from mqc.debugging.precision_plan import Plan
+    from mqc.debugging.report import Histograms, render
     from mqc.files import write_text
-    from mqc.precision_plan import Plan
-    from mqc.report import Histograms, render
 
     one, two = sides(folder, None, None)
     ids = token_windows([folder], text, windows, min(length, room(two)))
@@ -112,9 +112,9 @@ def judge(
     There is no plan if the logits are equal, a backend computed them, or the test is not at level
     `int`: precision mends nothing then.
     """
-    from mqc.compare import attribute, compare
-    from mqc.ir import main_level
-    from mqc.precision_plan import propose
+    from mqc.debugging.compare import attribute, compare
+    from mqc.debugging.precision_plan import propose
+    from mqc.ir.module import main_level
 
     with progress() as report:
         result = compare(one, two, ids, watch, report)
@@ -133,18 +133,18 @@ def sides(
 ) -> tuple[Side, Side]:
     """The two programs that paths and a backend's name, with options of its engine, stand for."""
     from mqc.backend import parse_options
-    from mqc.dump import dump_files, read_dump
-    from mqc.ir import level
+    from mqc.compiler.dump import dump_files, read_dump
+    from mqc.debugging.value_trace import Side
+    from mqc.ir.module import level
     from mqc.registry import backend as backend_named
-    from mqc.value_trace import Side
 
     chosen = backend_named(backend) if backend is not None else None
     options = parse_options(chosen.name, chosen.options, option or []) if chosen else {}
     if test is None and is_program(reference):
         from mqc.registry import backend_for
-        from mqc.runtime.artifact import load
+        from mqc.runtime.program import Program
 
-        program = load(reference)
+        program = Program.load(reference)
         runs = chosen or backend_for(program.target)
         options = parse_options(program.target, runs.options, option or [])
         oracle = Side("the oracle", program.module, program.weights)
@@ -175,7 +175,7 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     The tokenizer is that of the program or of the dump folder.
     """
     from mqc.calibration import Calibration
-    from mqc.dump import CALIBRATION, TOKENIZER
+    from mqc.compiler.dump import CALIBRATION, TOKENIZER
     from mqc.runtime.perplexity import text_windows
     from mqc.runtime.tokenizer import Tokenizer
 
@@ -198,15 +198,15 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
 
 def room(side: Side) -> int:
     """Tokens that fit behind the prefix."""
-    from mqc.ir import context_length, prefix_tokens
+    from mqc.ir.module import context_length, prefix_tokens
 
     return context_length(side.module) - len(prefix_tokens(side.module))
 
 
 def base_recipe(paths: list[Path]) -> Recipe:
     """The recipe of a dump folder, or the default one."""
-    from mqc.dump import RECIPE
-    from mqc.recipe import Recipe, load_recipe
+    from mqc.compiler.dump import RECIPE
+    from mqc.compiler.recipe import Recipe, load_recipe
 
     for folder in (folder_of(path) for path in paths):
         if (folder / RECIPE).is_file():
@@ -215,7 +215,7 @@ def base_recipe(paths: list[Path]) -> Recipe:
 
 
 def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float) -> dict[str, Any]:
-    from mqc.value_report import finite
+    from mqc.debugging.value_report import finite
 
     def named(value: ValueReport | None) -> str | None:
         return None if value is None else value.name

@@ -72,7 +72,7 @@ def show_perplexity(
     data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
     with progress() as report:
         if not no_float:
-            from mqc.float_model import float_perplexity, source_model
+            from mqc.frontend.float_model import float_perplexity, source_model
 
             model = source_model(program.manifest)
             for key, prefix in (("float_ppl", ()), ("float_prefix_ppl", program.prefix)):

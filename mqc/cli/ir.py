@@ -27,8 +27,8 @@ from mqc.cli.common import (
     show,
 )  # fmt: skip
 from mqc.cli.modules import folder_of, read_module
+from mqc.compiler.reproducer import REPRODUCER, reproducer_folder
 from mqc.errors import InputError
-from mqc.reproducer import REPRODUCER, reproducer_folder
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -62,13 +62,13 @@ def opt(
 
     Calibration windows are read from calibration.safetensors beside FILE if they are not given.
     """
+    from mqc.analysis.context import CompilerContext
+    from mqc.analysis.ir_text import print_module
+    from mqc.analysis.verification import verify_fully
     from mqc.calibration import Calibration
-    from mqc.dump import CALIBRATION, write_module
-    from mqc.instruments import PrintIR
-    from mqc.ir import CompilerContext
-    from mqc.ir_text import print_module
-    from mqc.pass_manager import Pipeline
-    from mqc.verification import verify_fully
+    from mqc.compiler.dump import CALIBRATION, write_module
+    from mqc.compiler.instruments import PrintIR
+    from mqc.compiler.pass_manager import Pipeline
 
     pipeline = Pipeline.parse(passes)
     module, weights = read_module(path, random_weights)
@@ -98,8 +98,8 @@ def diff_command(
     """What B changed against A, op by op, aligned by value names."""
     from fnmatch import fnmatchcase
 
-    from mqc.ir_diff import diff, render
-    from mqc.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.debugging.ir_diff import diff, render
 
     one, two = (parse_module(read_text(path), str(path)) for path in (before, after))
     changes = [change for change in diff(one, two) if fnmatchcase(change.value, values)]
@@ -127,11 +127,11 @@ def run_command(
 
     from safetensors.numpy import save_file
 
-    from mqc.dialects.core import MqcOp, channels
-    from mqc.evaluation import evaluate
+    from mqc.analysis.evaluation import evaluate
     from mqc.files import replacing
-    from mqc.ir import level, returned_value
-    from mqc.weight_store import content_hash
+    from mqc.ir.module import level, returned_value
+    from mqc.ir.op import MqcOp, channels
+    from mqc.ir.weight_store import content_hash
 
     module, weights = read_module(path, random_weights)
     vocabulary = channels(returned_value(module))
@@ -177,9 +177,9 @@ def verify_command(
     as_json: AsJson = False,
 ) -> None:
     """Check IR text: syntax, types, structure; and its weights by hash, and that no accumulator overflows."""
-    from mqc.ir import level, mqc_ops
-    from mqc.ir_text import parse_module, read_text
-    from mqc.verification import verify_fully
+    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.verification import verify_fully
+    from mqc.ir.module import level, mqc_ops
 
     data, rows = {}, []
     for path in paths:
@@ -201,9 +201,9 @@ def graph_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
+    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.debugging.ir_graph import select, svg
     from mqc.files import write_text
-    from mqc.ir_graph import select, svg
-    from mqc.ir_text import parse_module, read_text
 
     write_text(output, svg(select(parse_module(read_text(path), str(path)), values)))
 
@@ -219,9 +219,9 @@ def reduce_command(
     random_weights: RandomWeights = False,
 ) -> None:
     """Shrink a module while a command keeps failing on it (exit code other than 0)."""
-    from mqc.dump import write_module
-    from mqc.ir import mqc_ops
-    from mqc.ir_reduce import reduce_module
+    from mqc.compiler.dump import write_module
+    from mqc.debugging.ir_reduce import reduce_module
+    from mqc.ir.module import mqc_ops
 
     module, weights = read_module(path, random_weights)
     if "{}" not in command:

@@ -11,7 +11,7 @@ from mqc.errors import IRError
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
-    from mqc.weight_store import WeightStore
+    from mqc.ir.weight_store import WeightStore
 
 
 def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, WeightStore]:
@@ -24,14 +24,14 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
 
     Raises `IRError` or `ArtifactError` for what does not verify, is missing, or was altered.
     """
-    from mqc.dump import dump_files, folder_weights
-    from mqc.ir import weight_refs
-    from mqc.ir_text import parse_module, read_text
-    from mqc.random_weights import fill_random
-    from mqc.runtime.artifact import load
+    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.random_weights import fill_random
+    from mqc.compiler.dump import dump_files, folder_weights
+    from mqc.ir.module import weight_refs
+    from mqc.runtime.program import Program
 
     if is_program(path):
-        program = load(path)
+        program = Program.load(path)
         return program.module, program.weights
     if path.is_dir():
         path = dump_files(path)[-1]

@@ -27,7 +27,7 @@ from mqc.cli.common import (
 from mqc.errors import InputError
 from mqc.files import write_text
 from mqc.registry import backend_for
-from mqc.runtime.artifact import check_replaceable, load
+from mqc.runtime.artifact import check_replaceable
 from mqc.runtime.program import Program
 
 ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
@@ -67,9 +67,9 @@ def compile_command(
     Under torchrun, processes share the work of learning, and the first writes the program.
     """
     from mqc.api import compile
-    from mqc.instruments import PrintIR
+    from mqc.compiler.instruments import PrintIR
+    from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
-    from mqc.recipe import load_recipe
 
     text = read_text_file(calibration) if calibration is not None else None
     chosen = load_recipe(recipe, preset)
@@ -160,7 +160,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Tokens per second, beside what the machine could do at most; for an NPU, what a model says."""
-    from mqc.benchmark import measure, modelled
+    from mqc.runtime.benchmark import measure, modelled
 
     program = _configured(path, threads, option)
     if (figures := modelled(program, prompt_tokens, new_tokens)) is not None:
@@ -220,7 +220,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the files that go to the target, e.g. ONNX models."""
-    program = load(path)
+    program = Program.load(path)
     known = backend_for(program.target).export_options
     with progress() as report:
         report("exporting", 0.0)
@@ -240,13 +240,13 @@ def info(path: ProgramPath, as_json: AsJson = False) -> None:
 
 def _configured(path: Path, threads: int | None, option: list[str] | None) -> Program:
     """The program with its engine's options set."""
-    program = load(path)
+    program = Program.load(path)
     given = parse_options(program.target, backend_for(program.target).options, option or [])
     return program.configure(**{"threads": threads, **given})
 
 
 def _describe(path: Path, as_json: bool) -> None:
-    program = load(path)
+    program = Program.load(path)
     source = program.manifest.get("source", {})
     data = {
         **{k: v for k, v in program.manifest.items() if k != "files"},
@@ -292,7 +292,7 @@ def targets(as_json: AsJson = False) -> None:
 @app.command()
 def passes(as_json: AsJson = False) -> None:
     """Passes, with the level they take and give, and the pipelines of the recipes."""
-    from mqc.recipe import RECIPES
+    from mqc.compiler.recipe import RECIPES
     from mqc.registry import pass_class, pass_names
 
     data = {}

@@ -16,8 +16,7 @@ from xdsl.dialects.builtin import IntegerAttr, TensorType
 from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
-from mqc import arithmetic as a
-from mqc.dialects.core import channels, s32, u8, u16
+from mqc.arrays import Array
 from mqc.dialects.htp_core import (
     ACTIVATIONS,
     DDR,
@@ -30,9 +29,9 @@ from mqc.dialects.htp_core import (
     within,
     zero_of,
 )
-from mqc.evaluation import Evaluation
-from mqc.htp_tiles import LANES, VECTOR_BYTES
-from mqc.weight_store import Array
+from mqc.ir.op import EvaluationContext, channels, s32, u8, u16
+from mqc.numerics import arithmetic as a
+from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
 
 
 def key_bytes(capacity: int, head_dim: int) -> int:
@@ -70,7 +69,7 @@ class CacheWriteOp(HtpOp):
     def tied(self) -> SSAValue:
         return self.cache_in
 
-    def evaluate(self, ctx: Evaluation, x: Array, cache: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, cache: Array) -> Array:
         rows = (x ^ 128).view(np.int8).reshape(len(x), -1, self.get("head_dim"))
         self.write(cache, rows, np.arange(ctx.position, ctx.position + len(x)))
         return cache
@@ -166,7 +165,7 @@ class CausalOp(HtpOp):
         """Tokens that its rows belong to."""
         return shape(self.results[0])[0] // int(self.get("heads"))
 
-    def visible(self, ctx: Evaluation, rows: int) -> Array:
+    def visible(self, ctx: EvaluationContext, rows: int) -> Array:
         """Whether a row sees a position, `[rows, positions up to the last row's]`."""
         tokens = rows // self.get("heads")
         last = min(ctx.position + tokens, self.get("capacity"))
@@ -211,7 +210,7 @@ class MatMulKeysOp(CausalOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, q: Array, keys: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, q: Array, keys: Array) -> Array:
         heads, dim, capacity = self.get("heads"), self.get("head_dim"), self.get("capacity")
         first = self.get("head") * dim
         rows = q[:, first : first + heads * dim].reshape(-1, dim).astype(np.float64)
@@ -253,7 +252,7 @@ class MaskedSoftmaxOp(CausalOp):
         Limit("exponentials has 2048 entries", lambda op: shape(op.exponentials) == (2048,)),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array, exponentials: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, exponentials: Array) -> Array:
         visible = self.visible(ctx, len(x))
         scores = x[:, : visible.shape[1]].astype(np.int64)
         largest = np.where(visible, scores, a.INT32_MIN).max(-1, keepdims=True)
@@ -315,7 +314,7 @@ class MatMulValuesOp(CausalOp):
     def tokens_seen(self) -> int:
         return self.tokens
 
-    def evaluate(self, ctx: Evaluation, p: Array, values: Array, dest: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, p: Array, values: Array, dest: Array) -> Array:
         heads, dim, capacity = self.get("heads"), self.get("head_dim"), self.get("capacity")
         first = self.get("head") * dim
         last = min(ctx.position + len(dest), capacity)

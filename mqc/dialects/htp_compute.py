@@ -9,8 +9,7 @@ from xdsl.dialects.builtin import IntegerAttr, StringAttr, TensorType
 from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
-from mqc import arithmetic as a
-from mqc.dialects.core import channels, element_type, s8, s16, s32, u8, u16
+from mqc.arrays import Array
 from mqc.dialects.htp_core import (
     ACTIVATIONS,
     DDR,
@@ -28,9 +27,9 @@ from mqc.dialects.htp_core import (
     zero_of,
 )
 from mqc.dialects.int_ops import bits
-from mqc.evaluation import Evaluation
-from mqc.htp_tiles import LANES, Records
-from mqc.weight_store import Array
+from mqc.ir.op import EvaluationContext, channels, element_type, s8, s16, s32, u8, u16
+from mqc.numerics import arithmetic as a
+from mqc.numerics.htp_tiles import LANES, Records
 
 _ROWS = Limit("a row for each index", lambda op: op.tokens == shape(op.indices)[0])
 
@@ -64,7 +63,7 @@ class GatherTokensOp(HtpOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, i: Array, table: Array, m: Array, s: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, i: Array, table: Array, m: Array, s: Array) -> Array:
         return self.narrow(a.requantize(table[i], m[i, None], s[i, None]) + self.get("zero_point"))
 
 
@@ -86,7 +85,7 @@ class GatherPositionsOp(HtpOp):
         Limit("table as wide as the result", lambda op: channels(op.table) == channels(op.result)),
     )
 
-    def evaluate(self, ctx: Evaluation, indices: Array, table: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, indices: Array, table: Array) -> Array:
         return table[indices]
 
 
@@ -162,7 +161,7 @@ class FullyConnectedOp(HtpOp):
     def tied(self) -> SSAValue | None:
         return self.dest
 
-    def evaluate(self, ctx: Evaluation, x: Array, records: Array, dest: Array | None = None) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, records: Array, dest: Array | None = None) -> Array:
         layout = self.records()
         weight, factor = layout.weights(records).astype(np.float64), layout.factors(records)
         if factor is not None:
@@ -212,7 +211,7 @@ class NormOp(HtpOp):
     def deviations(self, blocks: Array) -> Array:
         raise NotImplementedError
 
-    def evaluate(self, ctx: Evaluation, x: Array, scale: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, scale: Array) -> Array:
         blocks = x.astype(np.int64).reshape(len(x), self.get("groups"), -1)
         y = a.directions(self.deviations(blocks), self.get("epsilon")).reshape(x.shape)
         return self.narrow(a.requantize(y, *factors(scale, x.shape[1])) + self.get("zero_point"))
@@ -286,7 +285,7 @@ class RotaryEmbeddingOp(HtpOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array, cos: Array, sin: Array, scale: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, cos: Array, sin: Array, scale: Array) -> Array:
         d = x.astype(np.int64).reshape(len(x), -1, self.get("head_dim")) - self.get("x_zero")
         cos, sin = (t.astype(np.int64)[:, None] for t in (cos, sin))
         y = a.rotate(d, cos, sin, bool(self.get("interleaved"))).reshape(x.shape)
@@ -324,7 +323,7 @@ class MultiplyOp(HtpOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array, y: Array, scale: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, y: Array, scale: Array) -> Array:
         product = (x.astype(np.int64) - self.get("a_zero")) * (y.astype(np.int64) - self.get("b_zero"))
         product = a.shift_right_round(product, self.get("acc_shift"))
         return self.narrow(a.requantize(product, *factors(scale, x.shape[1])) + self.get("zero_point"))
@@ -366,7 +365,7 @@ class AddOp(HtpOp):
         Limit("a and b at most 64 times the result's range", lambda op: _fits(op, "a") and _fits(op, "b")),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
         terms = (
             (v.astype(np.int64) - self.get(f"{n}_zero"), self.get(f"{n}_multiplier"), self.get(f"{n}_shift"))
             for n, v in (("a", x), ("b", y))
@@ -404,7 +403,7 @@ class NeuronOp(HtpOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array, table: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, table: Array) -> Array:
         if bits(self.x) == 8:
             return table[x]
         knots = table.astype(np.int64)

@@ -12,10 +12,11 @@ from xdsl.ir import Attribute, ParametrizedAttribute, SSAValue, TypeAttribute
 from xdsl.irdl import irdl_attr_definition
 from xdsl.utils.exceptions import VerifyException
 
-from mqc.dialects.core import MqcOp, channels, element_type, s8, s16, s32, u8, u16
+from mqc.arrays import Array
 from mqc.dialects.int_ops import limits
-from mqc.htp_tiles import LANES, VECTOR_BYTES
-from mqc.weight_store import Array, numpy_dtype
+from mqc.ir.op import MqcOp, channels, element_type, s8, s16, s32, u8, u16
+from mqc.ir.weight_store import numpy_dtype
+from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
 
 #: Memory spaces. Before tiling, values have none.
 DDR, VTCM = "ddr", "vtcm"

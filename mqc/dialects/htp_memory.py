@@ -9,11 +9,11 @@ from xdsl.dialects.builtin import IntegerAttr, StringAttr, TensorType
 from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
 
-from mqc.dialects.core import MqcOp, WeightAttr, channels, element_type, u8
+from mqc.arrays import Array
 from mqc.dialects.htp_core import DDR, VTCM, HtpOp, Limit, Port, TransferType, shape, space
-from mqc.evaluation import Evaluation
-from mqc.htp_tiles import VECTOR_BYTES
-from mqc.weight_store import Array, numpy_dtype
+from mqc.ir.op import EvaluationContext, MqcOp, WeightAttr, channels, element_type, u8
+from mqc.ir.weight_store import numpy_dtype
+from mqc.numerics.htp_tiles import VECTOR_BYTES
 
 
 @irdl_op_definition
@@ -31,7 +31,7 @@ class ConstantOp(HtpOp):
         Limit("the result lies in ddr", lambda op: space(op.result.type) in (None, DDR)),
     )
 
-    def evaluate(self, ctx: Evaluation) -> Array:
+    def evaluate(self, ctx: EvaluationContext) -> Array:
         return ctx.array(self.value)
 
 
@@ -54,7 +54,7 @@ class CacheOp(HtpOp):
     PORTS: ClassVar = {"result": Port((u8,), 2, DDR)}
     LIMITS: ClassVar = (Limit("part is key or value", lambda op: op.part.data in ("key", "value")),)
 
-    def evaluate(self, ctx: Evaluation) -> Array:
+    def evaluate(self, ctx: EvaluationContext) -> Array:
         key = (self.get("layer"), self.part.data)
         found: Array = ctx.cache.setdefault(key, np.zeros(shape(self.result), np.uint8))
         return found
@@ -85,7 +85,7 @@ class StridedSliceOp(HtpOp):
         ),
     )
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         return x[self.get("first") : self.get("first") + shape(self.result)[0]]
 
 
@@ -120,7 +120,7 @@ class DmaLoadOp(MqcOp):
             f"offset must be a multiple of {VECTOR_BYTES}",
         )
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         kind = self.result.type
         assert isinstance(kind, TransferType)
         return x[self.get("first") : self.get("first") + kind.tensor.get_shape()[0]]
@@ -150,7 +150,7 @@ class DmaStoreOp(MqcOp):
         same = element_type(self.x) == element_type(self.dest) and shape(self.x)[0] == shape(self.dest)[0]
         self.expect(fits and same, f"{self.x.type} is no columns of {self.dest.type}")
 
-    def evaluate(self, ctx: Evaluation, x: Array, dest: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, dest: Array) -> Array:
         dest[:, self.get("first") : self.get("first") + x.shape[1]] = x
         return dest
 
@@ -172,7 +172,7 @@ class DmaWaitOp(MqcOp):
         assert isinstance(kind, TransferType)
         self.expect(kind.tensor == self.result.type, f"the result must be {kind.tensor}")
 
-    def evaluate(self, ctx: Evaluation, transfer: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, transfer: Array) -> Array:
         return transfer
 
 
@@ -187,5 +187,5 @@ class EmptyOp(HtpOp):
     result = result_def(TensorType)
     PORTS: ClassVar = {}
 
-    def evaluate(self, ctx: Evaluation) -> Array:
+    def evaluate(self, ctx: EvaluationContext) -> Array:
         return np.zeros(shape(self.result), numpy_dtype(element_type(self.result)))

@@ -13,9 +13,11 @@ from xdsl.dialects.builtin import IntegerAttr, IntegerType, Signedness, StringAt
 from xdsl.ir import Attribute, Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
-from mqc import arithmetic as a
-from mqc.dialects.core import (
+from mqc.arrays import Array
+from mqc.dialects.quant import UniformType
+from mqc.ir.op import (
     INDICES,
+    EvaluationContext,
     MqcOp,
     WeightAttr,
     channels,
@@ -26,10 +28,9 @@ from mqc.dialects.core import (
     u8,
     u16,
 )  # fmt: skip
-from mqc.dialects.quant import UniformType
-from mqc.evaluation import Evaluation
-from mqc.layouts import LAYOUTS, S8_LAYOUTS, packed_shape, unpack
-from mqc.weight_store import Array, numpy_dtype
+from mqc.ir.weight_store import numpy_dtype
+from mqc.numerics import arithmetic as a
+from mqc.numerics.layouts import LAYOUTS, S8_LAYOUTS, packed_shape, unpack
 
 ACTIVATION_TYPES = (u8, u16)
 #: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
@@ -55,7 +56,7 @@ class IntOp(MqcOp):
     """An op of the `int` level: every operand and result has integer elements.
 
     A verified op addresses its weights within their bounds, whatever it is given; backends rely
-    on it. What depends on the module (`mqc.context`, the vocabulary) is `mqc.verification`'s.
+    on it. What depends on the module (`mqc.context`, the vocabulary) is `mqc.analysis.verification`'s.
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("int",)
@@ -155,14 +156,14 @@ class EmbeddingOp(IntOp):
     def lookups(self) -> list[tuple[SSAValue, int]]:
         return [(self.indices, self.multiplier.shape[0])]
 
-    def rows(self, ctx: Evaluation, indices: Array) -> Array:
+    def rows(self, ctx: EvaluationContext, indices: Array) -> Array:
         table, count = ctx.array(self.table), channels(self.result)
         if self.layout is None:
             return table[indices]
         # n16k4: row i is lane i % 16 of block i // 16.
         return table[indices // 16, :, indices % 16].reshape(len(indices), -1)[:, :count]
 
-    def evaluate(self, ctx: Evaluation, indices: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, indices: Array) -> Array:
         m, s = ctx.array(self.multiplier)[indices, None], ctx.array(self.shift)[indices, None]
         return self.narrow(a.requantize(self.rows(ctx, indices), m, s) + self.get("zero_point"))
 
@@ -200,7 +201,7 @@ class LinearOp(IntOp):
             self.expect(groups > 0 and k % groups == 0, "groups must divide inputs")
             self.expect_weight("group_scale", u8, (n, groups))
 
-    def matrix(self, ctx: Evaluation) -> Array:
+    def matrix(self, ctx: EvaluationContext) -> Array:
         """The effective weight `[outputs, inputs]`, s8."""
         weight = ctx.array(self.weight)
         n, k = channels(self.result), channels(self.x)
@@ -211,7 +212,7 @@ class LinearOp(IntOp):
             weight = weight * np.repeat(factor, k // factor.shape[1], 1)
         return weight
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         # Sums of integers below 2^53 are exact in float64, and BLAS is 50 times faster on it.
         shifted = x.astype(np.float64) - self.get("x_zero")
         acc = (shifted @ self.matrix(ctx).astype(np.float64).T).astype(np.int64)
@@ -245,7 +246,7 @@ class RequantOp(IntOp):
         for name, element in (("multiplier", s32), ("shift", s8)):
             self.expect_weight(name, element, (1,), (channels(self.result),))
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         scaled = a.requantize(x, ctx.array(self.multiplier), ctx.array(self.shift))
         return self.narrow(scaled + self.get("zero_point"))
 
@@ -273,7 +274,7 @@ class NormOp(IntOp):
     def deviations(self, blocks: Array) -> Array:
         raise NotImplementedError
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         blocks = x.astype(np.int64).reshape(len(x), self.get("groups"), -1)
         y = a.directions(self.deviations(blocks), self.get("epsilon"))
         return y.reshape(x.shape).astype(np.int32)
@@ -309,7 +310,7 @@ class LayerNormOp(NormOp):
 class RopeOp(IntOp):
     """Rotary position embedding by s16 tables with 14 fraction bits; the result keeps them.
 
-    Of a rotation |y| ≤ √2·65535·2^14 < 2^31: s32 holds it. `mqc.proofs` proves it of the tables.
+    Of a rotation |y| ≤ √2·65535·2^14 < 2^31: s32 holds it. `mqc.analysis.proofs` proves it of the tables.
     `(y₁, y₂) = (d₁·cos p − d₂·sin p, d₂·cos p + d₁·sin p), d = x − x_zero; else y = d·2^14`
     """
 
@@ -341,7 +342,7 @@ class RopeOp(IntOp):
     def lookups(self) -> list[tuple[SSAValue, int]]:
         return [(self.positions, self.cos.shape[0])]
 
-    def evaluate(self, ctx: Evaluation, x: Array, positions: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, positions: Array) -> Array:
         d = x.astype(np.int64).reshape(len(x), -1, self.get("head_dim")) - self.get("x_zero")
         cos, sin = (ctx.array(t)[positions][:, None].astype(np.int64) for t in (self.cos, self.sin))
         y = a.rotate(d, cos, sin, bool(self.get("interleaved")))
@@ -405,7 +406,7 @@ class AttentionOp(IntOp):
     def cache(self) -> tuple[int, int]:
         return self.get("layer"), 0 if self.prefix_k is None else self.prefix_k.shape[0]
 
-    def evaluate(self, ctx: Evaluation, q: Array, k: Array, v: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, q: Array, k: Array, v: Array) -> Array:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)
         if past is None and self.prefix_k is not None and self.prefix_v is not None:
@@ -461,7 +462,7 @@ class LutOp(IntOp):
             self.expect(0 <= self.get("segment_bits") <= 8, "segment_bits must be in [0, 8]")
             self.expect_weight("table", s32, ((1 << (16 - self.get("segment_bits"))) + 1,))
 
-    def evaluate(self, ctx: Evaluation, x: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         table = ctx.array(self.table)
         if bits(self.x) == 8:
             return table[x]
@@ -495,7 +496,7 @@ class MulOp(IntOp):
         wide = bits(self.a) + bits(self.b) - self.get("acc_shift")
         self.expect(wide <= 30, "acc_shift must bring the product into 31 bits")
 
-    def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
         product = (x.astype(np.int64) - self.get("a_zero")) * (y.astype(np.int64) - self.get("b_zero"))
         result: Array = a.shift_right_round(product, self.get("acc_shift")).astype(np.int32)
         return result
@@ -533,7 +534,7 @@ class AddOp(IntOp):
             bound = (1 << (bits(value) + a.ADD_LEFT_SHIFT)) * factor
             self.expect(bound < 2**30, f"operand {name} is more than 64 times the result's range")
 
-    def evaluate(self, ctx: Evaluation, x: Array, y: Array) -> Array:
+    def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
         terms = (
             (v.astype(np.int64) - self.get(f"{n}_zero"), self.get(f"{n}_multiplier"), self.get(f"{n}_shift"))
             for n, v in (("a", x), ("b", y))

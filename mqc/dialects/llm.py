@@ -16,7 +16,8 @@ from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType
 from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
-from mqc.dialects.core import INDICES, WeightAttr, channels
+from mqc.arrays import Array
+from mqc.dialects.equivariance import Constraint, Fix, Tie, tie_all
 from mqc.dialects.llm_core import LlmOp, Scale
 from mqc.dialects.llm_elementwise import (
     ACTIVATIONS,
@@ -33,11 +34,10 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
-from mqc.equivariance import Constraint, Fix, Tie, tie_all
-from mqc.evaluation import Evaluation
-from mqc.rotary import rope_pairs
-from mqc.rotations import Alike, RotationRule, turn_columns
-from mqc.weight_store import Array, WeightStore
+from mqc.dialects.rotations import Alike, RotationRule, turn_columns
+from mqc.ir.op import INDICES, EvaluationContext, WeightAttr, channels
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.rotary import rope_pairs
 
 
 @irdl_op_definition
@@ -62,7 +62,7 @@ class EmbeddingOp(LlmOp):
     def lookups(self) -> list[tuple[SSAValue, int]]:
         return [(self.indices, self.table.shape[0])]
 
-    def compute(self, ctx: Evaluation, indices: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, indices: torch.Tensor) -> torch.Tensor:
         rows = F.embedding(indices, ctx.torch(self.table))
         if self.table_scale is not None:
             rows = rows.float() * ctx.torch(self.table_scale)[indices, None]
@@ -109,13 +109,13 @@ class LinearOp(LlmOp):
         if self.bias is not None:
             self.expect(self.bias.shape == expected[:1], "bias must be [output channels]")
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
         weight = ctx.torch(self.weight)
         if self.weight_scale is not None:
             weight = self.times_group_scale(ctx, weight.float()) * ctx.torch(self.weight_scale)[:, None]
         return F.linear(x, weight, ctx.torch(self.bias) if self.bias is not None else None)
 
-    def times_group_scale(self, ctx: Evaluation, weight: torch.Tensor) -> torch.Tensor:
+    def times_group_scale(self, ctx: EvaluationContext, weight: torch.Tensor) -> torch.Tensor:
         """The integer matrix `[outputs, inputs]` with each group's factor multiplied in."""
         if self.group_scale is None:
             return weight
@@ -190,7 +190,7 @@ class RmsNormOp(NormOp):
 
     name = "llm.rms_norm"
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
         blocks = x.view(x.shape[0], self.get("groups"), -1)
         scale = torch.rsqrt(blocks.pow(2).mean(-1, keepdim=True) + self.get("eps"))
         y = (blocks * scale).view_as(x)
@@ -212,7 +212,7 @@ class LayerNormOp(NormOp):
     name = "llm.layer_norm"
     bias = opt_prop_def(WeightAttr)
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
         blocks = x.view(x.shape[0], self.get("groups"), -1)
         y = F.layer_norm(blocks, blocks.shape[-1:], eps=self.get("eps")).view_as(x)
         if self.gain is not None:
@@ -260,7 +260,7 @@ class RopeOp(LlmOp):
     def lookups(self) -> list[tuple[SSAValue, int]]:
         return [(self.positions, self.cos.shape[0])]
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         first, second = (torch.from_numpy(i) for i in self.pairs)
         heads = channels(self.x) // self.get("head_dim")
         cos = ctx.torch(self.cos)[positions].repeat(1, heads)
@@ -311,7 +311,9 @@ class AttentionOp(LlmOp):
     def cache(self) -> tuple[int, int]:
         return self.get("layer"), 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
 
-    def compute(self, ctx: Evaluation, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def compute(
+        self, ctx: EvaluationContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
         past = ctx.cache.get(layer)
         if past is None and self.prefix_k is not None and self.prefix_v is not None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import MqcOp, WeightAttr
-from mqc.equivariance import Constraint, Fix
+from mqc.arrays import Array
+from mqc.dialects.equivariance import Constraint, Fix
+from mqc.dialects.rotations import RotationRule
 from mqc.errors import UnsupportedOpError
-from mqc.evaluation import Evaluation
-from mqc.rotations import RotationRule
-from mqc.weight_store import Array, WeightStore
+from mqc.ir.op import EvaluationContext, MqcOp, WeightAttr
+from mqc.ir.weight_store import WeightStore
 
 Scale = Array | None
 
@@ -24,21 +24,21 @@ class LlmOp(MqcOp):
 
     LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
 
-    def evaluate(self, ctx: Evaluation, *operands: torch.Tensor) -> torch.Tensor:
+    def evaluate(self, ctx: EvaluationContext, *operands: torch.Tensor) -> torch.Tensor:
         return ctx.rounded(self.results[0], self.compute(ctx, *operands))
 
-    def compute(self, ctx: Evaluation, *operands: Any) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, *operands: Any) -> torch.Tensor:
         raise NotImplementedError
 
     def equivariance(self) -> list[Constraint]:
-        """Constraints on per-channel scales (`mqc.equivariance`). Default: nothing may be scaled."""
+        """Constraints on per-channel scales (`mqc.dialects.equivariance`). Default: nothing may be scaled."""
         return [Fix(value) for value in (*self.operands, *self.results)]
 
     def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
         """Change the weights so that the op takes `x / input` and gives `y / output`."""
 
     def rotations(self) -> list[RotationRule]:
-        """Rules for rotations of channels (`mqc.rotations`). Default: nothing may turn."""
+        """Rules for rotations of channels (`mqc.dialects.rotations`). Default: nothing may turn."""
         return [Fix(value) for value in (*self.operands, *self.results)]
 
     def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:

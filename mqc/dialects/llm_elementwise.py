@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from xdsl.dialects.builtin import FloatAttr, TensorType
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
 
-from mqc.dialects.core import channels
+from mqc.dialects.equivariance import Constraint, Fix, tie_all
 from mqc.dialects.llm_core import LlmOp
-from mqc.equivariance import Constraint, Fix, tie_all
-from mqc.evaluation import Evaluation
-from mqc.rotations import Alike, RotationRule
+from mqc.dialects.rotations import Alike, RotationRule
+from mqc.ir.op import EvaluationContext, channels
 
 
 class ActivationOp(LlmOp):
@@ -28,7 +27,7 @@ class ActivationOp(LlmOp):
     def check(self) -> None:
         self.expect(channels(self.x) == channels(self.result), "channels must not change")
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
         return self.function(x)
 
 
@@ -145,7 +144,7 @@ class ScaleOp(LlmOp):
     factor = prop_def(FloatAttr)
     result = result_def(TensorType)
 
-    def compute(self, ctx: Evaluation, x: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
         return x * self.get("factor")
 
     def equivariance(self) -> list[Constraint]:
@@ -172,7 +171,7 @@ class AddOp(BinaryOp):
 
     name = "llm.add"
 
-    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a + b
 
     def equivariance(self) -> list[Constraint]:
@@ -193,7 +192,7 @@ class MulOp(BinaryOp):
 
     name = "llm.mul"
 
-    def compute(self, ctx: Evaluation, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def compute(self, ctx: EvaluationContext, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a * b
 
     def equivariance(self) -> list[Constraint]:

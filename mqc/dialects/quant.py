@@ -18,7 +18,7 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
-from mqc.dialects.core import element_type, s8, s16, u8, u16
+from mqc.ir.op import element_type, s8, s16, u8, u16
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""From a Hugging Face model to a module of level `llm`."""

@@ -10,11 +10,11 @@ import torch
 from xdsl.dialects.builtin import f32
 from xdsl.ir import Attribute, Block, SSAValue
 
-from mqc.dialects.core import MqcOp, attr, channels, tensor
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
-from mqc.rotary import rope_pairs
-from mqc.weight_store import WeightStore
+from mqc.ir.op import MqcOp, attr, channels, tensor
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.rotary import rope_pairs
 
 _OPS: dict[str, type[MqcOp]] = {op.name: op for op in Llm.operations}  # type: ignore[misc]
 

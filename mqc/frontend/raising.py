@@ -17,7 +17,6 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, f32, i64
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import attr, tensor
 from mqc.dialects.llm import Llm
 from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder
@@ -35,8 +34,9 @@ from mqc.frontend.lanes import (
 )
 from mqc.frontend.layout import join, relayout
 from mqc.frontend.source import module_path, source_line
-from mqc.ir import set_level
-from mqc.weight_store import WeightStore
+from mqc.ir.module import set_level
+from mqc.ir.op import attr, tensor
+from mqc.ir.weight_store import WeightStore
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import torch
 
-from mqc.weight_store import Array
+from mqc.arrays import Array
 
 
 class Activations:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from xdsl.ir import SSAValue
 
 from mqc.calibration import Windows
-from mqc.dialects.core import MqcOp, channels
+from mqc.ir.op import MqcOp, channels
 from mqc.learning.activations import Activations
 from mqc.learning.segments import Segments
 from mqc.learning.student import FloatModel, Student, Values

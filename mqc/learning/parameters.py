@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from mqc.arrays import Array
+from mqc.compiler.precision_rules import group_size, matrix_bits
 from mqc.dialects.llm import LinearOp
-from mqc.precision_rules import group_size, matrix_bits
-from mqc.weight_rounding import bounds
-from mqc.weight_store import Array
+from mqc.numerics.weight_rounding import bounds
 
 #: Start of a weight's clipping: the grid covers the sigmoid of this times the largest weight, as in
 #: OmniQuant's code (arXiv 2308.13137).

@@ -10,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
+from mqc.arrays import Array
 from mqc.calibration import Windows
-from mqc.dialects.core import MqcOp
+from mqc.compiler.precision_rules import Rule, group_size, value_bits, weight_bits
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, gives_logits, mqc_ops
+from mqc.ir.module import gives_logits, mqc_ops
+from mqc.ir.op import MqcOp
 from mqc.learning.sensitivity import Noise, sensitivities
-from mqc.precision_rules import Rule, group_size, value_bits, weight_bits
-from mqc.weight_rounding import best_steps, round_nearest
-from mqc.weight_store import Array
+from mqc.numerics.weight_rounding import best_steps, round_nearest
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from itertools import pairwise
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.core import MqcOp
 from mqc.dialects.llm import AttentionOp, LinearOp, NormOp
 from mqc.errors import PassError
-from mqc.ir import main_function, mqc_ops, returned_value
+from mqc.ir.module import main_function, mqc_ops, returned_value
+from mqc.ir.op import MqcOp
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
 from mqc.calibration import Windows
-from mqc.dialects.core import MqcOp
-from mqc.ir import CompilerContext, mqc_ops
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import MqcOp
 from mqc.learning.student import FloatModel
 from mqc.learning.training import own_device
 

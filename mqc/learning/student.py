@@ -15,17 +15,18 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 from xdsl.rewriter import Rewriter
 
-from mqc.dialects.core import MqcOp, WeightAttr, channels, tensor
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.equivalence_groups import apply_scales, discover
+from mqc.analysis.evaluation import Evaluation
+from mqc.arrays import Array
 from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
 from mqc.dialects.quant import UniformType, uniform
-from mqc.equivalence_groups import apply_scales, discover
-from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, gives_logits, mqc_ops, ops_by_name
+from mqc.ir.module import gives_logits, mqc_ops, ops_by_name
+from mqc.ir.op import MqcOp, WeightAttr, channels, tensor
 from mqc.learning.fake_quantize import FakeQuantize, Round
 from mqc.learning.parameters import Named, Parameters, WeightGrid
 from mqc.learning.product import product, product_of_integers
-from mqc.weight_rounding import bounds, least_scale
-from mqc.weight_store import Array
+from mqc.numerics.weight_rounding import bounds, least_scale
 
 Values = dict[SSAValue, Tensor]
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mqc.arrays import Array
 from mqc.errors import ArtifactError
 from mqc.files import replacing
-from mqc.weight_store import Array
 
 #: Share of the learning rate that is left at the end, as in the published recipe (1e-3 to 1e-4).
 _LAST = 0.1

@@ -19,17 +19,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.ir_text import parse_module, print_module
 from mqc.backend import check_options
 from mqc.errors import ArtifactError, IRError, StorageError
-from mqc.ir import CompilerContext, level, weight_refs
-from mqc.ir_text import parse_module, print_module
+from mqc.ir.module import level, prefix_tokens, weight_refs
+from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend_for
-from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
-from mqc.weight_store import WeightStore
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -47,7 +50,17 @@ _FIELDS = {
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
 
-def save(program: Program, path: Path, **options: Any) -> None:
+@dataclass(frozen=True)
+class Parts:
+    """What a program on disk consists of: the module, its weights, the tokenizer and the manifest."""
+
+    module: ModuleOp
+    weights: WeightStore
+    tokenizer: Tokenizer
+    manifest: dict[str, Any]
+
+
+def write(parts: Parts, path: Path, **options: Any) -> None:
     """Write a program; the folder appears whole or not at all.
 
     Beside it stands what the target's backend adds (`Backend.accompany`); options are its
@@ -56,44 +69,43 @@ def save(program: Program, path: Path, **options: Any) -> None:
     An existing artifact at `path` is replaced; anything else there is left alone and refused.
     Raises `StorageError`.
     """
-    backend = backend_for(program.target)
-    check_options(program.target, backend.save_options, options)
+    backend = backend_for(parts.manifest["target"])
+    check_options(parts.manifest["target"], backend.save_options, options)
 
     def fill(folder: Path) -> None:
-        _write(folder / "program.mlir", print_module(program.module))
-        offsets = program.weights.save(folder / "weights.safetensors", weight_refs(program.module))
-        backend.accompany(program.module, program.weights, offsets, folder, _metadata(program), **options)
-        _write(folder / "tokenizer.json", program.tokenizer.to_json())
+        _write(folder / "program.mlir", print_module(parts.module))
+        offsets = parts.weights.save(folder / "weights.safetensors", weight_refs(parts.module))
+        backend.accompany(parts.module, parts.weights, offsets, folder, _metadata(parts), **options)
+        _write(folder / "tokenizer.json", parts.tokenizer.to_json())
 
-    _write_folder(path, fill, {**program.manifest, "format_version": FORMAT_VERSION})
+    _write_folder(path, fill, {**parts.manifest, "format_version": FORMAT_VERSION})
 
 
-def export(program: Program, path: Path, **options: Any) -> None:
-    """Write the files that a user takes to the target, a manifest and the tokenizer, as `save` does.
+def export(parts: Parts, path: Path, facts: dict[str, Any], **options: Any) -> None:
+    """Write the files that a user takes to the target, a manifest and the tokenizer, as `write` does.
 
-    Raises `StorageError`; `TargetError` and `InputError` as the backend's `export` does.
+    facts: what the manifest states besides. Raises `StorageError`; `TargetError` and `InputError` as the
+    backend's `export` does.
     """
-    known = backend_for(program.target).export_options
-    check_options(program.target, known, options)
+    backend = backend_for(parts.manifest["target"])
+    check_options(parts.manifest["target"], backend.export_options, options)
 
     def fill(folder: Path) -> None:
-        backend = backend_for(program.target)
-        backend.export(program.module, program.weights, folder, metadata=_metadata(program), **options)
-        _write(folder / "tokenizer.json", program.tokenizer.to_json())
+        backend.export(parts.module, parts.weights, folder, metadata=_metadata(parts), **options)
+        _write(folder / "tokenizer.json", parts.tokenizer.to_json())
 
-    context = options.get("context") or program.context
-    facts = {"prefix": program.prefix, "context": context, "logit_scale": program.logit_scale}
-    _write_folder(path, fill, {**program.manifest, **facts, _EXPORT: options})
+    _write_folder(path, fill, {**parts.manifest, **facts, _EXPORT: options})
 
 
-def _metadata(program: Program) -> dict[str, str]:
+def _metadata(parts: Parts) -> dict[str, str]:
     """Where a program comes from, as texts."""
+    stated = parts.manifest
     return {
-        "mqc_version": str(program.manifest.get("mqc_version")),
-        "recipe": str(program.manifest.get("recipe")),
-        "pipeline": str(program.manifest.get("pipeline")),
-        "source": json.dumps(program.manifest.get("source", {})),
-        "prefix": json.dumps(program.prefix),
+        "mqc_version": str(stated.get("mqc_version")),
+        "recipe": str(stated.get("recipe")),
+        "pipeline": str(stated.get("pipeline")),
+        "source": json.dumps(stated.get("source", {})),
+        "prefix": json.dumps(prefix_tokens(parts.module)),
     }
 
 
@@ -156,12 +168,11 @@ def _replace(work: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def load(path: str | Path) -> Program:
+def read(folder: Path) -> Parts:
     """Read a program. Needs neither torch nor transformers; weights are memory-mapped.
 
     Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
     """
-    folder = Path(path)
     manifest = _read_manifest(folder)
     for name in _FILES:
         _check(folder / name, manifest["files"].get(name))
@@ -176,7 +187,7 @@ def load(path: str | Path) -> Program:
     for ref in weight_refs(module):
         weights[ref]
     tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return Program(module, weights, tokenizer, manifest)
+    return Parts(module, weights, tokenizer, manifest)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.evaluation import Evaluation
 from mqc.backend import Engine, Ids, Logits, check_ids
-from mqc.dialects.core import channels
-from mqc.evaluation import Evaluation
-from mqc.ir import context_length, prefix_tokens, returned_value
-from mqc.weight_store import WeightStore
+from mqc.ir.module import context_length, prefix_tokens, returned_value
+from mqc.ir.op import channels
+from mqc.ir.weight_store import WeightStore
 
 
 class OracleEngine(Engine):

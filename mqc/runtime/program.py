@@ -11,16 +11,17 @@ import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Engine, check_options
-from mqc.dialects.core import plain
 from mqc.errors import InputError
-from mqc.ir import context_length, prefix_tokens, weight_refs
+from mqc.ir.module import context_length, prefix_tokens, weight_refs
+from mqc.ir.op import plain
+from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend_for
+from mqc.runtime import artifact
 from mqc.runtime.oracle import OracleEngine
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.runtime.sampling import Sampling
 from mqc.runtime.tokenizer import Message, Tokenizer
 from mqc.tokens import token_ids
-from mqc.weight_store import WeightStore
 
 Prompt = str | Sequence[int]
 
@@ -206,18 +207,30 @@ class Program:
         parts = text_windows(self.tokenizer.encode(text), length, windows, skip)
         return perplexity(lambda ids: self.logits(ids.tolist(), engine), parts, progress)
 
+    # ---- on disk
+
+    @classmethod
+    def load(cls, path: str | Path) -> Program:
+        """Read a program that `save` wrote. Needs neither torch nor transformers; weights are memory-mapped.
+
+        Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
+        """
+        parts = artifact.read(Path(path))
+        return cls(parts.module, parts.weights, parts.tokenizer, parts.manifest)
+
     def save(self, path: str | Path, **options: Any) -> None:
         """Write the program as a folder (`mqc.runtime.artifact`); options are the backend's
         (`save_options`)."""
-        from mqc.runtime.artifact import save
-
-        save(self, Path(path), **options)
+        artifact.write(self._parts(), Path(path), **options)
 
     def export(self, path: str | Path, **options: Any) -> None:
         """Write the files for the target as a folder; options are the backend's (`export_options`)."""
-        from mqc.runtime.artifact import export
+        context = options.get("context") or self.context
+        facts = {"prefix": self.prefix, "context": context, "logit_scale": self.logit_scale}
+        artifact.export(self._parts(), Path(path), facts, **options)
 
-        export(self, Path(path), **options)
+    def _parts(self) -> artifact.Parts:
+        return artifact.Parts(self.module, self.weights, self.tokenizer, self.manifest)
 
     # ---- helpers
 

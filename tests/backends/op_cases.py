@@ -13,10 +13,11 @@ import numpy as np
 from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, i64
 
+from mqc.analysis.context import CompilerContext
 from mqc.backend import Engine
 from mqc.dialects import int_ops
-from mqc.dialects.core import attr, channels, s32, tensor, u8, u16
-from mqc.ir import CompilerContext, set_level
+from mqc.ir.module import set_level
+from mqc.ir.op import attr, channels, s32, tensor, u8, u16
 
 ROWS, CONTEXT = 256, 40
 
@@ -215,7 +216,7 @@ def attention(
         )  # fmt: skip
         module = lab.finish(value)
         if prefix:
-            from mqc.ir import set_prefix
+            from mqc.ir.module import set_prefix
 
             set_prefix(module, tuple(range(prefix)))
         return module

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
-
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab, check_engine
 from tests.compiled import lower_for_cpu

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mqc.backends.cpu import CpuBackend, CpuEngine
 from mqc.backends.cpu.build import build, cache_folder, choose_isa, load_library, supported_isas
 from mqc.backends.cpu.emit import emit
 from mqc.backends.cpu.limits import measure
-
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.int_ops import LinearOp
 from mqc.errors import InputError, StorageError, TargetError, ToolchainError
-from mqc.ir import mqc_ops
-from mqc.pass_manager import Pipeline
+from mqc.ir.module import mqc_ops
 from tests.compiled import lower_for_cpu, quantized
 from tests.models import VOCABULARY, tiny_model
 

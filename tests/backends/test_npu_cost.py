@@ -13,22 +13,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from xdsl.dialects import func
+from xdsl.dialects.builtin import ModuleOp, TensorType, i64
+from xdsl.utils.test_value import create_ssa_value
+
 from mqc.backends.npu.chips import CHIPS, UNITS, Chip, chips
 from mqc.backends.npu.cost import cost
 from mqc.backends.npu.modelled import modelled, pieces
 from mqc.backends.npu.packets import packets
 from mqc.backends.npu.timeline import FunctionCost, function_cost
-from xdsl.dialects import func
-from xdsl.dialects.builtin import ModuleOp, TensorType, i64
-from xdsl.utils.test_value import create_ssa_value
-
-from mqc import benchmark
 from mqc.cli.programs import _show_modelled
 from mqc.dialects import htp_attention, htp_compute, htp_memory
-from mqc.dialects.core import attr, s8, s16, s32, u8, u16
 from mqc.dialects.htp_core import DDR, VTCM, TransferType, static
 from mqc.errors import InputError, IRError
-from mqc.htp_tiles import LANES, Records
+from mqc.ir.op import attr, s8, s16, s32, u8, u16
+from mqc.numerics.htp_tiles import LANES, Records
+from mqc.runtime import benchmark
 
 
 def script(path: Path) -> Any:

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mqc.backends.npu import toolchain
 from mqc.backends.npu.commands import FIELDS, WIDE, Command
 from mqc.backends.npu.op_list import CommandList, OpList
 from mqc.backends.npu.simulator import Simulator
-
-from mqc import arithmetic as a
-from mqc.htp_tiles import LANES, VECTOR_BYTES, Records
+from mqc.numerics import arithmetic as a
+from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES, Records
 
 pytestmark = pytest.mark.hexagon
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mqc.backends.npu.engine import NpuEngine
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.verification import verify_module
+from mqc.backends.npu.engine import NpuEngine
 from mqc.dialects import int_ops
-from mqc.dialects.core import s32, tensor, u8, u16
 from mqc.dialects.int_ops import LutOp
 from mqc.errors import IRError, TargetError
-from mqc.ir import mqc_ops
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import s32, tensor, u8, u16
 from mqc.runtime.oracle import OracleEngine
-from mqc.verification import verify_module
 from tests.backends.op_cases import CASES, Lab, check_engine
 from tests.compiled import lower_for_npu
 

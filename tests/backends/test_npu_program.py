@@ -6,21 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.verification import verify_fully
 from mqc.backends.npu import NpuBackend
 from mqc.backends.npu.device_files import integer_program
 from mqc.backends.npu.emit import emit
 from mqc.backends.npu.engine import NpuEngine, values
 from mqc.backends.npu.op_list import read
-from xdsl.dialects.builtin import ModuleOp
-
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import RECIPES, Recipe
 from mqc.errors import ArtifactError, InputError, TargetError
-from mqc.evaluation import evaluate
-from mqc.ir import CompilerContext, mqc_ops, ops_by_name, static_functions, weight_refs
-from mqc.ir_text import parse_module, print_module
-from mqc.pass_manager import Pipeline
-from mqc.recipe import RECIPES, Recipe
+from mqc.ir.module import mqc_ops, ops_by_name, static_functions, weight_refs
 from mqc.runtime.oracle import OracleEngine
-from mqc.verification import verify_fully
 from tests.backends.op_cases import CASES, Lab
 from tests.compiled import lower_for_npu, quantized
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model

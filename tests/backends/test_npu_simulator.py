@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mqc.backends.npu import op_list, toolchain
 from mqc.backends.npu.commands import FIELDS, Command
 from mqc.backends.npu.op_list import CommandList, OpList
 from mqc.backends.npu.simulator import Simulator
-
 from mqc.errors import ArtifactError, TargetError, ToolchainError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import write
-
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab, check_engine
 from tests.compiled import lower_for_onnx

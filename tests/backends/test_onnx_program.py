@@ -12,21 +12,22 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.analysis.context import CompilerContext
 from mqc.backends.onnx import OnnxBackend
 from mqc.backends.onnx import engine as onnx_engine
 from mqc.backends.onnx.encodings import Encoding, collect, document_1, document_2
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
 from mqc.backends.onnx.session import open_session
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.dialects.core import plain
+from mqc.compiler.recipe import Recipe
+from mqc.debugging.value_trace import Side, Trace
 from mqc.dialects.int_ops import LinearOp, LutOp
 from mqc.errors import InputError, TargetError
-from mqc.ir import CompilerContext, mqc_ops, ops_by_name
-from mqc.recipe import Recipe
+from mqc.ir.module import mqc_ops, ops_by_name
+from mqc.ir.op import plain
 from mqc.runtime.oracle import OracleEngine
-from mqc.value_trace import Side, Trace
 from tests.compiled import lower_for_onnx, quantized
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 

@@ -7,19 +7,20 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from xdsl.dialects.builtin import ModuleOp
+
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.verification import verify_fully
+from mqc.backend import Engine
 from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
 from mqc.backends.npu.engine import NpuEngine
 from mqc.backends.onnx.engine import OnnxEngine
-from xdsl.dialects.builtin import ModuleOp
-
-from mqc.backend import Engine
+from mqc.compiler.recipe import Recipe
 from mqc.dialects import int_ops, llm
-from mqc.dialects.core import attr, element_type, u8, u16
-from mqc.ir import CompilerContext, mqc_ops
-from mqc.recipe import Recipe
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import attr, element_type, u8, u16
 from mqc.runtime.oracle import OracleEngine
-from mqc.verification import verify_fully
 from tests.compiled import imported, lower_for_cpu, lower_for_npu, lower_for_onnx
 from tests.models import VOCABULARY, tiny_model
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.test_value import create_ssa_value
 
-from mqc import arithmetic as a
+from mqc.analysis.lut import exact, interpolation_table, table_of_256
 from mqc.dialects import int_ops, llm
-from mqc.dialects.core import INDICES, s32, tensor, u8, u16
 from mqc.dialects.quant import UniformType
-from mqc.layouts import LAYOUTS, pack, packed_shape, unpack
-from mqc.lut import exact, interpolation_table, table_of_256
-from mqc.rotary import rope_pairs
-from mqc.weight_store import WeightStore
+from mqc.ir.op import INDICES, s32, tensor, u8, u16
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics import arithmetic as a
+from mqc.numerics.layouts import LAYOUTS, pack, packed_shape, unpack
+from mqc.numerics.rotary import rope_pairs
 
 
 class Weights:

@@ -10,10 +10,10 @@ import pytest
 from xdsl.dialects.builtin import ModuleOp
 
 import mqc
-from mqc.evaluation import evaluate
-from mqc.instruments import Instrument
-from mqc.ir import CompilerContext
-from mqc.weight_store import content_hash
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
+from mqc.compiler.instruments import Instrument
+from mqc.ir.weight_store import content_hash
 
 IDS = np.array([1, 504, 3575, 282, 4649, 314, 260, 28, 9690, 4093, 198, 2])
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.ir_text import print_module
+from mqc.analysis.verification import verify_fully
+from mqc.compiler.dump import dump_files, read_dump, write_module
 from mqc.dialects.int_ops import RequantOp
-from mqc.dump import dump_files, read_dump, write_module
-from mqc.evaluation import evaluate
-from mqc.ir import mqc_ops
-from mqc.ir_text import print_module
-from mqc.verification import verify_fully
-from mqc.weight_store import content_hash
+from mqc.ir.module import mqc_ops
+from mqc.ir.weight_store import content_hash
 from tests.end_to_end.conftest import IDS, Compiled
 
 pytestmark = pytest.mark.slow

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mqc.backends.npu.engine import NpuEngine
 
 import mqc
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.htp_schedule import buffers, check_schedule, lower_bound
+from mqc.analysis.proofs import check_accumulators
+from mqc.backends.npu.engine import NpuEngine
+from mqc.compiler.dump import read_dump
+from mqc.compiler.pass_manager import Pipeline
 from mqc.data import text
-from mqc.dialects.core import plain
-from mqc.dump import read_dump
-from mqc.htp_schedule import buffers, check_schedule, lower_bound
-from mqc.ir import CompilerContext, static_functions
-from mqc.pass_manager import Pipeline
-from mqc.proofs import check_accumulators
+from mqc.ir.module import static_functions
+from mqc.ir.op import plain
 from tests.end_to_end.processes import command, compile_demo
 
 pytestmark = pytest.mark.slow

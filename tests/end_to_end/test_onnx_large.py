@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import write
-
 from mqc.dialects import int_ops
-from mqc.dialects.core import s32, tensor, u8
+from mqc.ir.op import s32, tensor, u8
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import ROWS, Lab
 from tests.compiled import lower_for_onnx

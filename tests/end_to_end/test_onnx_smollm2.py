@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import mqc
+from mqc.analysis.context import CompilerContext
+from mqc.compiler.dump import read_dump
+from mqc.compiler.pass_manager import Pipeline
 from mqc.data import text
-from mqc.dump import read_dump
-from mqc.ir import CompilerContext
-from mqc.pass_manager import Pipeline
 from mqc.runtime.perplexity import perplexity, text_windows
 from tests.end_to_end.conftest import Compiled
 

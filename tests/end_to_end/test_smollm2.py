@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mqc.backends.cpu import CpuEngine
-from mqc.backends.cpu.build import supported_isas
 
 import mqc
+from mqc.analysis.proofs import check_accumulators
+from mqc.backends.cpu import CpuEngine
+from mqc.backends.cpu.build import supported_isas
+from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.data import text
-from mqc.proofs import check_accumulators
-from mqc.recipe import Recipe, load_recipe
 from mqc.runtime.oracle import OracleEngine
 from tests.end_to_end.conftest import Compiled
 from tests.end_to_end.processes import command, compile_demo

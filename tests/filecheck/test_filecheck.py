@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.random_weights import fill_random
 from mqc.calibration import Calibration
-from mqc.ir import CompilerContext
-from mqc.ir_text import parse_module, print_module
-from mqc.pass_manager import Pipeline
-from mqc.random_weights import fill_random
+from mqc.compiler.pass_manager import Pipeline
 
 HERE = Path(__file__).parent
 

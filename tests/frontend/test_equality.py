@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mqc.evaluation import Evaluation
+from mqc.analysis.evaluation import Evaluation
+from mqc.analysis.ir_text import parse_module, print_module
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
-from mqc.ir_text import parse_module, print_module
-from mqc.weight_store import WeightStore
+from mqc.ir.weight_store import WeightStore
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 
 

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2S
 from mqc.errors import ModelError, UnsupportedOpError
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
-from mqc.weight_store import WeightStore
+from mqc.ir.weight_store import WeightStore
 from tests.models import VOCABULARY, tiny_model
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mqc.passes import learn_ranges
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from mqc.ir_text import print_module
+from mqc.analysis.ir_text import print_module
+from mqc.compiler.pass_manager import Pipeline
 from mqc.learning import sensitivity, student
-from mqc.pass_manager import Pipeline
+from mqc.passes import learn_ranges
 from tests.compiled import imported
 from tests.learning.test_student import CLOSED_FORM, evaluated
 from tests.models import tiny_model

@@ -13,18 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.learn_ranges import LearnRanges
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.ir_text import print_module
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.quant import uniform
 from mqc.errors import ArtifactError, RecipeError
-from mqc.ir import CompilerContext, mqc_ops
-from mqc.ir_text import print_module
+from mqc.ir.module import mqc_ops
 from mqc.learning.activations import Activations
 from mqc.learning.methods import divergence
 from mqc.learning.student import FloatModel, Student
 from mqc.learning.training import Checkpoint, Processes, Schedule, minimize
-from mqc.pass_manager import Pipeline
+from mqc.passes.learn_ranges import LearnRanges
 from tests.learning.test_student import CPU, at_quant, logits, relative_error
 from tests.models import ARCHITECTURES
 
@@ -210,7 +211,7 @@ def test_minimize_reaches_the_minimum() -> None:
 WORKER = """
 import sys, torch
 from pathlib import Path
-from mqc.ir_text import print_module
+from mqc.analysis.ir_text import print_module
 from mqc.learning.training import Processes
 from tests.learning.test_learning import learn
 ctx, module = learn(batch=4, steps=4)

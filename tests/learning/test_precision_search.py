@@ -7,21 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mqc.passes.assign_precision import AssignPrecision
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.ir_text import print_module
 from mqc.api import mac_share_8bit
-from mqc.dialects.core import MqcOp
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.precision_rules import Rule
+from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.dialects.llm import LinearOp
 from mqc.errors import RecipeError
-from mqc.ir import CompilerContext, gives_logits, mqc_ops, searched_precision
-from mqc.ir_text import print_module
+from mqc.ir.module import gives_logits, mqc_ops, searched_precision
+from mqc.ir.op import MqcOp
 from mqc.learning.methods import divergence
 from mqc.learning.sensitivity import sensitivities
 from mqc.learning.student import FloatModel
-from mqc.pass_manager import Pipeline
-from mqc.precision_rules import Rule
-from mqc.recipe import Recipe, load_recipe
+from mqc.passes.assign_precision import AssignPrecision
 from tests.compiled import imported, quantized
 from tests.models import tiny_model
 

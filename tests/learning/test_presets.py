@@ -11,10 +11,11 @@ import pytest
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
+from mqc.compiler.recipe import PRESETS, Recipe, load_recipe
 from mqc.errors import RecipeError
-from mqc.evaluation import evaluate
-from mqc.ir import CompilerContext, level, prefix_tokens
-from mqc.recipe import PRESETS, Recipe, load_recipe
+from mqc.ir.module import level, prefix_tokens
 from tests.compiled import quantized
 from tests.models import tiny_model
 

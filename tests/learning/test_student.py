@@ -7,20 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.quantize_weights import QuantizeWeights
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.dialects.core import channels, tensor
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import Evaluation
+from mqc.analysis.ir_text import print_module
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import UniformType
-from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, mqc_ops
-from mqc.ir_text import print_module
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import channels, tensor
 from mqc.learning.fake_quantize import FakeQuantize
 from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
 from mqc.learning.student import FloatModel, Student
-from mqc.pass_manager import Pipeline
+from mqc.passes.quantize_weights import QuantizeWeights
 from tests.compiled import imported
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mqc.equivalence_groups import EquivalenceGroups, discover
-from mqc.ir import mqc_ops
-from mqc.pass_manager import Pipeline
+from mqc.analysis.equivalence_groups import EquivalenceGroups, discover
+from mqc.compiler.pass_manager import Pipeline
+from mqc.ir.module import mqc_ops
 from tests.compiled import imported
 from tests.models import tiny_model
 

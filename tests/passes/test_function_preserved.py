@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.rotate_channels import find_rotatable
 
-from mqc.equivalence_groups import apply_scales, discover
-from mqc.evaluation import Evaluation
-from mqc.ir import CompilerContext, mqc_ops, prefix_tokens
-from mqc.pass_manager import Pipeline
-from mqc.rotations import random_hadamard
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.equivalence_groups import apply_scales, discover
+from mqc.analysis.evaluation import Evaluation
+from mqc.compiler.pass_manager import Pipeline
+from mqc.dialects.rotations import random_hadamard
+from mqc.ir.module import mqc_ops, prefix_tokens
+from mqc.passes.rotate_channels import find_rotatable
 from tests.compiled import imported
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
 

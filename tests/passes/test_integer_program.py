@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mqc.backends.cpu import CpuEngine
 
-from mqc.dialects.core import attr, plain
+from mqc.analysis.proofs import check_accumulators
+from mqc.backends.cpu import CpuEngine
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe
 from mqc.errors import IRError, PassError, RecipeError
-from mqc.ir import mqc_ops
-from mqc.pass_manager import Pipeline
-from mqc.proofs import check_accumulators
-from mqc.recipe import Recipe
+from mqc.ir.module import mqc_ops
+from mqc.ir.op import attr, plain
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import imported, lower_for_cpu, quantized
 from tests.models import ARCHITECTURES, VOCABULARY, tiny_model

@@ -9,20 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.evaluation import evaluate
+from mqc.analysis.histogram import BINS, Histogram
+from mqc.analysis.proofs import acc_shift, accumulator_bound
 from mqc.calibration import Calibration
-from mqc.dialects.core import channels, plain
+from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.int_ops import bits
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, RecipeError
-from mqc.evaluation import evaluate
-from mqc.histogram import BINS, Histogram
-from mqc.ir import CompilerContext, mqc_ops, prefix_tokens
-from mqc.pass_manager import Pipeline
-from mqc.proofs import acc_shift, accumulator_bound
-from mqc.weight_rounding import best_steps, round_nearest, round_with_feedback
-from mqc.weight_store import WeightStore
+from mqc.ir.module import mqc_ops, prefix_tokens
+from mqc.ir.op import channels, plain
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.weight_rounding import best_steps, round_nearest, round_with_feedback
+from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 from tests.compiled import imported, lower_for_cpu, quantized
 from tests.models import ARCHITECTURES, tiny_model
 

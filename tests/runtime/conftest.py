@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.ir import CompilerContext
+from mqc.analysis.context import CompilerContext
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 from tests.compiled import lower_for_cpu, lower_for_onnx, quantized

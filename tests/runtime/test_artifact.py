@@ -17,8 +17,8 @@ import pytest
 import mqc
 from mqc.cli.modules import read_module
 from mqc.errors import ArtifactError, MqcError, StorageError
+from mqc.ir.weight_store import WeightStore
 from mqc.runtime.program import Program
-from mqc.weight_store import WeightStore
 
 FILES = ["manifest.json", "program.mlir", "weights.safetensors", "tokenizer.json"]
 

@@ -1,7 +1,7 @@
 /* The one matrix kernel: rows of u8 times packed s8 or s4 weights, summed in s32.
  *
  * Weights are blocks of 16 outputs: for each group of 4 inputs 64 bytes (s8) or 32 bytes (s4), see
- * mqc/layouts.py. `dot_tile` multiplies up to 4 rows with up to 4 blocks. Inputs past the end of a
+ * mqc/numerics/layouts.py. `dot_tile` multiplies up to 4 rows with up to 4 blocks. Inputs past the end of a
  * row meet zero weights; they are read, so buffers have slack behind them.
  */
 

@@ -136,7 +136,7 @@ typedef struct {
     Requant requant;
 } Rope;
 
-/* Channels i * hop and i * hop + gap of a head are a pair. The sums fit in s32 (mqc.proofs); unsigned ones
+/* Channels i * hop and i * hop + gap of a head are a pair. The sums fit in s32 (mqc.analysis.proofs); unsigned ones
    wrap in a program that was altered, as the oracle's do. */
 INLINE void rotate_head(const Rope *p, const s16 *cos, const s16 *sin, const void *x, const int xbits,
                         size_t base, s32 *acc, int gap, int hop) {

@@ -1,4 +1,4 @@
-/* Matrix products with weights in records (mqc/htp_tiles.py), requantized. */
+/* Matrix products with weights in records (mqc/numerics/htp_tiles.py), requantized. */
 #include "vectors.h"
 
 #define RECORD_HEADER 512

@@ -113,13 +113,13 @@ INLINE Scale make_scale(Vector multiplier, Vector shift) {
 }
 INLINE Scale splat_scale(s32 multiplier, s32 shift) { return make_scale(splat(multiplier), splat(shift)); }
 
-/* mqc.arithmetic.requantize without shifts to the left. The average with itself is what a shift of 0 leaves. */
+/* mqc.numerics.arithmetic.requantize without shifts to the left. The average with itself is what a shift of 0 leaves. */
 INLINE Vector rescale(Vector x, Scale s) {
     Vector t = multiply_round(x, s.multiplier);
     return Q6_Vw_vavg_VwVw_rnd(Q6_Vw_vasr_VwVw(t, s.less_one), Q6_V_vand_VV(t, s.whole));
 }
 
-/* mqc.arithmetic.requantize */
+/* mqc.numerics.arithmetic.requantize */
 INLINE Vector requantize(Vector x, Scale s) {
     Vector left = Q6_Vw_vmax_VwVw(Q6_Vw_vsub_VwVw(zeros(), s.shift), zeros()), wide = Q6_Vw_vasl_VwVw(x, left);
     HVX_VectorPred fits = Q6_Q_vcmp_eq_VwVw(Q6_Vw_vasr_VwVw(wide, left), x);

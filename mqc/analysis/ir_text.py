@@ -1,0 +1,54 @@
+"""Reading and writing modules as text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.parser import Parser
+from xdsl.utils.exceptions import ParseError
+
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.verification import verify_module
+from mqc.errors import IRError
+
+# A string literal as MLIR's lexer takes it, or a comment.
+_STRING_OR_COMMENT = re.compile(r'"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|//[^\n]*')
+
+
+def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = None) -> ModuleOp:
+    """Parse and verify IR text. Raises `IRError` with the place in the text."""
+    _check_quotes(text, name)
+    try:
+        module = Parser(ctx or CompilerContext(), text, name).parse_module()
+        verify_module(module)
+    except IRError as error:
+        raise IRError(f"{name}: {error}") from error
+    except ParseError as error:
+        hint = ""
+        if "is not registered" in str(error):
+            hint = "\na dialect of one's own is known by the entry-point group mqc.dialects of its package"
+        raise IRError(f"{error}{hint}") from error  # starts with name:line:column
+    except Exception as error:
+        # Reading outside text must not end in a crash, whatever the parser trips over.
+        raise IRError(f"{name}: malformed IR: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _check_quotes(text: str, name: str) -> None:
+    """Refuse strings that do not end as they should: xDSL's lexer takes exponential time on them."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if '"' in _STRING_OR_COMMENT.sub("", line):
+            raise IRError(f"{name}:{number}: a string does not end on its line, or holds a bad escape")
+
+
+def print_module(module: ModuleOp) -> str:
+    return str(module) + "\n"
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise IRError(f"{path}: cannot be read: {error}") from error

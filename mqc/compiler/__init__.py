@@ -1,0 +1,1 @@
+"""Pipelines of passes, what watches them, and recipes."""

@@ -1,0 +1,95 @@
+"""Rules that say how many bits a value or a matrix gets: their text, and what they select."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mqc.dialects.llm import LinearOp
+from mqc.errors import RecipeError
+from mqc.ir.module import gives_logits
+from mqc.ir.op import MqcOp
+
+WEIGHT = "weight:"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`selector=bits`. Selectors:
+
+    1. `llm.add`: results of that kind of op (a glob);
+    2. `->llm.linear`: values that such an op uses; `llm.mul->llm.linear`: both;
+    3. `%layers.*.down_proj`: values by name (a glob);
+    4. `weight:%layers.0.*`: the matrices of linears by name (a glob).
+
+    bits: 8 or 16 for values, 4 or 8 for matrices. remark: what stands behind a `#` in the text.
+    """
+
+    selector: str
+    bits: int
+    remark: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Raises `RecipeError` for text that is no rule."""
+        rule, _, remark = text.partition("#")
+        selector, _, bits = rule.strip().rpartition("=")
+        of_weight = selector.startswith(f"{WEIGHT}%")
+        if not selector or bits not in (("4", "8") if of_weight else ("8", "16")):
+            raise RecipeError(
+                f"precision rule {text!r} must read selector=8 or selector=16, the selector an op (llm.add), "
+                "a use (->llm.linear) or a name (%layers.0.*); or weight:%name=4 or =8 for a linear's weights"
+            )
+        return cls(selector, int(bits), remark.strip())
+
+    def __str__(self) -> str:
+        return f"{self.selector}={self.bits}" + (f"  # {self.remark}" if self.remark else "")
+
+    def selects(self, op: MqcOp) -> bool:
+        """Whether the rule is about the op's result."""
+        if self.selector.startswith("%"):
+            return fnmatchcase(op.value_name, self.selector[1:])
+        producer, arrow, user = self.selector.partition("->")
+        if producer and not fnmatchcase(op.name, producer):
+            return False
+        return not arrow or any(fnmatchcase(use.operation.name, user) for use in op.results[0].uses)
+
+    def selects_weight(self, op: MqcOp) -> bool:
+        """Whether the rule is about the op's matrix."""
+        name = self.selector.removeprefix(f"{WEIGHT}%")
+        return isinstance(op, LinearOp) and name != self.selector and fnmatchcase(op.value_name, name)
+
+
+def matrix_bits(op: MqcOp, bits: int, keep8: Iterable[str]) -> int:
+    """Bits of a linear's matrix: 8 if its name matches a glob of `keep8`, else those that a rule gave it
+    (`weight_bits`), else 8 if it gives the logits, else `bits`."""
+    if any(fnmatchcase(op.value_name, glob) for glob in keep8):
+        return 8
+    given = op.get("weight_bits")
+    if given is not None:
+        return int(given)
+    return 8 if gives_logits(op) else bits
+
+
+def group_size(op: LinearOp, group: int) -> int:
+    """Input channels that share a step: `group`, or all if it is 0.
+
+    Raises `RecipeError` if groups do not fit.
+    """
+    inputs = op.weight.shape[1]
+    if group and inputs % group:
+        raise RecipeError(
+            f"%{op.value_name} has {inputs} input channels, which groups of {group} do not divide"
+        )
+    return group or inputs
+
+
+def value_bits(rules: Iterable[Rule], op: MqcOp) -> int:
+    """Bits of the op's result: the last rule that selects it decides, else 8."""
+    return next((rule.bits for rule in reversed([*rules]) if rule.selects(op)), 8)
+
+
+def weight_bits(rules: Iterable[Rule], op: MqcOp) -> int | None:
+    """Bits of the op's matrix, if a rule selects it."""
+    return next((rule.bits for rule in reversed([*rules]) if rule.selects_weight(op)), None)

@@ -1,0 +1,1 @@
+"""Comparing programs value by value, and tools for IR text."""

@@ -1,0 +1,1 @@
+"""The base of the ops, modules, and the constants that they name."""
