@@ -140,7 +140,8 @@ def compile(
 
 def mac_share_8bit(module: ModuleOp) -> float:
     """Share of the multiply-accumulates of matrix products whose activations have 8 bits."""
-    from mqc.dialects.int_ops import LinearOp, bits
+    from mqc.dialects.constraints import bits
+    from mqc.dialects.int_ops import LinearOp
 
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
     total = sum(op.macs() for op in linears)

@@ -30,11 +30,13 @@ class Kernel:
     layout: weight layout it reads (`mqc.numerics.layouts`), None for ops without a packed weight.
     fused_into: name of the user op kind that carries this op out as its first step, so that the
         result never reaches memory.
+    row_sums: whether it wants the sums of a product's weights beside them.
     """
 
     name: str
     layout: str | None = None
     fused_into: str | None = None
+    row_sums: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ class AbsorbPrefix(Pass):
             evaluation.run(torch.tensor(tokens), torch.arange(len(tokens)))
         for op in mqc_ops(module):
             if isinstance(op, AttentionOp):
-                for name, rows in zip(("k", "v"), evaluation.cache[op.get("layer")], strict=True):
-                    ref = ctx.weights.add(f"{op.value_name}.prefix_{name}", rows.numpy())
+                for name, state in zip(("k", "v"), op.states(), strict=True):
+                    rows = evaluation.state[state.name].numpy()
+                    ref = ctx.weights.add(f"{op.value_name}.prefix_{name}", rows)
                     op.properties[f"prefix_{name}"] = ref
         set_prefix(module, tokens)
 

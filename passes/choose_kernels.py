@@ -8,17 +8,24 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp, StringAttr
 
 from mqc.analysis.context import CompilerContext
+from mqc.backend import Kernel
+from mqc.dialects.int_core import IntOp
+from mqc.dialects.int_ops import LinearOp
 from mqc.errors import TargetError
 from mqc.ir.module import mqc_ops
-from mqc.ir.op import MqcOp, WeightAttr
-from mqc.numerics.layouts import pack
+from mqc.ir.op import WeightAttr
+from mqc.ir.weight_store import WeightStore
+from mqc.numerics.layouts import pack, unpack
+from mqc.numerics.products import effective_weight, row_sums
 from mqc.pass_base import Pass
 from mqc.registry import backend
 
 
 @dataclass(frozen=True)
 class ChooseKernels(Pass):
-    """Attach `kernel` to every op and pack weights into the layout its kernel reads.
+    """Attach `kernel` to every op and bring weights into the layout its kernel reads.
+
+    A module whose kernels were chosen for another backend is laid out anew, matrix by matrix.
 
     Options:
         backend: name of the backend to ask.
@@ -33,8 +40,9 @@ class ChooseKernels(Pass):
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
         chosen = backend(self.backend)
-        packed: dict[tuple[WeightAttr, str], WeightAttr] = {}
-        for op in mqc_ops(module):
+        ops = list(mqc_ops(module))
+        laid_out: dict[tuple[WeightAttr, str | None, str | None], WeightAttr] = {}
+        for i, op in enumerate(ops):
             kernel = chosen.select(op)
             if kernel is None:
                 types = ", ".join(str(v.type) for v in (*op.operands, *op.results))
@@ -42,22 +50,35 @@ class ChooseKernels(Pass):
                     f"backend {chosen.name} has no kernel for {op.name} %{op.value_name} ({types})"
                 )
             op.attributes["kernel"] = StringAttr(kernel.name)
+            op.attributes.pop("fused_into", None)
             if kernel.fused_into is not None:
                 op.attributes["fused_into"] = StringAttr(kernel.fused_into)
-            if kernel.layout is not None:
-                _pack(ctx, op, kernel.layout, packed)
+            if isinstance(op, IntOp) and op.MATRIX is not None:
+                _lay_out(ctx.weights, op, op.MATRIX, kernel, laid_out)
+            ctx.progress(self.name, (i + 1) / len(ops))
 
 
-def _pack(
-    ctx: CompilerContext,
-    op: MqcOp,
-    layout: str,
-    packed: dict[tuple[WeightAttr, str], WeightAttr],
+def _lay_out(
+    weights: WeightStore,
+    op: IntOp,
+    name: str,
+    kernel: Kernel,
+    known: dict[tuple[WeightAttr, str | None, str | None], WeightAttr],
 ) -> None:
-    name = "table" if "table" in op.properties else "weight"
-    ref = op.properties[name]
+    """Bring the op's matrix into the kernel's layout, from whatever layout it is in."""
+    ref, layout = op.properties[name], op.get("layout")
     assert isinstance(ref, WeightAttr)
-    if (ref, layout) not in packed:
-        packed[ref, layout] = ctx.weights.add(ref.key.data, pack(ctx.weights[ref], layout))
-    op.properties[name] = packed[ref, layout]
-    op.properties["layout"] = StringAttr(layout)
+    matrix = weights[ref] if layout is None else unpack(weights[ref], layout, *op.matrix_shape)
+    if kernel.row_sums and isinstance(op, LinearOp) and op.row_sums is None:
+        factor = None if op.group_scale is None else weights[op.group_scale]
+        sums = row_sums(effective_weight(matrix, factor))
+        op.properties["row_sums"] = weights.add(f"{ref.key.data}.row_sums", sums)
+    if layout == kernel.layout:
+        return
+    if (ref, layout, kernel.layout) not in known:
+        packed = matrix if kernel.layout is None else pack(matrix, kernel.layout)
+        known[ref, layout, kernel.layout] = weights.add(ref.key.data, packed)
+    op.properties[name] = known[ref, layout, kernel.layout]
+    op.properties.pop("layout", None)
+    if kernel.layout is not None:
+        op.properties["layout"] = StringAttr(kernel.layout)

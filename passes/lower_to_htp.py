@@ -16,6 +16,8 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.htp_schedule import lower_bound
 from mqc.analysis.liveness import live_ranges
 from mqc.dialects import htp_attention, htp_compute, htp_memory, int_ops
+from mqc.dialects.constraints import bits
+from mqc.dialects.htp import carrier
 from mqc.dialects.htp_core import HtpOp, pack_scale, static
 from mqc.errors import TargetError
 from mqc.ir.module import context_length, main_function, mqc_ops, prefix_tokens, returned_value, set_level
@@ -94,7 +96,7 @@ class _Matrices:
             ctx.progress(LowerToHtp.name, (i + 1) / len(linears))
 
     def pack(self, op: int_ops.LinearOp) -> tuple[str, WeightAttr]:
-        requant = consumer(op)
+        requant = epilogue(op)
         n, k = channels(op.result), channels(op.x)
         weight, factor = self.weights[op.weight], None
         layout = "records" if op.get("weight_bits") == 8 else "records.s4"
@@ -105,16 +107,14 @@ class _Matrices:
             sizes = records(layout, n, k)
         except ValueError as error:
             raise TargetError(f"npu: int.linear %{op.value_name}: {error}") from error
-        effective = op.matrix(self.evaluation)
-        correction = self.weights[op.bias].astype(np.int64) - op.get("x_zero") * effective.sum(
-            1, dtype=np.int64
-        )
+        correction = op.correction(self.evaluation)
         parts = (correction, np.zeros_like(correction))
         room = arithmetic.INT32_MAX
-        if int_ops.bits(op.x) == 16:
+        if bits(op.x) == 16:
             parts = (correction & 255, correction >> 8)
             # low bytes are summed with the low part of the correction, exactly
-            room = arithmetic.INT32_MAX - 255 - 255 * int(np.abs(effective.astype(np.int64)).sum(1).max())
+            magnitudes = np.abs(op.matrix(self.evaluation).astype(np.int64)).sum(1)
+            room = arithmetic.INT32_MAX - 255 - 255 * int(magnitudes.max())
         if room < 0 or max(int(np.abs(part).max()) for part in parts) > arithmetic.INT32_MAX:
             raise TargetError(
                 f"npu: int.linear %{op.value_name}: its sums leave s32: too many inputs for an HVX lane"
@@ -124,12 +124,12 @@ class _Matrices:
         return layout, self.weights.add(op.weight.key.data, packed)
 
 
-def consumer(op: MqcOp) -> int_ops.RequantOp:
-    """The one requantization of an accumulator. Raises `TargetError` if it is used otherwise."""
-    users = [use.operation for use in op.results[0].uses]
-    if len(users) != 1 or not isinstance(users[0], int_ops.RequantOp):
+def epilogue(op: int_ops.AccumulatorOp) -> int_ops.RequantOp:
+    """The one requantization of accumulators. Raises `TargetError` if they are used otherwise."""
+    found = op.requant()
+    if found is None:
         raise TargetError(f"npu: {op.name} %{op.value_name} must be followed by one int.requant alone")
-    return users[0]
+    return found
 
 
 class _Lowering:
@@ -161,8 +161,8 @@ class _Lowering:
     def run(self, name: str) -> func.FuncOp:
         self.values.update(zip(main_function(self.module).body.block.args, self.block.args, strict=True))
         for op in mqc_ops(self.module):
-            if isinstance(op, int_ops.LinearOp | int_ops.NormOp | int_ops.RopeOp | int_ops.MulOp):
-                consumer(op)
+            if isinstance(op, int_ops.AccumulatorOp):
+                epilogue(op)
                 continue
             if type(op) not in self.rules:
                 known = ", ".join(sorted(kind.name for kind in self.rules))
@@ -210,6 +210,11 @@ class _Lowering:
         result_value: SSAValue = op.results[0]
         return result_value
 
+    def carrier(self, op: MqcOp) -> type[HtpOp]:
+        found = carrier(op)
+        assert found is not None, "there is a rule for the op"
+        return found
+
     def constant(self, ref: Any) -> SSAValue:
         assert isinstance(ref, WeightAttr)
         if ref not in self.shared:
@@ -238,53 +243,51 @@ class _Lowering:
     def embedding(self, op: int_ops.EmbeddingOp, name: str) -> SSAValue:
         tables = [self.constant(ref) for ref in (op.table, op.multiplier, op.shift)]
         return self.emit(
-            htp_compute.GatherTokensOp, [op.indices, *tables], self.out(op.result), name,
+            self.carrier(op), [op.indices, *tables], self.out(op.result), name,
             zero_point=op.get("zero_point"),
         )  # fmt: skip
 
     def requant(self, op: int_ops.RequantOp, name: str) -> SSAValue:
         result, zero = self.out(op.result), op.get("zero_point")
-        match op.x.owner:
+        match op.accumulator:
             case int_ops.LinearOp() as linear:
                 layout, ref = self.matrices[linear]
                 sizes = records(layout, channels(linear.result), channels(linear.x))
                 return self.emit(
-                    htp_compute.FullyConnectedOp, [linear.x, self.constant(ref)], result, name,
+                    self.carrier(linear), [linear.x, self.constant(ref)], result, name,
                     outputs=sizes.outputs, first=0, weight_bits=sizes.bits, group=sizes.group,
                     acc_shift=linear.get("acc_shift"), zero_point=zero,
                 )  # fmt: skip
             case int_ops.NormOp() as norm:
-                centered = isinstance(norm, int_ops.LayerNormOp)
                 return self.emit(
-                    htp_compute.LayerNormOp if centered else htp_compute.RmsNormOp,
-                    [norm.x, self.scale(op)], result, name, zero_point=zero,
+                    self.carrier(norm), [norm.x, self.scale(op)], result, name, zero_point=zero,
                     **{key: norm.get(key) for key in ("x_zero", "epsilon", "groups")},
                 )  # fmt: skip
             case int_ops.RopeOp() as rope:
                 tables = [self.rows(self.values[rope.positions], ref) for ref in (rope.cos, rope.sin)]
                 return self.emit(
-                    htp_compute.RotaryEmbeddingOp, [rope.x, *tables, self.scale(op)], result, name,
+                    self.carrier(rope), [rope.x, *tables, self.scale(op)], result, name,
                     zero_point=zero, **{k: rope.get(k) for k in ("head_dim", "interleaved", "x_zero")},
                 )  # fmt: skip
             case int_ops.MulOp() as mul:
                 return self.emit(
-                    htp_compute.MultiplyOp, [mul.a, mul.b, self.scale(op)], result, name,
+                    self.carrier(mul), [mul.a, mul.b, self.scale(op)], result, name,
                     zero_point=zero, **{k: mul.get(k) for k in ("a_zero", "b_zero", "acc_shift")},
                 )  # fmt: skip
         raise TargetError(f"npu: int.requant %{name} of %{op.x.name_hint} has no htp form")
 
     def lut(self, op: int_ops.LutOp, name: str) -> SSAValue:
         table = self.ctx.weights[op.table]
-        if int_ops.bits(op.x) == 16 and int(np.abs(table.astype(np.int64)).max()) >= _KNOT_LIMIT:
+        if bits(op.x) == 16 and int(np.abs(table.astype(np.int64)).max()) >= _KNOT_LIMIT:
             raise TargetError(f"npu: int.lut %{name} has knots of 2^22 or more, which leave s32")
         return self.emit(
-            htp_compute.NeuronOp, [op.x, self.constant(op.table)], self.out(op.result), name,
+            self.carrier(op), [op.x, self.constant(op.table)], self.out(op.result), name,
             segment_bits=op.get("segment_bits"), function=op.get("function"),
         )  # fmt: skip
 
     def add(self, op: int_ops.AddOp, name: str) -> SSAValue:
         return self.emit(
-            htp_compute.AddOp, [op.a, op.b], self.out(op.result), name,
+            self.carrier(op), [op.a, op.b], self.out(op.result), name,
             **{key: op.get(key) for key in op.properties},
         )  # fmt: skip
 

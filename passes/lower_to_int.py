@@ -21,6 +21,7 @@ from mqc.ir.module import main_function, mqc_ops, set_level
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, s32, tensor
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics import arithmetic
+from mqc.numerics.products import effective_weight
 from mqc.pass_base import Pass
 
 
@@ -134,9 +135,19 @@ class Lowering:
         multiplier, shift = self.multiplier(op, real)
         return {f"{prefix}multiplier": int(multiplier[0]), f"{prefix}shift": int(shift[0])}
 
+    def quantization(self, op: MqcOp, value: SSAValue) -> UniformType:
+        """Quantized type of an operand or result. Raises `PassError` if it is float."""
+        found = uniform(value)
+        if found is None:
+            raise PassError(
+                f"lower-to-int: {op.name} %{op.value_name} touches %{value.name_hint}, which has no "
+                "quantized type; run assign-precision first"
+            )
+        return found
+
     def out(self, op: MqcOp) -> tuple[UniformType, Any]:
         """Quantized type of the result, and the type of its integers."""
-        quantized = quantization(op, op.results[0])
+        quantized = self.quantization(op, op.results[0])
         return quantized, tensor(quantized.storage, channels(op.results[0]))
 
     def constant(self, ref: WeightAttr | None) -> Array | None:
@@ -158,15 +169,12 @@ class Lowering:
         )  # fmt: skip
 
     def linear(self, op: llm.LinearOp) -> SSAValue:
-        x = quantization(op, op.x)
+        x = self.quantization(op, op.x)
         if op.weight_scale is None:
             raise PassError(f"lower-to-int: %{op.value_name}: run quantize-weights first")
         scale = self.weights[op.weight_scale].astype(np.float64) * x.real_scale
-        weight = self.weights[op.weight]
-        n, k = weight.shape
-        if op.group_scale is not None:
-            factor = self.weights[op.group_scale].astype(np.int8)
-            weight = weight * np.repeat(factor, k // factor.shape[1], 1)
+        weight = effective_weight(self.weights[op.weight], self.constant(op.group_scale))
+        n = len(weight)
         real_bias = self.constant(op.bias)
         bias = np.zeros(n, np.int32)
         if real_bias is not None:
@@ -201,7 +209,7 @@ class Lowering:
         return unit
 
     def norm(self, op: llm.NormOp) -> SSAValue:
-        x = quantization(op, op.x)
+        x = self.quantization(op, op.x)
         y, result = self.out(op)
         groups = op.get("groups")
         size = channels(op.x) // groups
@@ -223,7 +231,7 @@ class Lowering:
         return self.requant(op, direction, real, result, y.zero)
 
     def rope(self, op: llm.RopeOp) -> SSAValue:
-        x = quantization(op, op.x)
+        x = self.quantization(op, op.x)
         y, result = self.out(op)
         one = 2.0**arithmetic.ROPE_FRACTION_BITS
         tables = {
@@ -240,7 +248,7 @@ class Lowering:
     def attention(self, op: llm.AttentionOp) -> SSAValue:
         if op.softcap is not None:
             raise UnsupportedOpError(f"%{op.value_name}", "softcapped attention", "has no integer form")
-        q, k, v = (quantization(op, value) for value in (op.q, op.k, op.v))
+        q, k, v = (self.quantization(op, value) for value in (op.q, op.k, op.v))
         y, result = self.out(op)
         score = q.real_scale * k.real_scale * op.get("scale") * np.log2(np.e)
         probability = 2.0**-arithmetic.PROBABILITY_FRACTION_BITS
@@ -259,7 +267,7 @@ class Lowering:
         )  # fmt: skip
 
     def activation(self, op: llm.ActivationOp) -> SSAValue:
-        x = quantization(op, op.x)
+        x = self.quantization(op, op.x)
         y, result = self.out(op)
         if x.bits == 8:
             table, segment_bits = table_of_256(op.function, x, y), None
@@ -272,7 +280,7 @@ class Lowering:
         )  # fmt: skip
 
     def mul(self, op: llm.MulOp) -> SSAValue:
-        a, b = quantization(op, op.a), quantization(op, op.b)
+        a, b = self.quantization(op, op.a), self.quantization(op, op.b)
         y, result = self.out(op)
         shift = max(a.bits + b.bits - 30, 0)
         product = self.emit(
@@ -283,7 +291,7 @@ class Lowering:
         return self.requant(op, product, real, result, y.zero)
 
     def add(self, op: llm.AddOp) -> SSAValue:
-        a, b = quantization(op, op.a), quantization(op, op.b)
+        a, b = self.quantization(op, op.a), self.quantization(op, op.b)
         y, result = self.out(op)
         unit = 2.0 ** (arithmetic.ADD_FRACTION_BITS - arithmetic.ADD_LEFT_SHIFT) / y.real_scale
         return self.emit(
@@ -291,17 +299,6 @@ class Lowering:
             zero_point=y.zero, **self.scalar(op, "a_", a.real_scale * unit),
             **self.scalar(op, "b_", b.real_scale * unit),
         )  # fmt: skip
-
-
-def quantization(op: MqcOp, value: SSAValue) -> UniformType:
-    """Quantized type of an operand or result. Raises `PassError` if it is float."""
-    found = uniform(value)
-    if found is None:
-        raise PassError(
-            f"lower-to-int: {op.name} %{op.value_name} touches %{value.name_hint}, which has no "
-            "quantized type; run assign-precision first"
-        )
-    return found
 
 
 def stored(real: Array, quantized: UniformType) -> Array:

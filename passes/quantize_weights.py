@@ -21,6 +21,7 @@ from mqc.errors import RecipeError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import WeightAttr, attr
 from mqc.ir.weight_store import WeightStore
+from mqc.numerics.products import per_input
 from mqc.numerics.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
 from mqc.pass_base import Pass
 
@@ -148,7 +149,7 @@ class QuantizeWeights(Pass):
         floor = _bias_floor(weights, op)
         if floor is not None:
             scale = np.maximum(scale, floor[:, None])
-        full = np.repeat(scale * factor, size, 1)
+        full = per_input(scale * factor, weight.shape[1])
         if hessian is None:
             rounded = round_nearest(weight, full, 4)
         else:

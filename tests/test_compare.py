@@ -180,7 +180,7 @@ def fault_after(module: ModuleOp, weights: WeightStore, ids: np.ndarray, name: s
     for op_name, op in running.ops.items():
         if later:
             inputs = {operand: known.get(operand, running.native.get(operand)) for operand in op.operands}
-            running._evaluation.cache = {}
+            running._evaluation.state = {}
             known[op.results[0]] = values[op_name] = running._evaluate(op, inputs)
         later = later or op_name == name
     return values

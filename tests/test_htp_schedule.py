@@ -180,7 +180,7 @@ FAULTS: dict[Callable[[ModuleOp], None], str] = {
     wrong_memory: r"must lie in vtcm",
     rows_that_are_not_there: r"has no such rows",
     rotary_rows_by_token: r"must take its rows by position",
-    cache_read_twice: r"reads the cache of layer 0 again",
+    cache_read_twice: r"reads the state key.0 again",
     cache_too_small: r"heads rows for each token, as wide as capacity does not hold",
     continued_twice: r"in place, which another op uses too",
     out_of_order: r"before it is defined",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import networkx as nx
 import pytest
 
+from mqc import plugin
 from tests.import_graph import ROOMS, ROOT, edges, imports, room, sources, with_table
 
 
@@ -18,7 +22,7 @@ def test_rooms_import_only_from_below(name: str) -> None:
 def test_passes_and_backends_are_reached_by_name_only() -> None:
     for name, other in edges():
         target = room(other)
-        if target.startswith(("mqc.passes", "mqc.backends")) and room(name) != "mqc.plugin":
+        if target.startswith(("mqc.passes", "mqc.backends")):
             outer = ".".join(target.split(".")[:2])
             assert name.startswith(outer), f"{name} imports {other}: ask mqc.registry for it"
 
@@ -38,6 +42,21 @@ def test_the_runtime_needs_no_torch() -> None:
     for name, path in sources().items():
         if room(name) == "mqc.runtime":
             assert not any(n.startswith(("torch", "transformers")) for n in imports(path))
+
+
+def test_the_plug_in_module_gives_what_it_lists() -> None:
+    """Backends run programs where torch is not installed, and import from there."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import mqc.plugin
+known = set(mqc.plugin.__all__) - set(mqc.plugin._WITH_TORCH)
+assert all(hasattr(mqc.plugin, name) for name in known)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(hasattr(plugin, name) for name in plugin.__all__)
+    assert set(plugin._WITH_TORCH) <= set(plugin.__all__)
 
 
 def test_files_are_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import mqc
+from mqc import c_kernels
 from mqc.analysis.evaluation import evaluate
 from mqc.analysis.ir_text import print_module
 from mqc.compiler.dump import read_dump
@@ -39,6 +41,16 @@ def run_page(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **config:
     return module.__dict__
 
 
+@pytest.mark.parametrize(
+    "name", ["writing-a-pass.md", "adding-an-op.md", "writing-a-backend.md", "debugging.md"]
+)
+def test_tutorials_import_from_the_public_places_only(name: str) -> None:
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.S):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqc"):
+                assert node.module == "mqc.plugin", f"{name} imports {node.module}"
+
+
 def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     space = run_page("writing-a-pass.md", monkeypatch, tmp_path)
     text = (tmp_path / "dump" / "03-use-hard-swish.mlir").read_text()
@@ -55,9 +67,7 @@ def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_adding_an_op(activation: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mqc.backends.cpu import extensions
-
-    monkeypatch.setattr(extensions, "_registered", dict(extensions._registered))
+    monkeypatch.setattr(c_kernels, "_registered", dict(c_kernels._registered))
     space = run_page("adding-an-op.md", monkeypatch, tmp_path, hidden_act=activation)
     program = space["program"]
     ids = list(range(2, 60))
@@ -144,7 +154,7 @@ def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
     assert names is not None
     source = tmp_path / "source"
     source.mkdir()
-    code = [blocks[1], blocks[2], blocks[4].split("\n\npinned =")[0]]
+    code = [blocks[0], blocks[1], blocks[3].split("\n\npinned =")[0]]
     code.append('from xdsl.ir import Dialect\n\nAcme = Dialect("acme", [HardSwishOp])\n')
     (source / "my_package.py").write_text("\n".join(code))
     (source / "pyproject.toml").write_text(

@@ -15,10 +15,11 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.liveness import check_memory_plan
 from mqc.analysis.verification import verify_module
 from mqc.arrays import Array
-from mqc.backends.cpu.extensions import extension
 from mqc.backends.cpu.kernels import PARTS, source
 from mqc.backends.cpu.select import select
+from mqc.c_kernels import registered_kernel
 from mqc.dialects import int_ops
+from mqc.dialects.constraints import bits, limits
 from mqc.errors import TargetError
 from mqc.ir.module import context_length, main_function, mqc_ops
 from mqc.ir.op import MqcOp, WeightAttr, channels, plain
@@ -133,7 +134,7 @@ class _Emitter:
             full = np.zeros(padded, np.int32)
             full[:count] = array
             arrays.append(self.constant(full))
-        low, high = int_ops.limits(op.results[0])
+        low, high = limits(op.results[0])
         low_text = "INT32_MIN" if low < -(2**30) else str(low)
         return f"{{{', '.join(arrays)}, {int(left.max() > 0)}, {op.get('zero_point')}, {low_text}, {high}}}"
 
@@ -142,7 +143,7 @@ class _Emitter:
     def requant(self, op: int_ops.RequantOp) -> None:
         count = channels(op.result)
         requant = self.scale(self.weights[op.multiplier], self.weights[op.shift], count, op)
-        producer = op.x.owner
+        producer = op.accumulator
         match producer:
             case int_ops.LinearOp():
                 self.linear(op, producer, requant)
@@ -169,13 +170,12 @@ class _Emitter:
 
     def linear(self, op: MqcOp, linear: int_ops.LinearOp, requant: str) -> None:
         n, k = channels(linear.result), channels(linear.x)
-        groups4, bits = -(-k // 4), linear.get("weight_bits")
-        if int_ops.bits(linear.x) == 16:
+        groups4, weight_bits = -(-k // 4), linear.get("weight_bits")
+        if bits(linear.x) == 16:
             self.widest = max(self.widest, k)
-        total = linear.matrix(self.evaluation).sum(1, dtype=np.int64)
         correction = np.zeros(-(-n // 16) * 16, np.int64)
-        correction[:n] = self.weights[linear.bias].astype(np.int64) - linear.get("x_zero") * total
-        dot, factor, group4 = f"dot_s{bits}", "0", 0
+        correction[:n] = linear.correction(self.evaluation)
+        dot, factor, group4 = f"dot_s{weight_bits}", "0", 0
         if linear.group_scale is not None:
             table = self.weights[linear.group_scale]
             groups = table.shape[1]
@@ -185,13 +185,15 @@ class _Emitter:
             blocks[:n] = table
             factor = self.constant(blocks.reshape(-1, 16, groups).transpose(0, 2, 1))
             dot, group4 = f"{dot}_grouped", k // groups // 4
-        packed = f"{{{self.weight(linear.weight)}, {groups4 * bits * 8}, {groups4}, {factor}, {group4}}}"
+        packed = (
+            f"{{{self.weight(linear.weight)}, {groups4 * weight_bits * 8}, {groups4}, {factor}, {group4}}}"
+        )
         fields = [packed, dot, k, n, self.constant(correction), linear.get("acc_shift"), requant]
         self.call(op, "Linear", fields, [self.place(linear.x), self.place(op.results[0])])
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
         width = channels(op.result)
-        high = int_ops.limits(op.result)[1]
+        high = limits(op.result)[1]
         fields = [
             self.weight(op.table), -(-width // 4) * 64, width, self.weight(op.multiplier),
             self.weight(op.shift), op.get("zero_point"), high,
@@ -207,7 +209,7 @@ class _Emitter:
             number, op.get("heads"), op.get("kv_heads"), channels(op.q) // op.get("heads"),
             op.get("window") or 0, capacity, op.get("q_zero"), op.get("k_zero"), op.get("v_zero"),
             *_factor(op, "score_"), *_factor(op, ""), op.get("zero_point"),
-            int_ops.limits(op.result)[1],
+            limits(op.result)[1],
         ]  # fmt: skip
         self.tables.append(f"{{{', '.join(map(str, fields))}}}")
         places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
@@ -226,13 +228,15 @@ class _Emitter:
         fields: list[Any] = []
         for name in ("a", "b"):
             fields += [op.get(f"{name}_zero"), *_factor(op, f"{name}_")]
-        fields += [op.get("zero_point"), int_ops.limits(op.result)[1]]
+        fields += [op.get("zero_point"), limits(op.result)[1]]
         places = [self.place(v) for v in (op.a, op.b, op.result)]
         self.call(op, "Add", fields, [str(channels(op.result)), *places])
 
     def external(self, op: MqcOp) -> None:
-        kernel = extension(op)
+        kernel = registered_kernel(op)
         assert kernel is not None, "_check_kernel asked select"
+        if op.states():
+            raise TargetError(f"cpu: {op.name} %{op.value_name} keeps state; kernels of one's own cannot")
         self.sources[kernel.name] = kernel.source
         arguments = [
             str(channels(op.results[0])), *(self.place(v) for v in (*op.operands, *op.results)),

@@ -47,9 +47,9 @@ class CpuEngine(Engine):
         if not self._handle:
             raise TargetError("cpu: not enough memory for the cache, or threads cannot be started")
         for number, op in enumerate(program.attention):
-            if op.prefix_k is not None and op.prefix_v is not None:
-                rows = zip(weights[op.prefix_k], weights[op.prefix_v], strict=True)
-                for position, (k, v) in enumerate(rows):
+            initial = [weights[state.initial] for state in op.states() if state.initial is not None]
+            if initial:
+                for position, (k, v) in enumerate(zip(*initial, strict=True)):
                     self._library.mqc_write_cache(
                         self._handle, number, position, k.ctypes.data, v.ctypes.data
                     )

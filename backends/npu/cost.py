@@ -7,11 +7,11 @@ from math import ceil
 
 from mqc.backends.npu.chips import Chip
 from mqc.backends.npu.packets import MOST_ROWS, packets, positions
+from mqc.dialects.constraints import bits
 from mqc.dialects.htp_attention import CacheWriteOp, MaskedSoftmaxOp, MatMulKeysOp, MatMulValuesOp
 from mqc.dialects.htp_compute import FullyConnectedOp, GatherPositionsOp, GatherTokensOp
 from mqc.dialects.htp_core import VTCM, shape, space, tensor_bytes
 from mqc.dialects.htp_memory import CacheOp, ConstantOp, DmaLoadOp, DmaStoreOp, DmaWaitOp, EmptyOp
-from mqc.dialects.int_ops import bits
 from mqc.ir.op import MqcOp, channels
 from mqc.numerics.htp_tiles import LANES
 

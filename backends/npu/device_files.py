@@ -15,12 +15,10 @@ from mqc.backends.npu.emit import emit
 from mqc.backends.npu.op_list import OpList
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.htp_core import shape
-from mqc.dialects.int_ops import LinearOp
 from mqc.errors import MqcError, TargetError
-from mqc.ir.module import mqc_ops, set_level, static_functions
-from mqc.ir.op import WeightAttr, channels, plain
+from mqc.ir.module import set_level, static_functions
+from mqc.ir.op import WeightAttr, plain
 from mqc.ir.weight_store import WeightStore
-from mqc.numerics.layouts import unpack
 from mqc.registry import backend
 
 OP_LIST, OP_TEXT, HVX, ONNX = "program.oplist", "program.txt", "hvx", "onnx"
@@ -85,7 +83,7 @@ def _write_onnx(
 
 
 def integer_program(module: ModuleOp, weights: WeightStore) -> tuple[ModuleOp, WeightStore]:
-    """@main by itself, with matrices as they were before `lower-to-htp`, and kernels for ONNX chosen."""
+    """@main by itself, with kernels for ONNX: matrices go from records to ONNX's layout one by one."""
     program = module.clone()
     for function in static_functions(program).values():
         function.detach()
@@ -94,14 +92,6 @@ def integer_program(module: ModuleOp, weights: WeightStore) -> tuple[ModuleOp, W
     program.attributes.pop("mqc.vtcm", None)
     store = WeightStore()
     store.update(weights)
-    for op in mqc_ops(program):
-        for name in ("kernel", "fused_into"):
-            op.attributes.pop(name, None)
-        if isinstance(op, LinearOp) and op.layout is not None:
-            n, k = channels(op.result), channels(op.x)
-            matrix = unpack(weights[op.weight], op.layout.data, n, k)
-            op.properties["weight"] = store.add(op.weight.key.data, matrix)
-            del op.properties["layout"]
     Pipeline.parse('choose-kernels{backend="onnx"}').run(CompilerContext(store), program)
     return program, store
 

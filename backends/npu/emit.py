@@ -9,13 +9,13 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
-from mqc.analysis.htp_schedule import MAX_TRANSFERS, cache_layout, homes, vtcm_bytes
+from mqc.analysis.htp_schedule import MAX_TRANSFERS, homes, state_layout, vtcm_bytes
 from mqc.analysis.verification import verify_module
 from mqc.backends.npu.commands import Command
 from mqc.backends.npu.op_list import CommandList, OpList
 from mqc.dialects import htp_attention, htp_compute, htp_memory
+from mqc.dialects.constraints import bits
 from mqc.dialects.htp_core import TransferType, shape, tensor_bytes
-from mqc.dialects.int_ops import bits
 from mqc.errors import TargetError
 from mqc.ir.module import function_ops, returned_value, static_functions
 from mqc.ir.op import MqcOp, WeightAttr, channels, plain
@@ -43,19 +43,19 @@ def emit(module: ModuleOp, offset: WeightOffset) -> OpList:
     capacity = vtcm_bytes(module)
     if capacity is None:
         raise TargetError("npu: the module has no places in VTCM; run allocate-vtcm")
-    caches = cache_layout(module)
-    if max(capacity, caches[-1, "end"]) > _MOST_BYTES:
+    places, size = state_layout(module)
+    if max(capacity, size) > _MOST_BYTES:
         raise TargetError(
-            f"npu: a KV cache of {caches[-1, 'end']} bytes and VTCM of {capacity} bytes do not both have "
+            f"npu: a KV cache of {size} bytes and VTCM of {capacity} bytes do not both have "
             "31-bit addresses; compile with a smaller context"
         )
-    lists = [_Emitter(function, offset, caches).run() for function in static_functions(module).values()]
-    return OpList(capacity, caches[-1, "end"], channels(returned_value(module)), lists)
+    lists = [_Emitter(function, offset, places).run() for function in static_functions(module).values()]
+    return OpList(capacity, size, channels(returned_value(module)), lists)
 
 
 class _Emitter:
-    def __init__(self, function: FuncOp, offset: WeightOffset, caches: dict[tuple[int, str], int]) -> None:
-        self.function, self.offset, self.caches = function, offset, caches
+    def __init__(self, function: FuncOp, offset: WeightOffset, places: dict[str, int]) -> None:
+        self.function, self.offset, self.places = function, offset, places
         self.home = homes(function)
         self.commands: list[Command] = []
         self.slots: dict[SSAValue, int] = {}
@@ -106,7 +106,7 @@ class _Emitter:
         """Address in the KV cache."""
         op = self.home[value]
         assert isinstance(op, htp_memory.CacheOp)
-        return self.caches[op.get("layer"), op.part.data]
+        return self.places[op.state]
 
     def scale(self, value: SSAValue) -> dict[str, int]:
         return {"scale": self.place(value), "scale_step": _SCALE_STEP if shape(value)[0] > 1 else 0}

@@ -19,6 +19,7 @@ from mqc.ir.module import (
     ops_by_name,
     prefix_tokens,
     returned_value,
+    states,
     static_functions,
 )
 from mqc.ir.op import channels
@@ -29,7 +30,7 @@ class NpuEngine(Engine):
     """One sequence through the functions of fixed length.
 
     Prompts run in pieces of the longest function; what remains runs padded where at least an eighth of
-    the rows is of use and the context has room for all, else token by token.
+    the rows is of use, the context has room for all and every state lets padding pass, else token by token.
     """
 
     def __init__(self, module: ModuleOp, weights: WeightStore, simulator: str = "numpy") -> None:
@@ -39,7 +40,9 @@ class NpuEngine(Engine):
         self.vocabulary = channels(returned_value(module))
         self.context = context_length(module)
         self.prefix_length = len(prefix_tokens(module))
-        functions = static_functions(module)
+        kept, functions = states(module), static_functions(module)
+        self._clear = any(state.cleared for state in kept)
+        self._pad = all(state.padding for state in kept)
         self._lengths = sorted(
             ((shape(f.body.block.args[0])[0], name) for name, f in functions.items() if name != "initialize"),
             reverse=True,
@@ -55,8 +58,7 @@ class NpuEngine(Engine):
         self.reset()
 
     def reset(self) -> None:
-        # Rows of an earlier sequence stay in the cache; no position is read before it is written.
-        self._runner.begin()
+        self._runner.begin(self._clear)
         if self._initialize:
             self._runner.run("initialize", 0, np.zeros(self.prefix_length, np.int32), 0, 0)
         self.position = self.prefix_length
@@ -82,7 +84,7 @@ class NpuEngine(Engine):
     def _next(self, remaining: int) -> tuple[int, str]:
         """The function for the next piece."""
         for tokens, name in self._lengths:
-            fits = self.position + tokens <= self.context
+            fits = self.position + tokens <= self.context and (self._pad or remaining >= tokens)
             if tokens == 1 or (fits and 8 * remaining >= tokens and remaining > 1):
                 return tokens, name
         raise AssertionError("a verified module has @decode")

@@ -24,9 +24,9 @@ class NumpyRunner(Runner):
             name: Evaluation(module, weights, function) for name, function in static_functions(module).items()
         }
         self._module = module
-        cache: dict[Any, Any] = {}
+        self._state: dict[str, Any] = {}
         for evaluation in self._functions.values():
-            evaluation.cache = cache
+            evaluation.state = self._state
 
     def run(
         self, name: str, position: int, ids: Ids, first: int, count: int, observe: Observer | None = None
@@ -44,8 +44,9 @@ class NumpyRunner(Runner):
         logits = evaluation.run(ids, np.arange(position, position + len(ids)), note)
         return np.empty((0, 0), np.int32) if logits is None else logits[first : first + count]
 
-    def begin(self) -> None:
-        """Its cache may hold anything: no position is read before it is written."""
+    def begin(self, clear: bool) -> None:
+        if clear:
+            self._state.clear()
 
     def close(self) -> None:
         self._functions.clear()

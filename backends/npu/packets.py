@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from mqc.dialects.constraints import bits
 from mqc.dialects.htp_attention import (
     CacheWriteKeysOp,
     CacheWriteOp,
@@ -30,7 +31,6 @@ from mqc.dialects.htp_compute import (
     RotaryEmbeddingOp,
 )
 from mqc.dialects.htp_core import shape, tensor_bytes
-from mqc.dialects.int_ops import bits
 from mqc.ir.op import MqcOp, channels
 from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
 

@@ -41,8 +41,10 @@ class QemuRunner(Runner):
         folder = Path(self._folder.name)
         return Simulator(folder / OP_LIST_FILE, folder / WEIGHTS_FILE)
 
-    def begin(self) -> None:
-        """A process that has ended, as after an interrupt, is started again."""
+    def begin(self, clear: bool) -> None:
+        """A process that has ended, as after an interrupt, is started again; one with states to clear too."""
+        if clear:
+            self._simulator.close()
         if self._simulator.closed:
             self._simulator = self._start()
 

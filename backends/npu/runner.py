@@ -37,7 +37,7 @@ def finals(module: ModuleOp, name: str) -> dict[str, HtpOp]:
 
 
 class Runner(ABC):
-    """Carries out the functions of a module on one KV cache."""
+    """Carries out the functions of a module on one sequence."""
 
     @abstractmethod
     def run(
@@ -49,8 +49,8 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def begin(self) -> None:
-        """Be ready for a new sequence."""
+    def begin(self, clear: bool) -> None:
+        """Be ready for a new sequence, with states as they were at first if they are to be cleared."""
 
     @abstractmethod
     def close(self) -> None:

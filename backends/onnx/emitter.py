@@ -17,7 +17,7 @@ from mqc.backends.onnx.select import RULES
 from mqc.dialects import int_ops
 from mqc.errors import TargetError
 from mqc.ir.module import main_function, ops_by_name, returned_value
-from mqc.ir.op import MqcOp, channels, element_type
+from mqc.ir.op import MqcOp, State, channels, element_type
 from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 IDS, POSITIONS, LOGITS, LOGIT_ROWS = "input_ids", "position_ids", "logits", "logit_rows"
@@ -46,14 +46,14 @@ class Lengths:
         return "seen" if self.tokens is None or self.past is None else self.tokens + self.past
 
 
-def past_name(which: str, layer: int) -> str:
-    """Name of the graph input with earlier rows; `which` is `key` or `value`."""
-    return f"past_{which}.{layer}"
+def past_name(state: State) -> str:
+    """Name of the graph input with what earlier calls left of a state, e.g. `past_key.3`."""
+    return f"past_{state.name}"
 
 
-def new_name(which: str, layer: int) -> str:
-    """Name of the graph output with the rows of the new tokens."""
-    return f"new_{which}.{layer}"
+def new_name(state: State) -> str:
+    """Name of the graph output with the rows of the new tokens, or what a fixed state has become."""
+    return f"new_{state.name}"
 
 
 class Emitter:
@@ -96,12 +96,11 @@ class Emitter:
         self.ids = g.input(IDS, self.INDEX, [lengths.token_dim])
         self.positions = g.input(POSITIONS, self.INDEX, [lengths.token_dim])
         self.values.update(zip(block.args, (self.ids, self.positions), strict=True))
-        self.rows = g.input(LOGIT_ROWS, self.INDEX, ["rows"]) if lengths.tokens is None else None
+        self.wanted = g.input(LOGIT_ROWS, self.INDEX, ["rows"]) if lengths.tokens is None else None
         for op, name in self.names.items():
-            if isinstance(op, int_ops.AttentionOp):
-                for which, value in (("key", op.k), ("value", op.v)):
-                    shape = [lengths.past_dim, op.get("kv_heads"), channels(value) // op.get("kv_heads")]
-                    g.input(past_name(which, op.get("layer")), np.uint8, shape)
+            for state in op.states():
+                shape = [lengths.past_dim, *state.shape] if state.grows else list(state.shape)
+                g.input(past_name(state), numpy_dtype(state.element), shape)
             rule: Callable[[Any], None] | None = getattr(self, RULES.get(type(op), ""), None)
             if rule is None:
                 raise TargetError(f"onnx: {op.name} %{name} has no ONNX form")
@@ -127,11 +126,11 @@ class Emitter:
 
     def select_rows(self, x: str) -> str:
         """The rows of `x` `[tokens, …]` whose logits are wanted."""
-        return x if self.rows is None else self.graph.op("Gather", x, self.rows, axis=0)
+        return x if self.wanted is None else self.graph.op("Gather", x, self.wanted, axis=0)
 
     @property
     def logit_shape(self) -> Shape:
-        return ["rows" if self.rows else self.lengths.token_dim, channels(returned_value(self.module))]
+        return ["rows" if self.wanted else self.lengths.token_dim, channels(returned_value(self.module))]
 
     def matrix(self, op: int_ops.LinearOp) -> str:
         """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load."""
@@ -149,14 +148,11 @@ class Emitter:
 
     # ---- attention
 
-    def cache(self, op: int_ops.AttentionOp, which: str, x: str) -> str:
-        """Give the new rows of u8 `x` out, and return all rows `[seen, kv_heads, head_dim]`."""
-        kv_heads = op.get("kv_heads")
-        width = channels(op.k if which == "key" else op.v) // kv_heads
-        name = new_name(which, op.get("layer"))
-        new = self.reshape(x, (0, kv_heads, width), out=name)
-        self.graph.output(name, np.uint8, [self.lengths.token_dim, kv_heads, width])
-        return self.graph.op("Concat", past_name(which, op.get("layer")), new, axis=0)
+    def rows(self, state: State, x: Any) -> Any:
+        """Give the new rows `x` of a growing state out, and return all rows `[seen, *shape]`."""
+        new = self.reshape(x, (0, *state.shape), out=new_name(state))
+        self.graph.output(new, numpy_dtype(state.element), [self.lengths.token_dim, *state.shape])
+        return self.graph.op("Concat", past_name(state), new, axis=0)
 
     def queries(self, op: int_ops.AttentionOp, q: str) -> str:
         """`[tokens, heads · head_dim]` as `[kv_heads, heads per kv head · tokens, head_dim]`."""
@@ -203,7 +199,7 @@ class Emitter:
         window = op.get("window")
         if window not in self._masks:
             with self.graph.scope("mask"):
-                self._masks[window] = self._visible(past_name("key", op.get("layer")), window)
+                self._masks[window] = self._visible(past_name(op.states()[0]), window)
         return self._masks[window]
 
     def _visible(self, past: str, window: int | None) -> str:

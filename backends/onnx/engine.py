@@ -18,11 +18,10 @@ from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, Length
 from mqc.backends.onnx.files import all_lengths, initial_cache, write
 from mqc.backends.onnx.qdq_npu import logit_type
 from mqc.backends.onnx.session import open_session
-from mqc.dialects import int_ops
-from mqc.errors import InputError
-from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value
+from mqc.errors import InputError, TargetError
+from mqc.ir.module import context_length, prefix_tokens, returned_value, states
 from mqc.ir.op import channels, plain
-from mqc.ir.weight_store import WeightStore
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 #: Most tokens in one call of a graph of dynamic length, which bounds the memory of attention.
 CHUNK = 512
@@ -38,7 +37,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Rows:
-    """The cache of one layer: graph input, graph output, and all rows `[context, kv_heads, head_dim]`."""
+    """One state: graph input, graph output, and all rows `[context, *shape]`."""
 
     past: str
     new: str
@@ -86,14 +85,12 @@ class OnnxEngine(Engine):
         self._module = module
         self._cache: list[_Rows] = []
         rows = initial_cache(module, weights)
-        for op in mqc_ops(module):
-            if isinstance(op, int_ops.AttentionOp):
-                shape = (self.context, op.get("kv_heads"), channels(op.k) // op.get("kv_heads"))
-                for which in ("key", "value"):
-                    past = past_name(which, op.get("layer"))
-                    buffer = np.zeros(shape, np.uint8)
-                    buffer[: self.prefix_length] = rows.get(past, 0)
-                    self._cache.append(_Rows(past, new_name(which, op.get("layer")), buffer))
+        for state in states(module):
+            if not state.grows or state.cleared:
+                raise TargetError(f"onnx: the engine keeps rows by position only, and {state.name} is none")
+            buffer = np.zeros((self.context, *state.shape), numpy_dtype(state.element))
+            buffer[: self.prefix_length] = rows.get(past_name(state), 0)
+            self._cache.append(_Rows(past_name(state), new_name(state), buffer))
 
     def reset(self) -> None:
         self.position = self.prefix_length
@@ -146,7 +143,7 @@ class OnnxEngine(Engine):
         for rows in self._cache:
             past = lengths.past if fixed else start
             new = (
-                np.empty((size, *rows.buffer.shape[1:]), np.uint8)
+                np.empty((size, *rows.buffer.shape[1:]), rows.buffer.dtype)
                 if fixed
                 else rows.buffer[start : start + count]
             )

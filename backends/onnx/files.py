@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 from safetensors.numpy import save_file
@@ -16,11 +15,9 @@ from mqc.backends.onnx.graph import DATA_FILE, DataFile
 from mqc.backends.onnx.integer import IntegerForm
 from mqc.backends.onnx.qdq import QdqForm
 from mqc.backends.onnx.qdq_npu import NpuForm
-from mqc.dialects import int_ops
 from mqc.errors import InputError, TargetError
 from mqc.files import replacing
-from mqc.ir.module import context_length, mqc_ops, prefix_tokens
-from mqc.ir.op import channels
+from mqc.ir.module import context_length, prefix_tokens, states
 from mqc.ir.weight_store import WeightStore
 
 #: Rows of the cache that a sequence starts with, named like the graph inputs.
@@ -110,14 +107,9 @@ def write(
 
 
 def initial_cache(module: ModuleOp, weights: WeightStore) -> dict[str, Array]:
-    """The prefix's rows u8 `[prefix, kv_heads, head_dim]`, by the name of the graph input."""
-    rows: dict[str, Any] = {}
-    for op in mqc_ops(module):
-        if isinstance(op, int_ops.AttentionOp):
-            for which, ref in (("key", op.prefix_k), ("value", op.prefix_v)):
-                if ref is not None:
-                    width = channels(op.k) // op.get("kv_heads")
-                    rows[past_name(which, op.get("layer"))] = weights[ref].reshape(
-                        -1, op.get("kv_heads"), width
-                    )
-    return rows
+    """What a sequence begins with, by graph input: of a growing state rows `[prefix, *shape]`."""
+    return {
+        past_name(state): weights[state.initial].reshape(-1, *state.shape)
+        for state in states(module)
+        if state.initial is not None
+    }

@@ -12,6 +12,7 @@ from xdsl.ir import SSAValue
 from mqc.arrays import Array
 from mqc.backends.onnx.emitter import LOGITS, Emitter
 from mqc.dialects import int_ops
+from mqc.dialects.constraints import limits
 from mqc.ir.op import MqcOp, WeightAttr, channels, element_type, u8
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics import arithmetic as a
@@ -82,7 +83,7 @@ class IntegerForm(Emitter):
 
     def narrow(self, x: str, value: SSAValue) -> None:
         """Clamp int64 `x` to the type of `value`, and make it that value."""
-        low, high = int_ops.limits(value)
+        low, high = limits(value)
         clipped = self.graph.op("Clip", x, self.constant(low), self.constant(high))
         self.finish(clipped, value)
 
@@ -121,8 +122,7 @@ class IntegerForm(Emitter):
         else:
             # Σ (x − z)·w = 256·Σ high·w + Σ low·w − z·Σ w
             acc = self.plane_product(self.cast(x, TensorProto.UINT64), matrix)
-            sums = op.matrix(self.evaluation).sum(1, dtype=np.int64)
-            bias = bias - op.get("x_zero") * sums
+            bias = op.correction(self.evaluation)
         total = g.op("Add", acc, self.constant(bias.reshape(n)))
         self.finish(self.shift_right_round(total, op.get("acc_shift")), op.result)
 
@@ -246,7 +246,7 @@ class IntegerForm(Emitter):
 
     def attention(self, op: int_ops.AttentionOp) -> None:
         g = self.graph
-        k, v = (self.cache(op, name, self.values[x]) for name, x in (("key", op.k), ("value", op.v)))
+        k, v = (self.rows(s, self.values[x]) for s, x in zip(op.states(), (op.k, op.v), strict=True))
         zeros = (self.constant(op.get(name), np.uint8) for name in ("q_zero", "k_zero"))
         q = self.queries(op, self.values[op.q])
         scores = g.op("MatMulInteger", q, g.op("Transpose", k, perm=[1, 2, 0]), *zeros)

@@ -12,7 +12,9 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.backends.onnx.emitter import LOGITS, Emitter
+from mqc.backends.onnx.select import RULES
 from mqc.dialects import int_ops
+from mqc.dialects.int_core import IntOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import TargetError
 from mqc.ir.op import channels, plain
@@ -52,7 +54,7 @@ class QdqForm(Emitter):
     def type(self, value: SSAValue) -> UniformType:
         """The real numbers that a value stands for. Raises `TargetError` if the module does not say."""
         owner = value.owner
-        found = owner.represents if isinstance(owner, int_ops.IntOp) else None
+        found = owner.represents if isinstance(owner, IntOp) else None
         if found is None:
             raise TargetError(
                 f"onnx: %{self.name(value)} does not state what it represents; compile the model again, "
@@ -103,23 +105,17 @@ class QdqForm(Emitter):
         factors = self.constant(factor[:, None], f"{self.name(op.result)}.scale")
         self.store(g.op("Mul", row, g.op("Gather", factors, self.values[op.indices], axis=0)), op.result)
 
-    def linear(self, op: int_ops.LinearOp) -> None:
-        """Emitted with the requant that follows, as the other producers of s32."""
+    def linear(self, op: int_ops.AccumulatorOp) -> None:
+        """Accumulators are emitted with the requant that follows (`rescaled_…`)."""
 
     norm = rope = mul = linear
 
     def requant(self, op: int_ops.RequantOp) -> None:
-        producer = op.x.owner
-        rules: dict[type, Callable[[Any, int_ops.RequantOp], Any]] = {
-            int_ops.LinearOp: self.product,
-            int_ops.RmsNormOp: self.normalize,
-            int_ops.LayerNormOp: self.normalize,
-            int_ops.RopeOp: self.rotate,
-            int_ops.MulOp: self.multiply,
-        }
-        if type(producer) not in rules:
+        producer = op.accumulator
+        if producer is None:
             raise TargetError(f"onnx: %{self.name(op.x)} before an int.requant has no QDQ form")
-        self.store(rules[type(producer)](producer, op), op.result)
+        rescaled: Callable[[Any, int_ops.RequantOp], Any] = getattr(self, f"rescaled_{RULES[type(producer)]}")
+        self.store(rescaled(producer, op), op.result)
 
     def factor(self, op: int_ops.RequantOp) -> Array:
         """Real factor(s) of a requant, with the result's scale: what one accumulator step is worth."""
@@ -127,7 +123,7 @@ class QdqForm(Emitter):
         result: Array = stored * self.scale(op.result)
         return result
 
-    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Any:
+    def rescaled_linear(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Any:
         g = self.graph
         step, scale = self.product_scales(op, requant)
         weight = self.real_weight(op, scale)
@@ -177,11 +173,10 @@ class QdqForm(Emitter):
         both = g.op("MatMul", planes, weight)
         first, second = g.ops("Split", [both], [None, None], axis=0, num_outputs=2)
         y = g.op("Add", g.op("Mul", first, self.constant(256)), second)
-        matrix = op.matrix(self.evaluation)
-        correction = 256 * s * (128 - zero) * scale * matrix.sum(1, dtype=np.int64) + bias
+        correction = 256 * s * (128 - zero) * scale * op.sums(self.evaluation) + bias
         return g.op("Add", y, self.constant(correction, f"{self.name(op.result)}.correction"))
 
-    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Any:
+    def rescaled_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Any:
         g, groups = self.graph, op.get("groups")
         size = channels(op.x) // groups
         kind, gain, epsilon = self.real_norm(op, requant)
@@ -202,7 +197,7 @@ class QdqForm(Emitter):
             return "RMSNormalization", gain, epsilon
         return "LayerNormalization", gain, epsilon / 4.0**a.MEAN_FRACTION_BITS
 
-    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Any:
+    def rescaled_rope(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Any:
         g, head_dim = self.graph, op.get("head_dim")
         x = self.reshape(self.real(op.x), (0, -1, head_dim))
         cos, sin = self.rope_rows(op)
@@ -237,7 +232,7 @@ class QdqForm(Emitter):
         full_sin[:, first], full_sin[:, second] = -sin, sin
         return full_cos, full_sin
 
-    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Any:
+    def rescaled_mul(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Any:
         return self.graph.op("Mul", self.real(op.a), self.real(op.b))
 
     def add(self, op: int_ops.AddOp) -> None:
@@ -264,7 +259,7 @@ class QdqForm(Emitter):
 
     def attention(self, op: int_ops.AttentionOp) -> None:
         g, q = self.graph, self.type(op.q)
-        keys, rows = (self.cache(op, name, self.values[x]) for name, x in (("key", op.k), ("value", op.v)))
+        keys, rows = (self.rows(s, self.values[x]) for s, x in zip(op.states(), (op.k, op.v), strict=True))
         # The scores' factor is put into the scale of the queries.
         scaled = self.dequantize(
             self.queries(op, self.values[op.q]), q.real_scale * self.score_factor(op), q.zero

@@ -19,7 +19,7 @@ from mqc.dialects import int_ops
 from mqc.dialects.int_ops import LOGIT_STEPS
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import TargetError
-from mqc.ir.op import channels, element_type, plain
+from mqc.ir.op import State, channels, element_type, plain
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics import arithmetic as a
 from mqc.numerics.layouts import pack
@@ -67,7 +67,7 @@ class NpuForm(QdqForm):
                 if not op.q.has_one_use():
                     raise TargetError(f"onnx: the queries %{self.name(op.q)} of an attention have other uses")
                 made = op.q.owner
-                if not isinstance(made, int_ops.RequantOp) or isinstance(made.x.owner, int_ops.MulOp):
+                if not isinstance(made, int_ops.RequantOp) or isinstance(made.accumulator, int_ops.MulOp):
                     raise TargetError(
                         f"onnx: the queries %{self.name(op.q)} cannot take in the factor of the scores; "
                         "let a product, a norm or a rotation give them"
@@ -147,7 +147,7 @@ class NpuForm(QdqForm):
         table = Tensor(self.graph.constant(stored, f"{self.name(op.result)}.table"), self.type(op.result))
         self.store(self.move("Gather", table, self.values[op.indices], axis=0), op.result)
 
-    def product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Tensor:
+    def rescaled_linear(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Tensor:
         if op.group_scale is not None:
             raise TargetError(
                 f"onnx: %{self.name(requant.result)} has 4-bit weights in groups, which HTP does not take; "
@@ -188,7 +188,7 @@ class NpuForm(QdqForm):
         zeros = self.graph.packed(nothing, TensorProto.INT4, shape[1:], f"int4_zeros_{shape[1]}")
         return self.graph.op("DequantizeLinear", packed, self.constant(scale), zeros, axis=1)
 
-    def normalize(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
+    def rescaled_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
         kind, gain, epsilon = self.real_norm(op, requant)
         wide, hint = wider(self.result_type(requant.result)), f"{self.name(requant.result)}.gain"
@@ -203,7 +203,7 @@ class NpuForm(QdqForm):
         y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
         return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
 
-    def rotate(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
+    def rescaled_rope(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
         head_dim = op.get("head_dim")
         x = self.shaped(self.widen(self.tensor(op.x)), (-1, channels(op.x) // head_dim, head_dim))
         factors = self.factor(requant) * 2.0**a.ROPE_FRACTION_BITS / self.scale(op.x)
@@ -248,7 +248,7 @@ class NpuForm(QdqForm):
             self._tables[key] = rows[0], rows[1]
         return self._tables[key]
 
-    def multiply(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Tensor:
+    def rescaled_mul(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Tensor:
         operands = [self.widen(self.tensor(x)) for x in (op.a, op.b)]
         return self.run("Mul", operands, wider(self.type(requant.result)))
 
@@ -272,7 +272,7 @@ class NpuForm(QdqForm):
     def attention(self, op: int_ops.AttentionOp) -> None:
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
         tokens, width, group = self.lengths.tokens or 0, channels(op.q) // heads, heads // kv_heads
-        keys, values = (self.history(op, which, x) for which, x in (("key", op.k), ("value", op.v)))
+        keys, values = (self.rows(s, self.tensor(x)) for s, x in zip(op.states(), (op.k, op.v), strict=True))
         q = self.shaped(self.tensor(op.q), (-1, kv_heads, group, width))
         q = self.shaped(self.move("Transpose", q, perm=[1, 2, 0, 3]), (kv_heads, -1, width))
         keys_turned = self.move("Transpose", keys, perm=[1, 2, 0])
@@ -288,13 +288,11 @@ class NpuForm(QdqForm):
         y = self.move("Transpose", self.shaped(y, (kv_heads, group, tokens, width)), perm=[2, 0, 1, 3])
         self.store(self.shaped(y, (tokens, heads * width)), op.result)
 
-    def history(self, op: int_ops.AttentionOp, which: str, value: SSAValue) -> Tensor:
-        """Give the new rows out, and return all `[seen, kv_heads, head_dim]`."""
-        kv_heads, layer = op.get("kv_heads"), op.get("layer")
-        width = channels(value) // kv_heads
-        new = self.shaped(self.tensor(value), (-1, kv_heads, width), new_name(which, layer))
-        self.graph.output(new.name, np.uint8, [self.lengths.token_dim, kv_heads, width])
-        return self.run("Concat", [Tensor(past_name(which, layer), new.type), new], new.type, axis=0)
+    def rows(self, state: State, x: Any) -> Any:
+        """Give the new rows out, and return all `[seen, *shape]`."""
+        new = self.shaped(x, (-1, *state.shape), new_name(state))
+        self.graph.output(new.name, np.uint8, [self.lengths.token_dim, *state.shape])
+        return self.run("Concat", [Tensor(past_name(state), new.type), new], new.type, axis=0)
 
 
 def symmetric(most: Any) -> UniformType:

@@ -21,7 +21,7 @@ Observer = Callable[[MqcOp, Any], None]
 
 
 class Evaluation:
-    """One sequence being evaluated: the module, its weights, and the KV cache so far.
+    """One sequence being evaluated: the module, its weights, and what its ops keep.
 
     Works on every level; values are torch tensors on `llm` and `quant`, NumPy arrays on `int`.
     Memory grows with the widest set of live values (freed after their last use) and with the
@@ -36,9 +36,8 @@ class Evaluation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the sequence: the cache is empty again but for the prefix."""
-        #: Keys and values by layer; what level `htp` keeps by layer and part.
-        self.cache: dict[Any, Any] = {}
+        """Forget the sequence: every state is again what a sequence begins with."""
+        self.state: dict[str, Any] = {}
         self.position = len(self.prefix)
 
     def array(self, ref: WeightAttr) -> Array:

@@ -12,10 +12,10 @@ from xdsl.ir import SSAValue
 
 from mqc.analysis.liveness import LiveRange
 from mqc.dialects.htp_core import VTCM, HtpOp, TransferType, buffer_bytes, space
-from mqc.dialects.htp_memory import DmaLoadOp, DmaStoreOp, DmaWaitOp
+from mqc.dialects.htp_memory import CacheOp, DmaLoadOp, DmaStoreOp, DmaWaitOp
 from mqc.errors import IRError
 from mqc.ir.module import function_ops, static_functions
-from mqc.ir.op import MqcOp, plain
+from mqc.ir.op import MqcOp
 from mqc.numerics.htp_tiles import VECTOR_BYTES
 
 #: Copies that may be under way at once.
@@ -170,16 +170,13 @@ def _check_places(name: str, function: FuncOp, capacity: int) -> Iterator[int]:
         yield begin + buffer.size
 
 
-def cache_layout(module: ModuleOp) -> dict[tuple[int, str], int]:
-    """Where keys and values of each layer begin in the KV cache in DDR; under `(-1, "end")` its size."""
-    places: dict[tuple[int, str], int] = {}
+def state_layout(module: ModuleOp) -> tuple[dict[str, int], int]:
+    """Where the states of @main begin in the NPU's memory for them (DDR), by name; and its size in bytes."""
+    places: dict[str, int] = {}
     end = 0
     for function in static_functions(module).values():
         for op in function_ops(function):
-            if op.name != "htp.cache":
-                continue
-            key = plain(op.properties["layer"]), plain(op.properties["part"])
-            if key not in places:
-                places[key] = end
+            if isinstance(op, CacheOp) and op.state not in places:
+                places[op.state] = end
                 end += buffer_bytes(op.results[0].type)
-    return {**places, (-1, "end"): end}
+    return places, end

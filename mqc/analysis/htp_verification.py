@@ -37,7 +37,7 @@ def verify_static_functions(module: ModuleOp) -> None:
     prefix = len(prefix_tokens(module))
     if "decode" not in functions or ("initialize" in functions) != (prefix > 0):
         raise IRError("level htp needs @decode, and @initialize where there is a prefix")
-    caches: dict[tuple[int, str], Attribute] = {}
+    kept: dict[str, Attribute] = {}
     capacities: set[int] = set()
     for name, function in functions.items():
         wanted = {"decode": 1, "initialize": prefix}.get(name)
@@ -49,12 +49,8 @@ def verify_static_functions(module: ModuleOp) -> None:
         _check_order(name, function)
         for op in function_ops(function):
             _Check(module, name, function, tokens, op).run()
-            if isinstance(op, CacheOp):
-                key = (op.get("layer"), op.part.data)
-                if caches.setdefault(key, op.result.type) != op.result.type:
-                    raise IRError(
-                        f"@{name}: the cache of layer {key[0]} has another size in another function"
-                    )
+            if isinstance(op, CacheOp) and kept.setdefault(op.state, op.result.type) != op.result.type:
+                raise IRError(f"@{name}: the state {op.state} has another size in another function")
             if isinstance(op, CausalOp | CacheWriteOp):
                 capacities.add(op.get("capacity"))
         _check_logits(name, function)
@@ -85,7 +81,7 @@ def _check_signature(module: ModuleOp, name: str, function: FuncOp) -> int:
 def _check_order(name: str, function: FuncOp) -> None:
     block = function.body.block
     defined: set[SSAValue] = set(block.args)
-    caches: set[tuple[int, str]] = set()
+    kept: set[str] = set()
     for op in block.ops:
         for operand in op.operands:
             if operand not in defined:
@@ -94,10 +90,9 @@ def _check_order(name: str, function: FuncOp) -> None:
         if not isinstance(op, func.ReturnOp) and (not isinstance(op, MqcOp) or "htp" not in op.LEVELS):
             raise IRError(f"@{name}: {op.name} does not belong to level htp")
         if isinstance(op, CacheOp):
-            key = (op.get("layer"), op.part.data)
-            if key in caches:
-                raise IRError(f"@{name}: %{op.value_name} reads the cache of layer {key[0]} again")
-            caches.add(key)
+            if op.state in kept:
+                raise IRError(f"@{name}: %{op.value_name} reads the state {op.state} again")
+            kept.add(op.state)
 
 
 @dataclass(frozen=True)

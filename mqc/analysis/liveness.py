@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xdsl.dialects import func
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
-from mqc.dialects.int_ops import bits
+from mqc.dialects.constraints import bits
 from mqc.errors import IRError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import MqcOp, channels

@@ -9,7 +9,8 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.evaluation import Evaluation
 from mqc.arrays import Array
-from mqc.dialects.int_ops import LinearOp, RopeOp, limits
+from mqc.dialects.constraints import limits
+from mqc.dialects.int_ops import LinearOp, RopeOp
 from mqc.errors import IRError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import MqcOp, WeightAttr
@@ -48,9 +49,7 @@ def check_accumulators(module: ModuleOp, weights: WeightStore) -> int:
     evaluation = Evaluation(module, weights)
     proved = 0
     for op, weight in _linears(module, evaluation):
-        low, high = limits(op.x)
-        zero = op.get("x_zero")
-        bound = accumulator_bound(weight, weights[op.bias], low - zero, high - zero)
+        bound = accumulator_bound(weight, op.correction(evaluation), *limits(op.x))
         shift = op.get("acc_shift")
         worst = int(bound.argmax())
         if (int(bound[worst]) + ((1 << shift) >> 1)) >> shift > INT32_MAX:

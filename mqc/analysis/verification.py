@@ -25,7 +25,8 @@ def verify_module(module: ModuleOp) -> None:
 
     @main takes token ids and positions and returns logits; every value is defined before it is
     used; every op belongs to the module's level; every table has a row for each index it can be
-    given; caches are numbered apart and start with the prefix. Raises `IRError` naming op and value.
+    given; states have names of their own, and those that grow start with the prefix. Raises `IRError`
+    naming op and value.
     """
     try:
         module.verify()
@@ -66,20 +67,19 @@ def _verify_program(module: ModuleOp, ops: list[MqcOp], vocabulary: int) -> None
     if len(prefix) >= context or any(not 0 <= token < vocabulary for token in prefix):
         raise IRError(f"mqc.prefix must be fewer than {context} tokens of the vocabulary of {vocabulary}")
     ids, _ = main_function(module).body.block.args
-    layers: set[int] = set()
+    kept: dict[str, MqcOp] = {}
     for op in ops:
         for index, rows in op.lookups():
             most = vocabulary if index is ids else context
             if rows < most:
                 _fail(op, f"has tables of {rows} rows, and its indices go up to {most - 1}")
-        if (cache := op.cache()) is None:
-            continue
-        layer, count = cache
-        if layer in layers:
-            _fail(op, f"shares the cache of layer {layer} with another op")
-        layers.add(layer)
-        if count != len(prefix):
-            _fail(op, f"has {count} prefix rows, and mqc.prefix has {len(prefix)} tokens")
+        for state in op.states():
+            if state.name in kept:
+                _fail(op, f"keeps state {state.name}, as %{kept[state.name].value_name} does")
+            kept[state.name] = op
+            rows = (*state.initial.shape, 0)[0] if state.initial is not None else 0
+            if state.grows and rows != len(prefix):
+                _fail(op, f"has {rows} prefix rows, and mqc.prefix has {len(prefix)} tokens")
 
 
 def verify_fully(module: ModuleOp, weights: WeightStore) -> None:

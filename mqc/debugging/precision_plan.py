@@ -9,6 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.compiler.recipe import Recipe
 from mqc.debugging.value_report import Comparison, ValueReport
 from mqc.dialects import int_ops
+from mqc.dialects.int_core import IntOp
 from mqc.ir.module import ops_by_name
 from mqc.ir.op import MqcOp, u16
 
@@ -81,8 +82,8 @@ def _four_bit(op: MqcOp) -> bool:
 
 
 def _may_widen(op: MqcOp) -> bool:
-    kind = op.represents if isinstance(op, int_ops.IntOp) else None
+    kind = op.represents if isinstance(op, IntOp) else None
     if kind is None or kind.bits != 8:
         return False
     users = [use.operation for use in op.results[0].uses]
-    return not any(isinstance(user, int_ops.IntOp) and u16 not in user.OPERAND_TYPES for user in users)
+    return all(user.takes(op.results[0], u16) for user in users if isinstance(user, IntOp))

@@ -14,7 +14,7 @@ from xdsl.ir import SSAValue
 from mqc.analysis.evaluation import Evaluation, check_tokens
 from mqc.arrays import Array
 from mqc.backend import Backend
-from mqc.dialects.int_ops import IntOp
+from mqc.dialects.int_core import IntOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.ir.module import main_function, main_level, ops_by_name, prefix_tokens, returned_value
 from mqc.ir.op import MqcOp, element_type, plain

@@ -8,7 +8,8 @@ from __future__ import annotations
 from xdsl.ir import Dialect
 
 from mqc.dialects import htp_attention, htp_compute, htp_memory
-from mqc.dialects.htp_core import TransferType
+from mqc.dialects.htp_core import HtpOp, TransferType
+from mqc.ir.op import MqcOp
 
 Htp = Dialect(
     "htp",
@@ -23,3 +24,12 @@ Htp = Dialect(
     ],
     [TransferType],
 )  # fmt: skip
+
+_CARRIERS: dict[type[MqcOp], type[HtpOp]] = {
+    op.CARRIES: op for op in Htp.operations if issubclass(op, HtpOp) and op.CARRIES is not None
+}
+
+
+def carrier(op: MqcOp) -> type[HtpOp] | None:
+    """The `htp` op that carries out an `int` op, with the requantization behind it if there is one."""
+    return _CARRIERS.get(type(op))

@@ -17,18 +17,9 @@ from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
-from mqc.dialects.htp_core import (
-    ACTIVATIONS,
-    DDR,
-    HtpOp,
-    Limit,
-    Port,
-    same_shape,
-    scales,
-    shape,
-    within,
-    zero_of,
-)
+from mqc.dialects import int_ops
+from mqc.dialects.constraints import Limit, scales, within, zero_of
+from mqc.dialects.htp_core import ACTIVATIONS, DDR, HtpOp, Tile, same_shape, shape
 from mqc.ir.op import EvaluationContext, channels, s32, u8, u16
 from mqc.numerics import arithmetic as a
 from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
@@ -54,7 +45,7 @@ class CacheWriteOp(HtpOp):
     capacity = prop_def(IntegerAttr)
     result = result_def(TensorType)
     PORTS: ClassVar = {
-        "x": Port((u8,)), "cache_in": Port((u8,), 2, DDR), "result": Port((u8,), 2, DDR),
+        "x": Tile((u8,)), "cache_in": Tile((u8,), 2, DDR), "result": Tile((u8,), 2, DDR),
     }  # fmt: skip
     SHAPE: ClassVar[Sequence[Limit]] = (
         Limit("capacity a multiple of 32", lambda op: op.get("capacity") % LANES == 0),
@@ -189,7 +180,7 @@ class MatMulKeysOp(CausalOp):
     keys = operand_def(TensorType)
     head = prop_def(IntegerAttr)
     head_dim = prop_def(IntegerAttr)
-    PORTS: ClassVar = {"q": Port((u8,)), "keys": Port((u8,)), "result": Port((s32,))}
+    PORTS: ClassVar = {"q": Tile((u8,)), "keys": Tile((u8,)), "result": Tile((s32,))}
     LIMITS: ClassVar = (
         *CausalOp.SHAPE,
         within("head_dim", 1, 8192),
@@ -235,11 +226,12 @@ class MaskedSoftmaxOp(CausalOp):
 
     name = "htp.masked_softmax"
     QNN: ClassVar = "MaskedSoftmax"
+    CARRIES: ClassVar = int_ops.AttentionOp
     x = operand_def(TensorType)
     exponentials = operand_def(TensorType)
     multiplier = prop_def(IntegerAttr)
     shift = prop_def(IntegerAttr)
-    PORTS: ClassVar = {"x": Port((s32,)), "exponentials": Port((s32,), 1), "result": Port((u16,))}
+    PORTS: ClassVar = {"x": Tile((s32,)), "exponentials": Tile((s32,), 1), "result": Tile((u16,))}
     LIMITS: ClassVar = (
         *CausalOp.SHAPE,
         same_shape("x"),
@@ -282,7 +274,7 @@ class MatMulValuesOp(CausalOp):
     shift = prop_def(IntegerAttr)
     zero_point = prop_def(IntegerAttr)
     PORTS: ClassVar = {
-        "p": Port((u16,)), "values": Port((u8,)), "dest": ACTIVATIONS, "result": ACTIVATIONS,
+        "p": Tile((u16,)), "values": Tile((u8,)), "dest": ACTIVATIONS, "result": ACTIVATIONS,
     }  # fmt: skip
     LIMITS: ClassVar = (
         *CausalOp.SHAPE,

@@ -10,6 +10,8 @@ from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
+from mqc.dialects import int_ops
+from mqc.dialects.constraints import Limit, addends, bits, scales, within, zero_of
 from mqc.dialects.htp_core import (
     ACTIVATIONS,
     DDR,
@@ -17,19 +19,15 @@ from mqc.dialects.htp_core import (
     SCALE,
     SCALE_SHAPE,
     HtpOp,
-    Limit,
-    Port,
+    Tile,
     factors,
     same_shape,
-    scales,
     shape,
-    within,
-    zero_of,
 )
-from mqc.dialects.int_ops import bits
 from mqc.ir.op import EvaluationContext, channels, element_type, s8, s16, s32, u8, u16
 from mqc.numerics import arithmetic as a
 from mqc.numerics.htp_tiles import LANES, Records
+from mqc.numerics.products import effective_weight
 
 _ROWS = Limit("a row for each index", lambda op: op.tokens == shape(op.indices)[0])
 
@@ -43,6 +41,7 @@ class GatherTokensOp(HtpOp):
 
     name = "htp.gather_tokens"
     QNN: ClassVar = "Gather"
+    CARRIES: ClassVar = int_ops.EmbeddingOp
     indices = operand_def(TensorType)
     table = operand_def(TensorType)
     multiplier = operand_def(TensorType)
@@ -50,8 +49,8 @@ class GatherTokensOp(HtpOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
     PORTS: ClassVar = {
-        "indices": INDEX, "table": Port((s8,), 2, DDR), "multiplier": Port((s32,), 1, DDR),
-        "shift": Port((s8,), 1, DDR), "result": ACTIVATIONS,
+        "indices": INDEX, "table": Tile((s8,), 2, DDR), "multiplier": Tile((s32,), 1, DDR),
+        "shift": Tile((s8,), 1, DDR), "result": ACTIVATIONS,
     }  # fmt: skip
     LIMITS: ClassVar = (
         zero_of("zero_point"),
@@ -79,7 +78,7 @@ class GatherPositionsOp(HtpOp):
     indices = operand_def(TensorType)
     table = operand_def(TensorType)
     result = result_def(TensorType)
-    PORTS: ClassVar = {"indices": INDEX, "table": Port((s16,), 2, DDR), "result": Port((s16,))}
+    PORTS: ClassVar = {"indices": INDEX, "table": Tile((s16,), 2, DDR), "result": Tile((s16,))}
     LIMITS: ClassVar = (
         _ROWS,
         Limit("table as wide as the result", lambda op: channels(op.table) == channels(op.result)),
@@ -100,6 +99,7 @@ class FullyConnectedOp(HtpOp):
 
     name = "htp.fully_connected"
     QNN: ClassVar = "FullyConnected"
+    CARRIES: ClassVar = int_ops.LinearOp
     x = operand_def(TensorType)
     weight = operand_def(TensorType)
     dest = opt_operand_def(TensorType)
@@ -111,7 +111,7 @@ class FullyConnectedOp(HtpOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
     PORTS: ClassVar = {
-        "x": ACTIVATIONS, "weight": Port((u8,)), "dest": Port((u8, u16)), "result": Port((u8, u16, s32)),
+        "x": ACTIVATIONS, "weight": Tile((u8,)), "dest": Tile((u8, u16)), "result": Tile((u8, u16, s32)),
     }  # fmt: skip
     LIMITS: ClassVar = (
         zero_of("zero_point"),
@@ -163,9 +163,7 @@ class FullyConnectedOp(HtpOp):
 
     def evaluate(self, ctx: EvaluationContext, x: Array, records: Array, dest: Array | None = None) -> Array:
         layout = self.records()
-        weight, factor = layout.weights(records).astype(np.float64), layout.factors(records)
-        if factor is not None:
-            weight *= np.repeat(factor, self.get("group"), 1)
+        weight = effective_weight(layout.weights(records), layout.factors(records)).astype(np.float64)
         low, high, multiplier, shift = layout.parameters(records).astype(np.int64)
         # Sums of integers below 2^53 are exact in float64.
         acc = (x.astype(np.float64) @ weight.T).astype(np.int64) + (high << 8) + low
@@ -226,6 +224,7 @@ class RmsNormOp(NormOp):
 
     name = "htp.rms_norm"
     QNN: ClassVar = "RmsNorm"
+    CARRIES: ClassVar = int_ops.RmsNormOp
 
     def deviations(self, blocks: Array) -> Array:
         return blocks - self.get("x_zero")
@@ -240,6 +239,7 @@ class LayerNormOp(NormOp):
 
     name = "htp.layer_norm"
     QNN: ClassVar = "LayerNorm"
+    CARRIES: ClassVar = int_ops.LayerNormOp
 
     def deviations(self, blocks: Array) -> Array:
         return a.deviations_from_mean(blocks)
@@ -254,6 +254,7 @@ class RotaryEmbeddingOp(HtpOp):
 
     name = "htp.rotary_embedding"
     QNN: ClassVar = "RotaryEmbedding"
+    CARRIES: ClassVar = int_ops.RopeOp
     x = operand_def(TensorType)
     cos = operand_def(TensorType)
     sin = operand_def(TensorType)
@@ -264,7 +265,7 @@ class RotaryEmbeddingOp(HtpOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
     PORTS: ClassVar = {
-        "x": ACTIVATIONS, "cos": Port((s16,)), "sin": Port((s16,)), "scale": SCALE,
+        "x": ACTIVATIONS, "cos": Tile((s16,)), "sin": Tile((s16,)), "scale": SCALE,
         "result": ACTIVATIONS,
     }  # fmt: skip
     LIMITS: ClassVar = (
@@ -301,6 +302,7 @@ class MultiplyOp(HtpOp):
 
     name = "htp.element_wise_multiply"
     QNN: ClassVar = "ElementWiseBinary (multiply)"
+    CARRIES: ClassVar = int_ops.MulOp
     a = operand_def(TensorType)
     b = operand_def(TensorType)
     scale = operand_def(TensorType)
@@ -329,12 +331,6 @@ class MultiplyOp(HtpOp):
         return self.narrow(a.requantize(product, *factors(scale, x.shape[1])) + self.get("zero_point"))
 
 
-def _fits(op: HtpOp, name: str) -> bool:
-    """Whether the rescaled operand stays below 2^30, so that a sum of two stays in s32."""
-    factor = abs(op.get(f"{name}_multiplier")) * 2.0 ** -(31 + op.get(f"{name}_shift"))
-    return (1 << (bits(getattr(op, name)) + a.ADD_LEFT_SHIFT)) * factor < 2**30
-
-
 @irdl_op_definition
 class AddOp(HtpOp):
     """Sum of two values of different scales, as `int.add`.
@@ -344,6 +340,7 @@ class AddOp(HtpOp):
 
     name = "htp.element_wise_add"
     QNN: ClassVar = "ElementWiseBinary (add)"
+    CARRIES: ClassVar = int_ops.AddOp
     a = operand_def(TensorType)
     b = operand_def(TensorType)
     a_zero = prop_def(IntegerAttr)
@@ -362,7 +359,7 @@ class AddOp(HtpOp):
         zero_of("zero_point"),
         *scales("a_"),
         *scales("b_"),
-        Limit("a and b at most 64 times the result's range", lambda op: _fits(op, "a") and _fits(op, "b")),
+        addends("a", "b"),
     )
 
     def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
@@ -382,12 +379,13 @@ class NeuronOp(HtpOp):
 
     name = "htp.element_wise_neuron"
     QNN: ClassVar = "ElementWiseNeuron"
+    CARRIES: ClassVar = int_ops.LutOp
     x = operand_def(TensorType)
     table = operand_def(TensorType)
     segment_bits = opt_prop_def(IntegerAttr)
     function = opt_prop_def(StringAttr)
     result = result_def(TensorType)
-    PORTS: ClassVar = {"x": ACTIVATIONS, "table": Port((u8, u16, s32), 1), "result": ACTIVATIONS}
+    PORTS: ClassVar = {"x": ACTIVATIONS, "table": Tile((u8, u16, s32), 1), "result": ACTIVATIONS}
     LIMITS: ClassVar = (
         Limit("x shaped like the result", lambda op: shape(op.x) == shape(op.result)),
         Limit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +10,11 @@ import numpy as np
 from xdsl.dialects.builtin import IntegerAttr, IntegerType, NoneAttr, StringAttr, TensorType, i64
 from xdsl.ir import Attribute, ParametrizedAttribute, SSAValue, TypeAttribute
 from xdsl.irdl import irdl_attr_definition
-from xdsl.utils.exceptions import VerifyException
 
 from mqc.arrays import Array
-from mqc.dialects.int_ops import limits
-from mqc.ir.op import MqcOp, channels, element_type, s8, s16, s32, u8, u16
+from mqc.dialects.constraints import ConstrainedOp, Limit, limits
+from mqc.dialects.int_core import IntOp
+from mqc.ir.op import channels, element_type, s8, s16, s32, u8, u16
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics.htp_tiles import LANES, VECTOR_BYTES
 
@@ -73,7 +73,7 @@ class TransferType(ParametrizedAttribute, TypeAttribute):
 
 
 @dataclass(frozen=True)
-class Port:
+class Tile:
     """What an operand or result must be.
 
     types: element types. rank: number of dimensions. space: where it lies once tiled.
@@ -100,48 +100,10 @@ class Port:
         return f"{names}, rank {self.rank}, {self.space}"
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A constraint beyond types: what must hold, in words and as a test."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-ACTIVATIONS = Port((u8, u16))
-INDEX = Port((i64,), 1, DDR)
+ACTIVATIONS = Tile((u8, u16))
+INDEX = Tile((i64,), 1, DDR)
 #: Per 32 channels, s32 multiplier[32] and shift[32]; one block for all channels, or one for each 32.
-SCALE = Port((s32,), 3)
-
-
-def within(name: str, low: int, high: int) -> Limit:
-    """A property is in [low, high]."""
-    bound = {0: "0", 2**31 - 1: "2^31 - 1", 2**62 - 1: "2^62 - 1", 2**16 - 1: "2^16 - 1"}
-    text = f"{name} in [{bound.get(low, low)}, {bound.get(high, high)}]"
-    return Limit(text, lambda op: low <= op.get(name) <= high)
-
-
-def zero_of(name: str, operand: str | None = None) -> Limit:
-    """A zero point is in the range of an operand, or of the result."""
-
-    def holds(op: Any) -> bool:
-        low, high = limits(op.results[0] if operand is None else getattr(op, operand))
-        return low <= op.get(name) <= high
-
-    return Limit(f"{name} in the range of {operand or 'the result'}", holds)
-
-
-def scales(prefix: str = "") -> tuple[Limit, ...]:
-    """A scalar multiplier and shift."""
-
-    def holds(op: Any) -> bool:
-        m = abs(op.get(f"{prefix}multiplier"))
-        return m == 0 or 2**30 <= m < 2**31
-
-    return (
-        Limit(f"|{prefix}multiplier| 0 or in [2^30, 2^31)", holds),
-        within(f"{prefix}shift", -31, 31),
-    )
+SCALE = Tile((s32,), 3)
 
 
 def same_shape(*names: str) -> Limit:
@@ -158,35 +120,24 @@ SCALE_SHAPE = Limit(
 )
 
 
-class HtpOp(MqcOp):
+class HtpOp(ConstrainedOp):
     """An op of the `htp` level: static shapes, and constraints as data.
 
-    QNN: the op of Qualcomm's HTP that it is modelled on. PORTS: by name of operand (`result` for the
-    result). LIMITS: what must hold besides. Verifier, legalisation and docs/htp.md read them.
+    QNN: the op of Qualcomm's HTP that it is modelled on. CARRIES: the `int` op that it carries out: of the
+    ops of attention, the softmax stands for all.
     """
 
     LEVELS: ClassVar[tuple[str, ...]] = ("htp",)
     QNN: ClassVar[str] = ""
-    PORTS: ClassVar[dict[str, Port]] = {}
-    LIMITS: ClassVar[Sequence[Limit]] = ()
+    CARRIES: ClassVar[type[IntOp] | None] = None
+    PORTS: ClassVar[Mapping[str, Tile]] = {}
 
-    def verify_(self) -> None:
-        for text in self.violations():
-            raise VerifyException(f"{self.name} %{self.value_name}: {text}")
-
-    def violations(self) -> Iterator[str]:
-        """The constraints that do not hold, in words."""
-        broken = False
+    def type_violations(self) -> Iterator[str]:
         for value in (*self.operands, *self.results):
             kind = value.type
             if isinstance(kind, TensorType) and not _integers(kind):
-                broken = True
                 yield f"{kind} is no static tensor of integers"
-        for name, port in self.PORTS.items():
-            value = self.results[0] if name == "result" else getattr(self, name)
-            if value is not None and (text := port.violation(value.type)) is not None:
-                broken = True
-                yield f"{name} {text}"
+        yield from super().type_violations()
         spaces = {
             space(v.type)
             for v in (*self.operands, *self.results)
@@ -194,11 +145,6 @@ class HtpOp(MqcOp):
         }
         if None in spaces and len(spaces) > 1:
             yield "some of its values lie in a memory space and some do not"
-        if broken:
-            return  # limits rely on the types
-        for limit in self.LIMITS:
-            if not limit.holds(self):
-                yield f"{limit.text} does not hold"
         offset = self.attributes.get("offset")
         if isinstance(offset, IntegerAttr) and (offset.value.data < 0 or offset.value.data % VECTOR_BYTES):
             yield f"offset {offset.value.data} must be a multiple of {VECTOR_BYTES}"

@@ -10,7 +10,8 @@ from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
 
 from mqc.arrays import Array
-from mqc.dialects.htp_core import DDR, VTCM, HtpOp, Limit, Port, TransferType, shape, space
+from mqc.dialects.constraints import Limit
+from mqc.dialects.htp_core import DDR, VTCM, HtpOp, Tile, TransferType, shape, space
 from mqc.ir.op import EvaluationContext, MqcOp, WeightAttr, channels, element_type, u8
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics.htp_tiles import VECTOR_BYTES
@@ -51,13 +52,17 @@ class CacheOp(HtpOp):
     layer = prop_def(IntegerAttr)
     part = prop_def(StringAttr)
     result = result_def(TensorType)
-    PORTS: ClassVar = {"result": Port((u8,), 2, DDR)}
+    PORTS: ClassVar = {"result": Tile((u8,), 2, DDR)}
     LIMITS: ClassVar = (Limit("part is key or value", lambda op: op.part.data in ("key", "value")),)
 
     def evaluate(self, ctx: EvaluationContext) -> Array:
-        key = (self.get("layer"), self.part.data)
-        found: Array = ctx.cache.setdefault(key, np.zeros(shape(self.result), np.uint8))
+        found: Array = ctx.state.setdefault(self.state, np.zeros(shape(self.result), np.uint8))
         return found
+
+    @property
+    def state(self) -> str:
+        """The name of the state in @main that it holds."""
+        return f"{self.part.data}.{self.get('layer')}"
 
 
 @irdl_op_definition

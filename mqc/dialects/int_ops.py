@@ -6,126 +6,55 @@ on the op that reads them; s32 values are accumulators, brought back by `int.req
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from xdsl.dialects.builtin import IntegerAttr, IntegerType, Signedness, StringAttr, TensorType
-from xdsl.ir import Attribute, Dialect, SSAValue
+from xdsl.dialects.builtin import IntegerAttr, StringAttr, TensorType
+from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
-from mqc.dialects.quant import UniformType
+from mqc.dialects.constraints import Limit, addends, bits, scales, within, zero_of
+from mqc.dialects.int_core import (
+    ACCUMULATOR,
+    ACTIVATIONS,
+    BYTES,
+    INDEX,
+    RESCALED,
+    IntOp,
+    constant,
+    matrix,
+    same_channels,
+)
 from mqc.ir.op import (
-    INDICES,
     EvaluationContext,
-    MqcOp,
+    State,
     WeightAttr,
     channels,
     element_type,
+    grown,
+    rows_by_position,
     s8,
     s16,
     s32,
     u8,
-    u16,
-)  # fmt: skip
-from mqc.ir.weight_store import numpy_dtype
+)
 from mqc.numerics import arithmetic as a
-from mqc.numerics.layouts import LAYOUTS, S8_LAYOUTS, packed_shape, unpack
+from mqc.numerics.layouts import unpack
+from mqc.numerics.products import correction, effective_weight, row_sums
 
-ACTIVATION_TYPES = (u8, u16)
 #: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
 LOGIT_STEPS = 2**20
 
 
-def bits(value: SSAValue) -> int:
-    element = element_type(value)
-    assert isinstance(element, IntegerType)
-    return int(element.width.data)
+class AccumulatorOp(IntOp):
+    """An op that gives s32 accumulators. Kernels carry it out together with the `int.requant` behind it, so
+    that accumulators never reach memory."""
 
-
-def limits(value: SSAValue) -> tuple[int, int]:
-    """Smallest and largest integer of the value's element type."""
-    element = element_type(value)
-    assert isinstance(element, IntegerType)
-    width = int(element.width.data)
-    low = -(1 << (width - 1)) if element.signedness.data == Signedness.SIGNED else 0
-    return low, low + (1 << width) - 1
-
-
-class IntOp(MqcOp):
-    """An op of the `int` level: every operand and result has integer elements.
-
-    A verified op addresses its weights within their bounds, whatever it is given; backends rely
-    on it. What depends on the module (`mqc.context`, the vocabulary) is `mqc.analysis.verification`'s.
-    """
-
-    LEVELS: ClassVar[tuple[str, ...]] = ("int",)
-    #: Element types that the operands may have, token ids and positions apart.
-    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = ACTIVATION_TYPES
-
-    def verify_(self) -> None:
-        for value in (*self.operands, *self.results):
-            element = element_type(value)
-            self.expect(isinstance(element, IntegerType), f"{value.type} is not a tensor of integers")
-        real = self.represents
-        self.expect(
-            real is None or real.storage == element_type(self.results[0]),
-            f"represents {real} is not stored as {self.results[0].type}",
-        )
-        super().verify_()
-
-    @property
-    def represents(self) -> UniformType | None:
-        """The quantized type whose stored integers the result holds, where the op states it."""
-        stated = self.attributes.get("represents")
-        return stated if isinstance(stated, UniformType) else None
-
-    def expect_operands(self, *values: SSAValue) -> None:
-        allowed = " or ".join(map(str, self.OPERAND_TYPES))
-        for value in values:
-            known = element_type(value) in self.OPERAND_TYPES
-            self.expect(known, f"{value.type} must have {allowed} elements")
-
-    def expect_activation(self, *values: SSAValue) -> None:
-        for value in values:
-            self.expect(
-                element_type(value) in ACTIVATION_TYPES,
-                f"{value.type} must have ui8 or ui16 elements",
-            )
-
-    def expect_zero_point(self, name: str, value: SSAValue) -> None:
-        low, high = limits(value)
-        self.expect(low <= self.get(name) <= high, f"{name} must be in [{low}, {high}]")
-
-    def expect_scale(self, multiplier: str, shift: str) -> None:
-        m, s = abs(self.get(multiplier)), self.get(shift)
-        self.expect(m == 0 or 2**30 <= m < 2**31, f"|{multiplier}| must be 0 or in [2^30, 2^31)")
-        self.expect(-31 <= s <= 31, f"{shift} must be in [-31, 31]")
-
-    def expect_weight(self, name: str, element: Attribute, *shapes: tuple[int, ...]) -> None:
-        ref = self.properties[name]
-        assert isinstance(ref, WeightAttr)
-        self.expect(ref.shape in shapes, f"{name} must be {' or '.join(str(list(s)) for s in shapes)}")
-        self.expect(ref.type.get_element_type() == element, f"{name} must have {element} elements")
-
-    def expect_matrix(self, name: str, n: int, k: int, weight_bits: int = 8) -> None:
-        """A property holds an `[n, k]` matrix, as it is or in the layout that the op states."""
-        layout = self.get("layout")
-        if layout is None:
-            self.expect_weight(name, s8, (n, k))
-            return
-        self.expect(layout in LAYOUTS, f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-        self.expect(LAYOUTS[layout] == weight_bits, f"{layout} does not hold {weight_bits} bits")
-        self.expect_weight(name, s8 if layout in S8_LAYOUTS else u8, packed_shape(layout, n, k))
-
-    def expect_channels(self, count: int, *values: SSAValue) -> None:
-        for value in values:
-            self.expect(channels(value) == count, f"{value.type} must have {count} channels")
-
-    def narrow(self, x: Any) -> Array:
-        """Clamp to the result's type."""
-        low, high = limits(self.results[0])
-        return np.clip(x, low, high).astype(numpy_dtype(element_type(self.results[0])))
+    def requant(self) -> RequantOp | None:
+        """The `int.requant` that alone reads the accumulators; None if they are used otherwise."""
+        users = [use.operation for use in self.results[0].uses]
+        return users[0] if len(users) == 1 and isinstance(users[0], RequantOp) else None
 
 
 @irdl_op_definition
@@ -144,17 +73,25 @@ class EmbeddingOp(IntOp):
     layout = opt_prop_def(StringAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_activation(self.result)
-        self.expect_zero_point("zero_point", self.result)
-        rows = self.multiplier.shape[0] if self.multiplier.shape else 0
-        self.expect_weight("multiplier", s32, (rows,))
-        self.expect_weight("shift", s8, (rows,))
-        self.expect_matrix("table", rows, channels(self.result))
-        self.expect(self.indices.type == INDICES, f"{self.indices.type} must be {INDICES}")
+    MATRIX: ClassVar = "table"
+    PORTS: ClassVar = {"indices": INDEX, "result": ACTIVATIONS}
+    LIMITS: ClassVar = (
+        zero_of("zero_point"),
+        constant("multiplier", s32, "[rows]", lambda op: (op.row_count,)),
+        constant("shift", s8, "[rows]", lambda op: (op.row_count,)),
+        *matrix("table", lambda op: 8),
+    )
+
+    @property
+    def row_count(self) -> int:
+        return self.multiplier.shape[0] if self.multiplier.shape else 0
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.row_count, channels(self.result)
 
     def lookups(self) -> list[tuple[SSAValue, int]]:
-        return [(self.indices, self.multiplier.shape[0])]
+        return [(self.indices, self.row_count)]
 
     def rows(self, ctx: EvaluationContext, indices: Array) -> Array:
         table, count = ctx.array(self.table), channels(self.result)
@@ -169,11 +106,12 @@ class EmbeddingOp(IntOp):
 
 
 @irdl_op_definition
-class LinearOp(IntOp):
+class LinearOp(AccumulatorOp):
     """Matrix product with s8 (or s4) weights. With `group_scale` (u8, 1…16) the weight of input
     channel k is `weight[n, k] · group_scale[n, k // group]`. `acc_shift` brings a wide sum into s32.
+    `row_sums` states Σw of each output, so that a packed matrix need not be read for it.
 
-    `y = shift_right_round(Σ (x − x_zero)·w + bias, acc_shift)`
+    `y = shift_right_round(Σ x·w + bias − x_zero·Σw, acc_shift)`
     """
 
     name = "int.linear"
@@ -181,42 +119,57 @@ class LinearOp(IntOp):
     weight = prop_def(WeightAttr)
     weight_bits = prop_def(IntegerAttr)
     group_scale = opt_prop_def(WeightAttr)
+    row_sums = opt_prop_def(WeightAttr)
     bias = prop_def(WeightAttr)
     x_zero = prop_def(IntegerAttr)
     acc_shift = prop_def(IntegerAttr)
     layout = opt_prop_def(StringAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        n, k = channels(self.result), channels(self.x)
-        self.expect_operands(self.x)
-        self.expect(element_type(self.result) == s32, "the result must be si32")
-        self.expect_zero_point("x_zero", self.x)
-        self.expect(self.get("weight_bits") in (4, 8), "weight_bits must be 4 or 8")
-        self.expect(0 <= self.get("acc_shift") <= 31, "acc_shift must be in [0, 31]")
-        self.expect_weight("bias", s32, (n,))
-        self.expect_matrix("weight", n, k, self.get("weight_bits"))
-        if self.group_scale is not None:
-            groups = (*self.group_scale.shape, 0)[1]
-            self.expect(groups > 0 and k % groups == 0, "groups must divide inputs")
-            self.expect_weight("group_scale", u8, (n, groups))
+    MATRIX: ClassVar = "weight"
+    PORTS: ClassVar = {"x": ACTIVATIONS, "result": ACCUMULATOR}
+    LIMITS: ClassVar = (
+        zero_of("x_zero", "x"),
+        Limit("weight_bits 4 or 8", lambda op: op.get("weight_bits") in (4, 8)),
+        within("acc_shift", 0, 31),
+        constant("bias", s32, "[outputs]", lambda op: (channels(op.result),)),
+        constant("row_sums", s32, "[outputs]", lambda op: (channels(op.result),)),
+        *matrix("weight", lambda op: op.get("weight_bits")),
+        constant("group_scale", u8, "[outputs, groups]", lambda op: (channels(op.result), op.groups)),
+        Limit(
+            "groups divide the inputs",
+            lambda op: op.group_scale is None or (op.groups > 0 and channels(op.x) % op.groups == 0),
+        ),
+    )
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return channels(self.result), channels(self.x)
+
+    @property
+    def groups(self) -> int:
+        """Groups of input channels that share a factor; 0 without factors."""
+        return 0 if self.group_scale is None else (*self.group_scale.shape, 0, 0)[1]
 
     def matrix(self, ctx: EvaluationContext) -> Array:
         """The effective weight `[outputs, inputs]`, s8."""
         weight = ctx.array(self.weight)
-        n, k = channels(self.result), channels(self.x)
         if self.layout is not None:
-            weight = unpack(weight, self.layout.data, n, k)
-        if self.group_scale is not None:
-            factor = ctx.array(self.group_scale).astype(np.int8)
-            weight = weight * np.repeat(factor, k // factor.shape[1], 1)
-        return weight
+            weight = unpack(weight, self.layout.data, *self.matrix_shape)
+        return effective_weight(weight, None if self.group_scale is None else ctx.array(self.group_scale))
+
+    def sums(self, ctx: EvaluationContext) -> Array:
+        """s32 `[outputs]`: Σw. Reads no weight where `row_sums` are stated."""
+        return row_sums(self.matrix(ctx)) if self.row_sums is None else ctx.array(self.row_sums)
+
+    def correction(self, ctx: EvaluationContext) -> Array:
+        """s64 `[outputs]`: bias − x_zero · Σw, what a sum of x·w lacks."""
+        return correction(ctx.array(self.bias), self.get("x_zero"), self.sums(ctx))
 
     def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         # Sums of integers below 2^53 are exact in float64, and BLAS is 50 times faster on it.
-        shifted = x.astype(np.float64) - self.get("x_zero")
-        acc = (shifted @ self.matrix(ctx).astype(np.float64).T).astype(np.int64)
-        acc += ctx.array(self.bias)
+        acc = (x.astype(np.float64) @ self.matrix(ctx).astype(np.float64).T).astype(np.int64)
+        acc += self.correction(ctx)
         result: Array = a.shift_right_round(acc, self.get("acc_shift")).astype(np.int32)
         return result
 
@@ -226,32 +179,38 @@ class LinearOp(IntOp):
 
 @irdl_op_definition
 class RequantOp(IntOp):
-    """Rescale accumulators to a narrower type, per tensor or per channel (design section 5).
+    """Rescale accumulators to a narrower type, per tensor or per channel.
 
     `y = clamp(requantize(x, multiplier, shift) + zero_point)`
     """
 
     name = "int.requant"
-    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (s32,)
     x = operand_def(TensorType)
     multiplier = prop_def(WeightAttr)
     shift = prop_def(WeightAttr)
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.x)
-        self.expect_zero_point("zero_point", self.result)
-        self.expect_channels(channels(self.x), self.result)
-        for name, element in (("multiplier", s32), ("shift", s8)):
-            self.expect_weight(name, element, (1,), (channels(self.result),))
+    PORTS: ClassVar = {"x": ACCUMULATOR, "result": RESCALED}
+    LIMITS: ClassVar = (
+        zero_of("zero_point"),
+        same_channels("x"),
+        constant("multiplier", s32, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
+        constant("shift", s8, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
+    )
+
+    @property
+    def accumulator(self) -> AccumulatorOp | None:
+        """The op whose accumulators it rescales; None if they come from elsewhere."""
+        owner = self.x.owner
+        return owner if isinstance(owner, AccumulatorOp) else None
 
     def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         scaled = a.requantize(x, ctx.array(self.multiplier), ctx.array(self.shift))
         return self.narrow(scaled + self.get("zero_point"))
 
 
-class NormOp(IntOp):
+class NormOp(AccumulatorOp):
     """What the norms share: the direction of each group of channels with 30 fraction bits."""
 
     x = operand_def(TensorType)
@@ -260,16 +219,20 @@ class NormOp(IntOp):
     groups = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.x)
-        self.expect(element_type(self.result) == s32, "the result must be si32")
-        self.expect_zero_point("x_zero", self.x)
-        self.expect(1 <= self.get("epsilon") < 2**62, "epsilon must be in [1, 2^62)")
-        self.expect_channels(channels(self.x), self.result)
-        groups = self.get("groups")
-        self.expect(groups > 0 and channels(self.x) % groups == 0, "groups must divide the channels")
-        size = channels(self.x) // groups
-        self.expect(size <= 1 << 14, "a group may have at most 16384 channels")
+    PORTS: ClassVar = {"x": ACTIVATIONS, "result": ACCUMULATOR}
+    LIMITS: ClassVar = (
+        zero_of("x_zero", "x"),
+        within("epsilon", 1, 2**62 - 1),
+        same_channels("x"),
+        Limit(
+            "groups of at most 16384 channels each",
+            lambda op: (
+                op.get("groups") > 0
+                and channels(op.x) % op.get("groups") == 0
+                and channels(op.x) // op.get("groups") <= 1 << 14
+            ),
+        ),
+    )
 
     def deviations(self, blocks: Array) -> Array:
         raise NotImplementedError
@@ -307,7 +270,7 @@ class LayerNormOp(NormOp):
 
 
 @irdl_op_definition
-class RopeOp(IntOp):
+class RopeOp(AccumulatorOp):
     """Rotary position embedding by s16 tables with 14 fraction bits; the result keeps them.
 
     Of a rotation |y| ≤ √2·65535·2^14 < 2^31: s32 holds it. `mqc.analysis.proofs` proves it of the tables.
@@ -324,20 +287,22 @@ class RopeOp(IntOp):
     x_zero = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.x)
-        self.expect(element_type(self.result) == s32, "the result must be si32")
-        self.expect_zero_point("x_zero", self.x)
-        self.expect_channels(channels(self.x), self.result)
-        head_dim = self.get("head_dim")
-        self.expect(0 < head_dim <= 1 << 13, "head_dim must be in [1, 8192]")
-        self.expect(channels(self.x) % head_dim == 0, "head_dim must divide the channels")
-        self.expect(self.get("interleaved") in (0, 1), "interleaved must be 0 or 1")
+    PORTS: ClassVar = {"x": ACTIVATIONS, "positions": INDEX, "result": ACCUMULATOR}
+    LIMITS: ClassVar = (
+        zero_of("x_zero", "x"),
+        same_channels("x"),
+        within("head_dim", 1, 8192),
+        within("interleaved", 0, 1),
+        Limit("head_dim divides the channels", lambda op: channels(op.x) % op.get("head_dim") == 0),
+        Limit("cos of at most head_dim / 2", lambda op: 0 < 2 * op.table_shape[1] <= op.get("head_dim")),
+        constant("cos", s16, "[positions, pairs]", lambda op: op.table_shape),
+        constant("sin", s16, "[positions, pairs]", lambda op: op.table_shape),
+    )
+
+    @property
+    def table_shape(self) -> tuple[int, int]:
         rows, half = (*self.cos.shape, 0, 0)[:2]
-        self.expect(0 < 2 * half <= head_dim, "tables must be at most head_dim / 2 wide")
-        for name in ("cos", "sin"):
-            self.expect_weight(name, s16, (rows, half))
-        self.expect(self.positions.type == INDICES, f"{self.positions.type} must be {INDICES}")
+        return rows, half
 
     def lookups(self) -> list[tuple[SSAValue, int]]:
         return [(self.positions, self.cos.shape[0])]
@@ -359,7 +324,6 @@ class AttentionOp(IntOp):
     """
 
     name = "int.attention"
-    OPERAND_TYPES: ClassVar[tuple[IntegerType, ...]] = (u8,)
     q = operand_def(TensorType)
     k = operand_def(TensorType)
     v = operand_def(TensorType)
@@ -379,41 +343,56 @@ class AttentionOp(IntOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.q, self.k, self.v)
-        self.expect_activation(self.result)
-        for name, value in zip(("q_zero", "k_zero", "v_zero"), self.operands, strict=True):
-            self.expect_zero_point(name, value)
-        self.expect_zero_point("zero_point", self.result)
-        self.expect_scale("score_multiplier", "score_shift")
-        self.expect_scale("multiplier", "shift")
-        self.expect(self.get("score_multiplier") >= 0, "score_multiplier must not be negative")
-        heads, kv_heads = self.get("heads"), self.get("kv_heads")
-        self.expect(
-            0 < kv_heads <= heads and heads % kv_heads == 0, f"{kv_heads} kv_heads must divide {heads} heads"
-        )
-        width = channels(self.q) // heads
-        self.expect(0 < width <= 1 << 13, "head_dim must be in [1, 8192]")
-        self.expect_channels(width * heads, self.q, self.result)
-        self.expect_channels(width * kv_heads, self.k, self.v)
-        self.expect(self.window is None or 0 < self.get("window") < 2**31, "window must be positive")
-        self.expect((self.prefix_k is None) == (self.prefix_v is None), "a prefix has keys and values")
-        if self.prefix_k is not None:
-            rows = (*self.prefix_k.shape, 0)[0]
-            for name in ("prefix_k", "prefix_v"):
-                self.expect_weight(name, u8, (rows, width * kv_heads))
+    PORTS: ClassVar = {"q": BYTES, "k": BYTES, "v": BYTES, "result": ACTIVATIONS}
+    LIMITS: ClassVar = (
+        zero_of("q_zero", "q"),
+        zero_of("k_zero", "k"),
+        zero_of("v_zero", "v"),
+        zero_of("zero_point"),
+        *scales("score_"),
+        *scales(),
+        Limit("score_multiplier not negative", lambda op: op.get("score_multiplier") >= 0),
+        Limit(
+            "kv_heads divides heads",
+            lambda op: (
+                0 < op.get("kv_heads") <= op.get("heads") and op.get("heads") % op.get("kv_heads") == 0
+            ),
+        ),
+        Limit("head_dim in [1, 8192]", lambda op: 0 < op.head_dim <= 8192),
+        Limit(
+            "q and the result of heads, k and v of kv_heads times head_dim",
+            lambda op: (
+                channels(op.q) == channels(op.result) == op.head_dim * op.get("heads")
+                and channels(op.k) == channels(op.v) == op.head_dim * op.get("kv_heads")
+            ),
+        ),
+        Limit("window positive", lambda op: op.window is None or 0 < op.get("window") < 2**31),
+        Limit("a prefix of keys and values", lambda op: (op.prefix_k is None) == (op.prefix_v is None)),
+        constant("prefix_k", u8, "[prefix tokens, channels]", lambda op: op.prefix_shape),
+        constant("prefix_v", u8, "[prefix tokens, channels]", lambda op: op.prefix_shape),
+    )
 
-    def cache(self) -> tuple[int, int]:
-        return self.get("layer"), 0 if self.prefix_k is None else self.prefix_k.shape[0]
+    @property
+    def head_dim(self) -> int:
+        return channels(self.q) // int(self.get("heads"))
+
+    @property
+    def prefix_shape(self) -> tuple[int, int]:
+        rows = 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
+        return rows, channels(self.k)
+
+    def states(self) -> tuple[State, ...]:
+        layer, shape = self.get("layer"), (self.get("kv_heads"), self.head_dim)
+        return (
+            rows_by_position(f"key.{layer}", shape, u8, self.prefix_k),
+            rows_by_position(f"value.{layer}", shape, u8, self.prefix_v),
+        )
 
     def evaluate(self, ctx: EvaluationContext, q: Array, k: Array, v: Array) -> Array:
-        layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
-        past = ctx.cache.get(layer)
-        if past is None and self.prefix_k is not None and self.prefix_v is not None:
-            past = ctx.array(self.prefix_k), ctx.array(self.prefix_v)
-        if past is not None:
-            k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
-        ctx.cache[layer] = k, v
+        heads, kv_heads = self.get("heads"), self.get("kv_heads")
+        keys_state, values_state = self.states()
+        k = grown(ctx, keys_state, k, ctx.array, np.concatenate)
+        v = grown(ctx, values_state, v, ctx.array, np.concatenate)
         new, seen = len(q), len(k)
         # float64 products of integers below 2^53 are exact.
         shape = (new, kv_heads, heads // kv_heads, -1)
@@ -451,16 +430,21 @@ class LutOp(IntOp):
     function = opt_prop_def(StringAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.x)
-        self.expect_activation(self.result)
-        self.expect_channels(channels(self.x), self.result)
-        if bits(self.x) == 8:
-            self.expect_weight("table", element_type(self.result), (256,))
-        else:
-            self.expect(self.segment_bits is not None, "a ui16 operand needs segment_bits")
-            self.expect(0 <= self.get("segment_bits") <= 8, "segment_bits must be in [0, 8]")
-            self.expect_weight("table", s32, ((1 << (16 - self.get("segment_bits"))) + 1,))
+    PORTS: ClassVar = {"x": ACTIVATIONS, "result": ACTIVATIONS}
+    LIMITS: ClassVar = (
+        same_channels("x"),
+        Limit(
+            "table of 256 results for ui8, of 2^(16 - segment_bits) + 1 si32 knots for ui16",
+            lambda op: (
+                op.table.type.get_element_type() == element_type(op.result) and op.table.shape == (256,)
+                if bits(op.x) == 8
+                else op.segment_bits is not None
+                and 0 <= op.get("segment_bits") <= 8
+                and op.table.type.get_element_type() == s32
+                and op.table.shape == ((1 << (16 - op.get("segment_bits"))) + 1,)
+            ),
+        ),
+    )
 
     def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
         table = ctx.array(self.table)
@@ -472,7 +456,7 @@ class LutOp(IntOp):
 
 
 @irdl_op_definition
-class MulOp(IntOp):
+class MulOp(AccumulatorOp):
     """Elementwise product; `acc_shift` brings the product of two u16 into s32.
 
     `y = shift_right_round((a − a_zero)·(b − b_zero), acc_shift)`
@@ -486,15 +470,17 @@ class MulOp(IntOp):
     acc_shift = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.a, self.b)
-        self.expect(element_type(self.result) == s32, "the result must be si32")
-        self.expect_zero_point("a_zero", self.a)
-        self.expect_zero_point("b_zero", self.b)
-        self.expect_channels(channels(self.a), self.b, self.result)
-        self.expect(0 <= self.get("acc_shift") <= 31, "acc_shift must be in [0, 31]")
-        wide = bits(self.a) + bits(self.b) - self.get("acc_shift")
-        self.expect(wide <= 30, "acc_shift must bring the product into 31 bits")
+    PORTS: ClassVar = {"a": ACTIVATIONS, "b": ACTIVATIONS, "result": ACCUMULATOR}
+    LIMITS: ClassVar = (
+        zero_of("a_zero", "a"),
+        zero_of("b_zero", "b"),
+        same_channels("a", "b"),
+        within("acc_shift", 0, 31),
+        Limit(
+            "acc_shift brings the product into 31 bits",
+            lambda op: bits(op.a) + bits(op.b) - op.get("acc_shift") <= 30,
+        ),
+    )
 
     def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
         product = (x.astype(np.int64) - self.get("a_zero")) * (y.astype(np.int64) - self.get("b_zero"))
@@ -522,17 +508,16 @@ class AddOp(IntOp):
     zero_point = prop_def(IntegerAttr)
     result = result_def(TensorType)
 
-    def check(self) -> None:
-        self.expect_operands(self.a, self.b)
-        self.expect_activation(self.result)
-        self.expect_channels(channels(self.a), self.b, self.result)
-        self.expect_zero_point("zero_point", self.result)
-        for name, value in (("a", self.a), ("b", self.b)):
-            self.expect_zero_point(f"{name}_zero", value)
-            self.expect_scale(f"{name}_multiplier", f"{name}_shift")
-            factor = abs(self.get(f"{name}_multiplier")) * 2.0 ** -(31 + self.get(f"{name}_shift"))
-            bound = (1 << (bits(value) + a.ADD_LEFT_SHIFT)) * factor
-            self.expect(bound < 2**30, f"operand {name} is more than 64 times the result's range")
+    PORTS: ClassVar = {"a": ACTIVATIONS, "b": ACTIVATIONS, "result": ACTIVATIONS}
+    LIMITS: ClassVar = (
+        same_channels("a", "b"),
+        zero_of("zero_point"),
+        zero_of("a_zero", "a"),
+        zero_of("b_zero", "b"),
+        *scales("a_"),
+        *scales("b_"),
+        addends("a", "b"),
+    )
 
     def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
         terms = (

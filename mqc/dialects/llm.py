@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType, f32
 from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
@@ -35,7 +35,7 @@ from mqc.dialects.llm_elementwise import (
     TanhOp,
 )
 from mqc.dialects.rotations import Alike, RotationRule, turn_columns
-from mqc.ir.op import INDICES, EvaluationContext, WeightAttr, channels
+from mqc.ir.op import INDICES, EvaluationContext, State, WeightAttr, channels, grown, rows_by_position
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
 
@@ -308,22 +308,20 @@ class AttentionOp(LlmOp):
             "q, k, v and the result must have heads * head_dim channels",
         )
 
-    def cache(self) -> tuple[int, int]:
-        return self.get("layer"), 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
+    def states(self) -> tuple[State, ...]:
+        layer, shape = self.get("layer"), (channels(self.k),)
+        return (
+            rows_by_position(f"key.{layer}", shape, f32, self.prefix_k),
+            rows_by_position(f"value.{layer}", shape, f32, self.prefix_v),
+        )
 
     def compute(
         self, ctx: EvaluationContext, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        layer, heads, kv_heads = self.get("layer"), self.get("heads"), self.get("kv_heads")
-        past = ctx.cache.get(layer)
-        if past is None and self.prefix_k is not None and self.prefix_v is not None:
-            past = (
-                ctx.rounded(self.k, ctx.torch(self.prefix_k)),
-                ctx.rounded(self.v, ctx.torch(self.prefix_v)),
-            )
-        if past is not None:
-            k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
-        ctx.cache[layer] = k, v
+        heads, kv_heads = self.get("heads"), self.get("kv_heads")
+        keys_state, values_state = self.states()
+        k = grown(ctx, keys_state, k, lambda ref: ctx.rounded(self.k, ctx.torch(ref)), torch.cat)
+        v = grown(ctx, values_state, v, lambda ref: ctx.rounded(self.v, ctx.torch(ref)), torch.cat)
         new, seen = q.shape[0], k.shape[0]
         queries = q.view(new, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)
         keys = k.view(seen, kv_heads, 1, -1).permute(1, 2, 3, 0)

@@ -49,7 +49,7 @@ class LlmOp(MqcOp):
 
         Args:
             lowering: `mqc.passes.lower_to_int.Lowering`, whose `emit`, `requant`, `out` and `scalar`
-                make `int` ops.
+                make `int` ops, and whose `quantization` tells the type of an operand.
 
         Returns the integer value of the result. Raises `UnsupportedOpError` by default.
         """

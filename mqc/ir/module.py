@@ -9,7 +9,7 @@ from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import SSAValue
 
 from mqc.errors import IRError
-from mqc.ir.op import MqcOp, WeightAttr, plain
+from mqc.ir.op import MqcOp, State, WeightAttr, plain
 
 LEVELS = ("llm", "quant", "int", "htp")
 
@@ -54,6 +54,11 @@ def gives_logits(op: MqcOp) -> bool:
 def mqc_ops(module: ModuleOp) -> Iterator[MqcOp]:
     """The ops of @main in order, but for the return."""
     yield from function_ops(main_function(module))
+
+
+def states(module: ModuleOp) -> list[State]:
+    """What the ops of @main keep from call to call, in order."""
+    return [state for op in mqc_ops(module) for state in op.states()]
 
 
 def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:

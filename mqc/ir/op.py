@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from xdsl.dialects.builtin import (
@@ -78,10 +79,12 @@ def tensor(element: Attribute, channels: int) -> TensorType:
 #: The type of token ids and positions.
 INDICES = TensorType(i64, [DYNAMIC_INDEX])
 
-_SHAPE = f"must be tensor<?xchannels x element> with 1 to {MAX_CHANNELS} channels"
+#: What `is_value` asks, in words.
+VALUE_SHAPE = f"must be tensor<?xchannels x element> with 1 to {MAX_CHANNELS} channels"
 
 
-def _is_value(kind: Attribute) -> bool:
+def is_value(kind: Attribute) -> bool:
+    """Whether a type is that of a value between ops."""
     if not isinstance(kind, TensorType) or kind.get_num_dims() != 2:
         return False
     tokens, count = kind.get_shape()
@@ -128,14 +131,46 @@ def attr(value: int | float | str | Attribute) -> Attribute:
             return value
 
 
+@dataclass(frozen=True)
+class State:
+    """One tensor that an op keeps. Engines, graph inputs, the verifier and the NPU's functions go by this.
+
+    name: unique in a module, e.g. `key.3`.
+    shape: of the row that each position adds if the state grows, else of the whole.
+    element: type of its elements; f32 on the float levels.
+    grows: whether each position adds a row; otherwise its size is fixed.
+    initial: what a new sequence begins with: the rows of the prefix, or the whole. None: no rows, or zeros.
+    cleared: whether a new sequence must find it as it was at first. Rows that are written before they are
+        read need not be.
+    padding: whether tokens behind the last real one may pass through it. They may where their rows are
+        written again before they are read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    element: Attribute
+    grows: bool
+    initial: WeightAttr | None
+    cleared: bool
+    padding: bool
+
+
+def rows_by_position(
+    name: str, shape: tuple[int, ...], element: Attribute, initial: WeightAttr | None
+) -> State:
+    """A cache of one row a position. No row is read before it is written, so a new sequence need not clear
+    it, and padding may pass."""
+    return State(name, shape, element, grows=True, initial=initial, cleared=False, padding=True)
+
+
 class EvaluationContext(Protocol):
     """What an op's semantics take besides operands: constants, and what is left of earlier tokens.
 
-    `mqc.analysis.evaluation.Evaluation` is one. cache: by layer, kept from call to call. position: of the
-    first token of the call, prefix included.
+    `mqc.analysis.evaluation.Evaluation` is one. state: what ops keep from call to call (`MqcOp.states`), by
+    name; empty at first. position: of the first token of the call, prefix included.
     """
 
-    cache: dict[Any, Any]
+    state: dict[str, Any]
     position: int
 
     def array(self, ref: WeightAttr) -> Array:
@@ -146,6 +181,26 @@ class EvaluationContext(Protocol):
 
     def rounded(self, value: SSAValue, real: Any) -> Any:
         """A torch tensor of real numbers as the quantized type of a value has them, if it has one."""
+
+
+def grown(
+    ctx: EvaluationContext,
+    state: State,
+    rows: Any,
+    initial: Callable[[WeightAttr], Any],
+    join: Callable[[list[Any]], Any],
+) -> Any:
+    """A growing state with new rows behind those of earlier calls; kept for the next call.
+
+    Args:
+        initial: reads the rows that a sequence begins with.
+        join: one array from a list of arrays.
+    """
+    past = ctx.state.get(state.name)
+    if past is None and state.initial is not None:
+        past = initial(state.initial)
+    ctx.state[state.name] = rows if past is None else join([past, rows])
+    return ctx.state[state.name]
 
 
 class MqcOp(IRDLOperation):
@@ -191,10 +246,10 @@ class MqcOp(IRDLOperation):
     def verify_(self) -> None:
         for value in self.operands:
             ranked = isinstance(value.type, TensorType) and value.type.get_num_dims() == 1
-            wanted = f"must be {INDICES}" if ranked else _SHAPE
-            self.expect(_is_value(value.type) or value.type == INDICES, f"operand {value.type} {wanted}")
+            wanted = f"must be {INDICES}" if ranked else VALUE_SHAPE
+            self.expect(is_value(value.type) or value.type == INDICES, f"operand {value.type} {wanted}")
         for value in self.results:
-            self.expect(_is_value(value.type), f"result {value.type} {_SHAPE}")
+            self.expect(is_value(value.type), f"result {value.type} {VALUE_SHAPE}")
         self.check()
 
     def check(self) -> None:
@@ -204,9 +259,9 @@ class MqcOp(IRDLOperation):
         """Operands that index tables, each with the number of rows there are."""
         return []
 
-    def cache(self) -> tuple[int, int] | None:
-        """Layer whose KV cache the op keeps, and the number of prefix rows it gives it."""
-        return None
+    def states(self) -> tuple[State, ...]:
+        """What the op keeps from one call to the next."""
+        return ()
 
     def weight_refs(self) -> list[WeightAttr]:
         """The constants that the op names."""

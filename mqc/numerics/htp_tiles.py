@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mqc.arrays import Array
+from mqc.numerics.nibbles import join_nibbles, split_nibbles
 
 #: Outputs of a record: the 32-bit lanes of an HVX vector.
 LANES = 32
@@ -78,7 +79,7 @@ class Records:
             full[:n, :k] = weight
         quads: Array = full.view(np.uint8).reshape(self.count, LANES, -1, 4).transpose(0, 2, 1, 3)
         if self.bits == 4:
-            quads = (quads[:, 0::2] & 15) | (quads[:, 1::2] << 4)
+            quads = join_nibbles(quads[:, 0::2], quads[:, 1::2])
         records[:, begin:] = quads.reshape(self.count, -1)
         return records
 
@@ -86,10 +87,10 @@ class Records:
         """`[outputs, inputs]` s8 of records: 4-bit ones before their factors. Inverse of `pack`."""
         quads = records[:, HEADER_BYTES + self.factor_bytes :].reshape(len(records), -1, LANES, 4)
         if self.bits == 4:
-            both = np.stack((quads & 15, quads >> 4), 2).reshape(len(records), -1, LANES, 4)
-            quads = (both ^ 8) - 8
-        matrix = quads.transpose(0, 2, 1, 3).reshape(len(records) * LANES, -1).view(np.int8)
-        result: Array = matrix[: self.outputs, : self.inputs]
+            quads = np.stack(split_nibbles(quads), 2).reshape(len(records), -1, LANES, 4)
+        # By inputs first: the transpose is `kn`, the layout that an ONNX product takes.
+        columns = quads.view(np.int8).transpose(1, 3, 0, 2).reshape(-1, len(records) * LANES)
+        result: Array = columns[: self.inputs, : self.outputs].T
         return result
 
     def factors(self, records: Array) -> Array | None:

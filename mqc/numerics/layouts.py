@@ -22,6 +22,7 @@ import numpy as np
 
 from mqc.arrays import Array
 from mqc.numerics.htp_tiles import Records
+from mqc.numerics.nibbles import join_nibbles, split_nibbles
 
 #: Inputs per factor of 4-bit records.
 _GROUPS = {"records.s4": 0, "records.s4.g32": 32, "records.s4.g64": 64, "records.s4.g128": 128}
@@ -62,9 +63,9 @@ def pack(weight: Array, layout: str) -> Array:
     if layout == "kn":
         return np.ascontiguousarray(weight.T)
     if layout == "kn.s4":
-        nibbles = np.zeros(2 * shape[0], np.uint8)
-        nibbles[: n * k] = weight.T.reshape(-1).view(np.uint8) & 15
-        return nibbles[0::2] | (nibbles[1::2] << 4)
+        flat = np.zeros(2 * shape[0], np.int8)
+        flat[: n * k] = weight.T.reshape(-1)
+        return join_nibbles(flat[0::2], flat[1::2])
     padded = weight
     if n % 16 or k % 4:
         padded = np.zeros((-(-n // 16) * 16, -(-k // 4) * 4), np.int8)
@@ -73,8 +74,8 @@ def pack(weight: Array, layout: str) -> Array:
     blocks = np.ascontiguousarray(blocks)
     if layout == "n16k4":
         return blocks
-    values = blocks.reshape(*blocks.shape[:2], 64).view(np.uint8) & 15
-    packed: Array = values[..., :32] | (values[..., 32:] << 4)
+    values = blocks.reshape(*blocks.shape[:2], 64)
+    packed = join_nibbles(values[..., :32], values[..., 32:])
     assert packed.shape == shape
     return packed
 
@@ -87,12 +88,10 @@ def unpack(packed: Array, layout: str, n: int, k: int) -> Array:
         return packed.T
     blocks: Any = packed
     if layout.endswith(".s4"):
-        nibbles = (packed & 15, packed >> 4)
+        halves = split_nibbles(packed)
         if layout == "kn.s4":
-            values = np.stack(nibbles, -1).reshape(-1)[: n * k].reshape(k, n).astype(np.int8)
-            return ((values ^ 8) - 8).T
-        values = np.concatenate(nibbles, -1).astype(np.int8)
-        blocks = ((values ^ 8) - 8).reshape(*packed.shape[:2], 16, 4)
+            return np.stack(halves, -1).reshape(-1)[: n * k].reshape(k, n).T
+        blocks = np.concatenate(halves, -1).reshape(*packed.shape[:2], 16, 4)
     matrix = blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * 16, blocks.shape[1] * 4)
     result: Array = matrix[:n, :k]
     return result

@@ -89,7 +89,7 @@ def measure(
 
 def _work(program: Program, prompt_tokens: int) -> tuple[float, int]:
     """8-bit MACs per prompt token, and bytes of product weights read per decoded token."""
-    from mqc.dialects.int_ops import bits
+    from mqc.dialects.constraints import bits
 
     linears = [op for op in mqc_ops(program.module) if isinstance(op, LinearOp)]
     macs: float = 0

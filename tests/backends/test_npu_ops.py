@@ -88,5 +88,5 @@ def test_a_sum_that_could_leave_s32_is_refused() -> None:
         b_zero=0, zero_point=0, a_multiplier=-(2**30), a_shift=-3, b_multiplier=2**30, b_shift=8,
     )  # fmt: skip
     module = lab.finish(value)
-    with pytest.raises(IRError, match="operand a is more than 64 times"):
+    with pytest.raises(IRError, match="a and b at most 64 times"):
         verify_module(module)

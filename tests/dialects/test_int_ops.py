@@ -14,6 +14,7 @@ from xdsl.utils.test_value import create_ssa_value
 
 from mqc.analysis.lut import exact, interpolation_table, table_of_256
 from mqc.dialects import int_ops, llm
+from mqc.dialects.constraints import bits
 from mqc.dialects.quant import UniformType
 from mqc.ir.op import INDICES, s32, tensor, u8, u16
 from mqc.ir.weight_store import WeightStore
@@ -27,7 +28,7 @@ class Weights:
 
     def __init__(self) -> None:
         self.store = WeightStore()
-        self.cache: dict[int, Any] = {}
+        self.state: dict[str, Any] = {}
 
     def array(self, ref: Any) -> Any:
         return self.store[ref]
@@ -157,7 +158,7 @@ def test_rope_is_the_plain_rotation(seed: int, kind: Any, half: int, rest: int, 
         int_ops.RopeOp, [tensor(kind, 2 * dim), INDICES], tensor(s32, 2 * dim), head_dim=dim, x_zero=zero,
         cos=w.store.add("cos", tables[0]), sin=w.store.add("sin", tables[1]), interleaved=int(interleaved),
     )  # fmt: skip
-    x = rng.choice([0, top, *rng.integers(0, top + 1, 4)], (3, 2 * dim)).astype(f"uint{int_ops.bits(rope.x)}")
+    x = rng.choice([0, top, *rng.integers(0, top + 1, 4)], (3, 2 * dim)).astype(f"uint{bits(rope.x)}")
     positions = rng.integers(0, 7, 3)
     got = rope.evaluate(w, x, positions)
     pairs = list(zip(*(p.tolist() for p in rope_pairs(dim, 2 * half, interleaved)), strict=True))
@@ -187,7 +188,7 @@ def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, win
     q = rng.integers(0, 256, (7, 8 * group)).astype(np.uint8)
     k, v = rng.integers(0, 256, (2, 7, 8)).astype(np.uint8)
     whole = attention.evaluate(w, q, k, v)
-    w.cache.clear()
+    w.state.clear()
     steps = [attention.evaluate(w, q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(7)]
     assert (np.concatenate(steps) == whole).all()
 
@@ -226,7 +227,7 @@ def test_float_types_are_refused() -> None:
             b_zero=0,
             acc_shift=0,
         )
-    with pytest.raises(VerifyException, match=r"must be \[4, 3\]"):
+    with pytest.raises(VerifyException, match=r"must be si8 \[4, 3\]"):
         w = Weights()
         op(
             int_ops.LinearOp, [tensor(u8, 3)], tensor(s32, 4), x_zero=0, acc_shift=0, weight_bits=8,

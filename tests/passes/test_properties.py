@@ -16,7 +16,7 @@ from mqc.analysis.histogram import BINS, Histogram
 from mqc.analysis.proofs import acc_shift, accumulator_bound
 from mqc.calibration import Calibration
 from mqc.compiler.pass_manager import Pipeline
-from mqc.dialects.int_ops import bits
+from mqc.dialects.constraints import bits
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, RecipeError
 from mqc.ir.module import mqc_ops, prefix_tokens

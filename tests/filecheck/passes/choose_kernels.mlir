@@ -12,7 +12,7 @@ builtin.module attributes {mqc.level = "int", mqc.context = 8 : i64} {
     %n.acc = int.rms_norm %x {epsilon = 80, groups = 1, x_zero = 32768} : (tensor<?x8xui16>) -> tensor<?x8xsi32>
     %n = int.requant %n.acc {multiplier = #mqc.weight<"nm", "0", tensor<1xsi32>>, shift = #mqc.weight<"ns", "0", tensor<1xsi8>>, zero_point = 128} : (tensor<?x8xsi32>) -> tensor<?x8xui8>
     /// 4-bit weights have two values a byte
-    // CHECK-NEXT: %q.acc = int.linear {{.*}} layout = "n16k4.s4", weight = #mqc.weight<"wq", "{{[0-9a-f]+}}", tensor<1x2x32xui8>>
+    // CHECK-NEXT: %q.acc = int.linear {{.*}} layout = "n16k4.s4", row_sums = #mqc.weight<"wq.row_sums", "{{[0-9a-f]+}}", tensor<8xsi32>>, weight = #mqc.weight<"wq", "{{[0-9a-f]+}}", tensor<1x2x32xui8>>
     // CHECK-NEXT: %q = int.requant {{.*}}kernel = "linear_u8_u8"
     %q.acc = int.linear %n {acc_shift = 0, bias = #mqc.weight<"bq", "0", tensor<8xsi32>>, weight = #mqc.weight<"wq", "0", tensor<8x8xsi8>>, weight_bits = 4, x_zero = 128} : (tensor<?x8xui8>) -> tensor<?x8xsi32>
     %q = int.requant %q.acc {multiplier = #mqc.weight<"qm", "0", tensor<8xsi32>>, shift = #mqc.weight<"qs", "0", tensor<8xsi8>>, zero_point = 128} : (tensor<?x8xsi32>) -> tensor<?x8xui8>

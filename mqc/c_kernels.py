@@ -1,4 +1,4 @@
-"""Kernels for `int` ops that mqc does not know."""
+"""C kernels for `int` ops that mqc does not know: what the CPU backend takes from plug-ins."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class CKernel:
 _registered: dict[type[MqcOp], CKernel] = {}
 
 
-def register(kernel: CKernel) -> None:
+def register_kernel(kernel: CKernel) -> None:
     """Make the CPU backend take an op. Raises `TargetError` for a name that is no C identifier."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", kernel.name):
         raise TargetError(f"cpu: {kernel.name!r} cannot name a C function")
     _registered[kernel.op] = kernel
 
 
-def extension(op: MqcOp) -> CKernel | None:
+def registered_kernel(op: MqcOp) -> CKernel | None:
     """The kernel registered for an op, if it takes it."""
     found = _registered.get(type(op))
     return found if found is not None and found.accepts(op) else None
