@@ -226,7 +226,9 @@ class LinearOp(IntOp):
 
 @irdl_op_definition
 class RequantOp(IntOp):
-    """Rescale accumulators to a narrower type, per tensor or per channel (design section 5).
+    """Rescale accumulators to a narrower type, per tensor or per channel.
+
+    "Integer semantics" in docs/architecture.md defines `requantize`.
 
     `y = clamp(requantize(x, multiplier, shift) + zero_point)`
     """
