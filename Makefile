@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint fast docs bench clean build/typecheck
+.PHONY: demo test lint fast docs figures clean build/typecheck
 
 # Compile the embedded model, measure it on WikiText-2, and ask it a question.
 demo: $(STAMP)
@@ -36,9 +36,9 @@ docs: $(STAMP)
 	$(BIN)/python -m mqc.reference docs
 	$(BIN)/python -m tests.import_graph docs/architecture.md
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/layers.py
-	$(BIN)/python benchmarks/programs.py
+# Measures docs/measurements.md: hours. `make figures NAMES="demo layers"` measures those sections only.
+figures: $(STAMP)
+	$(BIN)/python benchmarks/figures.py $(NAMES)
 
 # torch by exact version first: any other request may bring gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""How far Qualcomm's HTP back end (x86, onnxruntime-qnn) is from the oracle, op by op: docs/onnx.md's table.
+"""How far Qualcomm's HTP back end (x86, onnxruntime-qnn) is from the oracle, op by op.
 
 Each op is judged alone: HTP's result against the oracle's for the inputs that HTP had, in steps of the
 result. Usage: htp.py PROGRAM, a program for onnx-int8.
@@ -50,7 +50,7 @@ def main() -> None:
     for provider in ("QNNExecutionProvider", "CPUExecutionProvider"):
         program.configure(runtime="npu", tokens=(TOKENS, 1), context=128, provider=provider)
         noise = ((program.integer_logits(ids) - oracle) ** 2).sum()
-        print(f"logits, {provider}: SQNR {10 * np.log10((oracle**2).sum() / noise):.1f} dB")
+        print(f"- logits, {provider}: SQNR {10 * np.log10((oracle**2).sum() / noise):.1f} dB")
 
 
 if __name__ == "__main__":

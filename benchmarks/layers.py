@@ -1,12 +1,11 @@
 """How compilation grows with the number of layers: time and peak memory, one process each.
 
-Random-weight Llama models of SmolLM2's width. Prints one JSON object a line, then the growth per
-layer between neighbours, which is about constant when time and memory are linear.
+Random-weight Llama models of SmolLM2's width. Prints a Markdown table. What a layer adds is about constant
+when time and memory are linear.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import subprocess
@@ -42,18 +41,22 @@ def compile_layers(layers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    rows = []
+    print("| layers | seconds | peak memory | seconds a layer more | memory a layer more |")
+    print("|---|---|---|---|---|")
+    before: dict[str, float] | None = None
     for layers in LAYERS:
         run = subprocess.run(
             [sys.executable, __file__, str(layers)], capture_output=True, text=True, check=True
         )
-        rows.append(json.loads(run.stdout.splitlines()[-1]))
-        print(json.dumps(rows[-1]), flush=True)
-    for a, b in itertools.pairwise(rows):
-        step = b["layers"] - a["layers"]
-        seconds = (b["seconds"] - a["seconds"]) / step
-        mib = (b["peak_rss_bytes"] - a["peak_rss_bytes"]) / step / 2**20
-        print(f"{a['layers']:>3} to {b['layers']:>3} layers: {seconds:.2f} s and {mib:.1f} MiB a layer")
+        row: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+        seconds, peak = row["seconds"], row["peak_rss_bytes"]
+        more = " | "
+        if before is not None:
+            step = layers - before["layers"]
+            memory = (peak - before["peak_rss_bytes"]) / step
+            more = f"{(seconds - before['seconds']) / step:.2f} | {memory / 1e6:.1f} MB"
+        print(f"| {layers} | {seconds:.1f} | {peak / 1e9:.2f} GB | {more} |", flush=True)
+        before = row
 
 
 if __name__ == "__main__":

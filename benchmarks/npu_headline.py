@@ -1,7 +1,7 @@
 """Modelled NPU figures at the sizes of MobileQuant's paper, beside what the paper measured on a phone.
 
 Builds the tiled `htp` functions of TinyLlama-1.1B and Gemma-2B from their sizes, without any weights, and
-runs the cost model of docs/npu-cost.md for each chip. Prints that page's tables as Markdown.
+runs the cost model of docs/npu-cost.md for each chip. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -388,11 +388,11 @@ def main() -> None:
                 found[name][model.name, plan.name] = figures(prefill, decodes, chip)
     for name, results in found.items():
         phone = name == "snapdragon-8-gen-3"
-        print(f"\n## {name}")
+        print(f"\n### {name}")
         table("Milliseconds", {k: f.milliseconds() for k, f in results.items()}, PAPER_MS if phone else {})
         table("Millijoules", {k: f.millijoules() for k, f in results.items()}, PAPER_MJ if phone else {})
         where(results)
-    print("\n## Where model and phone differ, and what the model depends on")
+    print("\n### Where model and phone differ, and what the model depends on")
     differences(found["snapdragon-8-gen-3"])
     sensitivity(kept, chips()["snapdragon-8-gen-3"])
 

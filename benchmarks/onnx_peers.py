@@ -2,12 +2,15 @@
 
 The peers are made from the float model as torch.onnx exports it, with a KV cache: `quantize_dynamic`, and
 `quantize_static` calibrated on the text that mqc calibrates on. All run in the same process, in turns, on
-all cores; speeds are medians of the rounds. Needs `pip install onnxscript onnx onnxruntime`.
+all cores; speeds are medians of the rounds. Usage: onnx_peers.py PROGRAM, a program for onnx-int8. Needs
+`pip install onnxscript onnx onnxruntime`.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,15 +149,13 @@ def speed(model: Any) -> tuple[float, float]:
 
 
 def main() -> None:
-    BUILD.mkdir(parents=True, exist_ok=True)
+    program = Path(sys.argv[1])
+    shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True)
     source = load_source("demo")
-    program = BUILD / "smollm2.mqc"
-    if not program.exists():
-        mqc.compile("demo", target="onnx-int8").save(program)
     tokenizer = mqc.load(program).tokenizer
     float_path = BUILD / "float.onnx"
-    if not float_path.exists():
-        export(source.model, float_path)
+    export(source.model, float_path)
     config = source.model.config
     shape = (1, config.num_key_value_heads, 0, config.hidden_size // config.num_attention_heads)
     empty = {f"past.{i}": np.zeros(shape, np.float32) for i in range(2 * config.num_hidden_layers)}
@@ -182,13 +183,11 @@ def main() -> None:
     }
     for name, make in makers.items():
         path = BUILD / f"{name.replace(' ', '_').replace(',', '')}.onnx"
-        if not path.exists():
-            make(path)
+        make(path)
         models[name] = (lambda path=path: Peer(path, empty), _bytes(path))
     for style in ("qdq", "integer"):
         folder = BUILD / style
-        if not folder.exists():
-            mqc.load(program).export(folder, style=style)
+        mqc.load(program).export(folder, style=style)
         files = (folder / "model.onnx", folder / "weights.bin")
         models[f"mqc, {style}"] = (
             lambda style=style: Ours(program, style=style), sum(f.stat().st_size for f in files),

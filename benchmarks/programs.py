@@ -1,4 +1,4 @@
-"""Perplexity, size and speed of SmolLM2 under every recipe: README's figures.
+"""Perplexity, size and speed of SmolLM2 under every recipe.
 
 Speed stands as a share of what the machine could do at most, measured in the same run.
 """

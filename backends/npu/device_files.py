@@ -114,8 +114,8 @@ def _readme(module: ModuleOp, ops: OpList, metadata: Mapping[str, str], missing:
             f"**QNN.** `{ONNX}/` holds static QDQ graphs (`prefill_N.onnx`, `decode.onnx`; int32 ids and "
             "positions in, 16-bit logits and the new cache rows out), their weights, the cache rows of the "
             "prefix (`initial_cache.safetensors`), AIMET encodings, and the context binaries that HTP loads "
-            "(`*_ctx.onnx` and the `.bin` beside). docs/onnx.md of mqc says how close these are to the "
-            "integer program.",
+            "(`*_ctx.onnx` and the `.bin` beside). docs/measurements.md of mqc says how close these are to "
+            "the integer program.",
             "",
             f"**HVX.** `{HVX}/` holds the kernels in C with HVX intrinsics, an interpreter of op lists and "
             f"objects for Hexagon v67; `{OP_LIST}` is the op list, `{OP_TEXT}` the same as text, and "

@@ -181,6 +181,8 @@ class LinearOp(AccumulatorOp):
 class RequantOp(IntOp):
     """Rescale accumulators to a narrower type, per tensor or per channel.
 
+    "Integer semantics" in docs/architecture.md defines `requantize`.
+
     `y = clamp(requantize(x, multiplier, shift) + zero_point)`
     """
 

@@ -48,7 +48,9 @@ def shift_right_round(x: Any, shift: Any) -> Any:
 
 
 def requantize(acc: Any, multiplier: Any, shift: Any) -> Int:
-    """Rescale s32 values by `multiplier · 2^-31 · 2^-shift`, rounding: design section 5, `requant`.
+    """Rescale s32 values by `multiplier · 2^-31 · 2^-shift`, rounding.
+
+    docs/architecture.md, "Integer semantics", states the formula.
 
     Args:
         acc: s32 values.
