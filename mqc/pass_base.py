@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from mqc.analysis.context import CompilerContext
+from mqc.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Pass(ModulePass):
     """An xDSL `ModulePass` that states the level it takes (`requires`) and leaves (`ensures`).
 
     `run` may rely on `ctx.weights` and, where `needs_calibration`, on `ctx.calibration`.
-    Options are dataclass fields; their text form is `name{option=value}`.
+    Options are dataclass fields; their text form is `name{option=value}`. A pass checks them in
+    `__post_init__` (`expect`), so that a wrong one is an error before anything is compiled.
     """
 
     requires: ClassVar[str] = "llm"
@@ -27,9 +30,19 @@ class Pass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         if not isinstance(ctx, CompilerContext):
-            raise TypeError(f"{self.name} needs an mqc.ir.module.CompilerContext")
+            raise TypeError(f"{self.name} needs an mqc.analysis.context.CompilerContext")
         self.run(ctx, op)
 
     @abstractmethod
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        """Transform `module` in place."""
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
+        """Transform `module` in place. Returns whether it was modified."""
+
+    def expect(self, condition: bool, message: str) -> None:
+        """Raise `RecipeError` naming the pass unless `condition` holds."""
+        if not condition:
+            raise RecipeError(f"{self.name}: {message}")
+
+    def expect_one_of(self, option: str, known: Sequence[Any]) -> None:
+        """Raise `RecipeError` unless an option has one of the values."""
+        value = getattr(self, option)
+        self.expect(value in known, f"{option} {value!r} is none of {', '.join(map(str, known))}")

@@ -43,12 +43,16 @@ class AbsorbPrefix(Pass):
     tokens: tuple[int, ...] | None = None
     most: int = 2
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        self.expect(self.most >= 0, f"most must be 0 or more, got {self.most}")
+        self.expect(min(self.tokens or (0,)) >= 0, f"tokens must be token ids, got {self.tokens}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if prefix_tokens(module):
             raise PassError("absorb-prefix: the module has a prefix already")
         tokens = self.tokens if self.tokens is not None else self._search(ctx, module)
         if not tokens:
-            return
+            return False
         if len(tokens) >= context_length(module):
             raise PassError("absorb-prefix: the prefix fills the whole context")
         evaluation = Evaluation(module, ctx.weights)
@@ -61,6 +65,7 @@ class AbsorbPrefix(Pass):
                     ref = ctx.weights.add(f"{op.value_name}.prefix_{name}", rows)
                     op.properties[f"prefix_{name}"] = ref
         set_prefix(module, tokens)
+        return True
 
     def _search(self, ctx: CompilerContext, module: ModuleOp) -> tuple[int, ...]:
         if self.most < 1:

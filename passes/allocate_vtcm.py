@@ -33,13 +33,17 @@ class AllocateVtcm(Pass):
     ensures: ClassVar[str] = "htp"
     vtcm_bytes: int = 8 << 20
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        self.expect(self.vtcm_bytes >= 1, f"vtcm_bytes must be 1 or more, got {self.vtcm_bytes}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         for name, function in static_functions(module).items():
             found = buffers(function)
             peak = self.place(name, found)
             function.attributes["vtcm_peak"] = attr(peak)
             function.attributes["vtcm_live"] = attr(lower_bound(found))
         module.attributes["mqc.vtcm"] = attr(self.vtcm_bytes)
+        return True
 
     def place(self, name: str, found: list[Buffer]) -> int:
         occupied: dict[int, list[tuple[int, int]]] = {}  # by number of op, the places in use

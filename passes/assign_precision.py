@@ -13,9 +13,10 @@ from xdsl.rewriter import Rewriter
 from mqc.analysis.context import CompilerContext
 from mqc.compiler.precision_rules import Rule, value_bits, weight_bits
 from mqc.dialects.quant import UniformType, affine_range
-from mqc.errors import CalibrationError, PassError, RecipeError
+from mqc.errors import CalibrationError, PassError
 from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
 from mqc.ir.op import MqcOp, attr, channels, tensor
+from mqc.numerics.products import GROUPS
 from mqc.pass_base import Pass
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
@@ -73,11 +74,20 @@ class AssignPrecision(Pass):
     samples: int = 16
     length: int = 256
 
+    def __post_init__(self) -> None:
+        for name in ("share", "weights8"):
+            self.expect(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        self.expect_one_of("group", GROUPS)
+        for name in ("samples", "length"):
+            self.expect(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        for rule in (*self.plan, *self.rules):
+            Rule.parse(rule)
+
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         return self.share > 0 or self.weights8 > 0
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         own = [Rule.parse(rule) for rule in self.rules]
         plan = [Rule.parse(rule) for rule in self.plan]
         found = self._search(ctx, module, plan, own) if self.needs_calibration else []
@@ -93,6 +103,7 @@ class AssignPrecision(Pass):
                 new = tensor(quantized, channels(op.results[0]))
                 Rewriter.replace_value_with_new_type(op.results[0], new)
         set_level(module, "quant")
+        return True
 
     def _search(
         self, ctx: CompilerContext, module: ModuleOp, plan: list[Rule], own: list[Rule]
@@ -101,8 +112,6 @@ class AssignPrecision(Pass):
 
         if ctx.calibration is None:
             raise CalibrationError("assign-precision needs calibration text to search")
-        if not (0 <= self.share <= 1 and 0 <= self.weights8 <= 1):
-            raise RecipeError("assign-precision: share and weights8 must be between 0 and 1")
         windows = ctx.calibration.part(self.samples, self.length)
         found = []
         if self.share:

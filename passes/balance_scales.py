@@ -41,13 +41,17 @@ class BalanceScales(Pass):
     alpha: float = 0.5
     windows: int = 8
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        self.expect(0 <= self.alpha <= 1, f"alpha must be in [0, 1], got {self.alpha}")
+        self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:
             raise CalibrationError("balance-scales needs calibration text")
         groups = discover(module)
         magnitudes = _channel_magnitudes(ctx, module, self.windows)
         scales = _closed_form(ctx, groups, magnitudes, self.alpha)
-        apply_scales(ctx.weights, module, groups, scales)
+        return apply_scales(ctx.weights, module, groups, scales)
 
 
 def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> dict[SSAValue, Array]:

@@ -38,7 +38,10 @@ class ChooseKernels(Pass):
     ensures: ClassVar[str] = "int"
     backend: str = "cpu"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        backend(self.backend)
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         chosen = backend(self.backend)
         ops = list(mqc_ops(module))
         laid_out: dict[tuple[WeightAttr, str | None, str | None], WeightAttr] = {}
@@ -56,6 +59,7 @@ class ChooseKernels(Pass):
             if isinstance(op, IntOp) and op.MATRIX is not None:
                 _lay_out(ctx.weights, op, op.MATRIX, kernel, laid_out)
             ctx.progress(self.name, (i + 1) / len(ops))
+        return True
 
 
 def _lay_out(

@@ -51,5 +51,5 @@ class FoldConstants(Pass):
 
     name = "fold-constants"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        PatternRewriteWalker(_FoldScale(ctx.weights)).rewrite_module(module)
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
+        return PatternRewriteWalker(_FoldScale(ctx.weights)).rewrite_module(module)

@@ -59,5 +59,6 @@ class FoldNorm(Pass):
 
     name = "fold-norm"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        PatternRewriteWalker(_FoldGain(ctx.weights), apply_recursively=False).rewrite_module(module)
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
+        walker = PatternRewriteWalker(_FoldGain(ctx.weights), apply_recursively=False)
+        return walker.rewrite_module(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
 from mqc.learning.student import FloatModel, Student
 from mqc.learning.training import Checkpoint, Processes, Schedule, own_device
+from mqc.numerics.products import GROUPS
 from mqc.pass_base import Pass
 
 METHODS = ("mse-grid", "layer-wise", "end-to-end")
@@ -99,8 +100,19 @@ class LearnRanges(Pass):
     seed: int = 0
     memory: int = 2048
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        self._check()
+    def __post_init__(self) -> None:
+        self.expect_one_of("method", METHODS)
+        self.expect_one_of("loss", LOSSES)
+        self.expect_one_of("weight_bits", (0, 4, 8))
+        self.expect_one_of("group", GROUPS)
+        for name in ("steps", "samples", "length", "batch", "memory"):
+            self.expect(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        for field in fields(self):
+            if field.name.startswith("lr_"):
+                rate = getattr(self, field.name)
+                self.expect(rate >= 0, f"{field.name} must not be negative, got {rate}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:
             raise CalibrationError("learn-ranges needs calibration text")
         windows = ctx.calibration.part(self.samples, self.length)
@@ -114,7 +126,7 @@ class LearnRanges(Pass):
         teacher = FloatModel(ctx, module, device)
         if self.method == "mse-grid":
             _mse_grid(ctx, module, teacher, windows)
-            return
+            return True
         grid = WeightGrid(self.weight_bits, self.group, self.keep8) if self.weight_bits else None
         student = Student(ctx, module, device, grid, rounding=self.lr_rounding > 0)
         rates = {
@@ -170,17 +182,7 @@ class LearnRanges(Pass):
         else:
             end_to_end(task, self.loss)
         student.fold()
-
-    def _check(self) -> None:
-        if self.method not in METHODS:
-            raise RecipeError(f"learn-ranges: method {self.method!r} is none of {', '.join(METHODS)}")
-        if self.loss not in LOSSES:
-            raise RecipeError(f"learn-ranges: loss {self.loss!r} is none of {', '.join(LOSSES)}")
-        if self.weight_bits not in (0, 4, 8):
-            raise RecipeError(f"learn-ranges: weight_bits must be 0, 4 or 8, got {self.weight_bits}")
-        for name in ("steps", "samples", "length", "batch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"learn-ranges: {name} must be 1 or more, got {getattr(self, name)}")
+        return True
 
 
 def _mse_grid(ctx: CompilerContext, module: ModuleOp, model: FloatModel, windows: Windows) -> None:

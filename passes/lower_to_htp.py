@@ -56,10 +56,12 @@ class LowerToHtp(Pass):
     tokens: tuple[int, ...] = (128, 1)
     vtcm_bytes: int = 8 << 20
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        self.expect(min(self.tokens, default=1) >= 1, f"tokens must be 1 or more, got {self.tokens}")
+        self.expect(self.vtcm_bytes >= 1, f"vtcm_bytes must be 1 or more, got {self.vtcm_bytes}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         room = context_length(module) - len(prefix_tokens(module))
-        if min(self.tokens, default=1) < 1:
-            raise TargetError(f"lower-to-htp: tokens must be 1 or more, got {self.tokens}")
         most = max(1, (self.vtcm_bytes - _TILE_BYTES) // _bytes_per_token(module))
         counts = sorted({_halved(min(count, room), most) for count in (*self.tokens, 1)}, reverse=True)
         matrices = _Matrices(ctx, module)
@@ -71,6 +73,7 @@ class LowerToHtp(Pass):
             op.properties["weight"], op.properties["layout"] = ref, attr(layout)
         module.body.block.add_ops(functions)
         set_level(module, "htp")
+        return True
 
 
 def _halved(count: int, most: int) -> int:

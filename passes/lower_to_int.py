@@ -46,10 +46,11 @@ class LowerToInt(Pass):
     requires: ClassVar[str] = "quant"
     ensures: ClassVar[str] = "int"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         Lowering(ctx, module).run()
         set_level(module, "int")
         check_accumulators(module, ctx.weights)
+        return True
 
 
 class Lowering:

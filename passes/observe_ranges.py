@@ -10,7 +10,7 @@ from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.histogram import Histogram
 from mqc.compiler.observation import observe, prefix_rows
-from mqc.errors import CalibrationError, RecipeError
+from mqc.errors import CalibrationError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
@@ -36,9 +36,12 @@ class ObserveRanges(Pass):
     outside_ppm: float = 1.0
     windows: int = 16
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        if self.method not in METHODS:
-            raise RecipeError(f"observe-ranges: method {self.method!r} is none of {', '.join(METHODS)}")
+    def __post_init__(self) -> None:
+        self.expect_one_of("method", METHODS)
+        self.expect(0 <= self.outside_ppm < 1e6, f"outside_ppm must be in [0, 1e6), got {self.outside_ppm}")
+        self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:
             raise CalibrationError("observe-ranges needs calibration text")
         histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(module)}
@@ -59,3 +62,4 @@ class ObserveRanges(Pass):
             full = [histogram.low, histogram.high]
             op.attributes["range"] = DenseArrayBase.from_list(f64, full)
             op.attributes["clip"] = DenseArrayBase.from_list(f64, list(clip))
+        return True

@@ -24,7 +24,7 @@ class PlanMemory(Pass):
     requires: ClassVar[str] = "int"
     ensures: ClassVar[str] = "int"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         live: list[tuple[int, int, int]] = []  # (offset, end, last use)
         arena = 0
         for value in live_ranges(module):
@@ -38,3 +38,4 @@ class PlanMemory(Pass):
             arena = max(arena, start + value.size)
             value.op.attributes["offset"] = attr(start)
         module.attributes["mqc.arena"] = attr(arena)
+        return True

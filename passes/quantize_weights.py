@@ -21,11 +21,10 @@ from mqc.errors import RecipeError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import WeightAttr, attr
 from mqc.ir.weight_store import WeightStore
-from mqc.numerics.products import per_input
+from mqc.numerics.products import GROUPS, per_input
 from mqc.numerics.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
 from mqc.pass_base import Pass
 
-GROUPS = (0, 32, 64, 128)
 #: Largest integer factor of a group: 4-bit weight · factor then fits in s8.
 MAX_GROUP_FACTOR = 16
 
@@ -66,19 +65,18 @@ class QuantizeWeights(Pass):
     windows: int = 16
     keep_reference: bool = False
 
+    def __post_init__(self) -> None:
+        self.expect_one_of("bits", (4, 8))
+        self.expect_one_of("group", GROUPS)
+        self.expect(not (self.group and self.bits == 8), "groups need bits=4")
+        self.expect_one_of("rounding", ("nearest", "feedback"))
+        self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         return self.rounding == "feedback"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
-        if self.bits not in (4, 8) or self.group not in GROUPS or (self.group and self.bits == 8):
-            raise RecipeError(
-                "quantize-weights: bits must be 8 or 4, group one of 0, 32, 64, 128 (with 4 bits)"
-            )
-        if self.windows < 1:
-            raise RecipeError(f"quantize-weights: windows must be 1 or more, got {self.windows}")
-        if self.rounding not in ("nearest", "feedback"):
-            raise RecipeError(f"quantize-weights: rounding {self.rounding!r} is neither nearest nor feedback")
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         done: dict[tuple[WeightAttr, WeightAttr | None], tuple[WeightAttr, WeightAttr]] = {}
         count = sum(isinstance(op, LinearOp) for op in mqc_ops(module))
         tables = {op.table for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
@@ -108,6 +106,7 @@ class QuantizeWeights(Pass):
                 if matrix not in done:
                     done[matrix] = _quantize8(ctx.weights, table.table)
                 table.properties["table"], table.properties["table_scale"] = done[matrix]
+        return True
 
     def _linears(
         self, ctx: CompilerContext, module: ModuleOp

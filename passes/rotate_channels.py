@@ -33,7 +33,7 @@ class RotateChannels(Pass):
     name = "rotate-channels"
     seed: int = 0
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         matrices: dict[SSAValue, Array] = {}
         for i, free in enumerate(find_rotatable(module)):
             matrix = random_hadamard(free.width, self.seed + i)
@@ -44,6 +44,7 @@ class RotateChannels(Pass):
             output = matrices.get(op.results[0])
             if output is not None or any(matrix is not None for matrix in inputs):
                 op.turn(ctx.weights, inputs, output)
+        return bool(matrices)
 
 
 def find_rotatable(module: ModuleOp) -> list[Rotatable]:

@@ -45,11 +45,15 @@ class TileHtp(Pass):
     ensures: ClassVar[str] = "htp"
     tile_bytes: int = 1 << 20
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def __post_init__(self) -> None:
+        self.expect(self.tile_bytes >= 1, f"tile_bytes must be 1 or more, got {self.tile_bytes}")
+
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         functions = static_functions(module)
         for i, function in enumerate(functions.values()):
             _Tiling(function, self.tile_bytes).run()
             ctx.progress(self.name, (i + 1) / len(functions))
+        return True
 
 
 class _Tiling:

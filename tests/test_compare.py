@@ -39,7 +39,7 @@ class Levels(Instrument):
         self.weights = WeightStore()
         self.modules: dict[str, ModuleOp] = {}
 
-    def after(self, number: int, p: object, ctx: CompilerContext, module: ModuleOp) -> None:
+    def after(self, number: int, p: object, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
         self.modules[level(module)] = module.clone()
         self.weights.update(ctx.weights)
 

@@ -29,7 +29,7 @@ def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path:
     during = {}
 
     class Evaluate(Instrument):
-        def after(self, number, p, ctx, module) -> None:  # type: ignore[no-untyped-def]
+        def after(self, number, p, ctx, module, modified) -> None:  # type: ignore[no-untyped-def]
             during[f"{number:02d}-{p.name}"] = evaluate(module, ctx.weights, ids)
 
     Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump, Evaluate()])

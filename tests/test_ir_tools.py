@@ -107,11 +107,12 @@ class Break(Pass):
     requires: ClassVar[str] = "llm"
     how: str = "crash"
 
-    def run(self, ctx: CompilerContext, module: ModuleOp) -> None:
+    def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         silu = next(op for op in mqc_ops(module) if isinstance(op, SiluOp))
         if self.how == "crash":
             raise RuntimeError("boom")
         silu.operands[0] = next(op for op in mqc_ops(module) if isinstance(op, LinearOp)).x
+        return True
 
 
 @pytest.mark.parametrize(

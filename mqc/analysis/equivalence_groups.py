@@ -97,11 +97,17 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     )
 
 
-def apply_scales(weights: WeightStore, module: ModuleOp, groups: EquivalenceGroups, scales: Array) -> None:
-    """Divide every value by its scales and let the ops absorb them. `scales`: one per group."""
+def apply_scales(weights: WeightStore, module: ModuleOp, groups: EquivalenceGroups, scales: Array) -> bool:
+    """Divide every value by its scales and let the ops absorb them. `scales`: one per group.
+
+    Returns whether any op had something to absorb.
+    """
+    changed = False
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         inputs = [groups.scale_of(value, scales) for value in op.operands]
         output = groups.scale_of(op.results[0], scales)
         if output is not None or any(scale is not None for scale in inputs):
             op.absorb(weights, inputs, output)
+            changed = True
+    return changed

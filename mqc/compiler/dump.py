@@ -48,7 +48,7 @@ class Dump(Instrument):
         for name, text in texts.items():
             write_text(self.folder / name, text)
 
-    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
         self.write(f"{number:02d}-{p.name}", ctx, module)
 
     def write(self, stem: str, ctx: CompilerContext, module: ModuleOp) -> None:

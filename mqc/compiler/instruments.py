@@ -16,12 +16,16 @@ from mqc.registry import pass_names
 
 
 class Instrument:
-    """Watches a pipeline run. Both methods get the pass, its number from 1, context and module."""
+    """Watches a pipeline run.
+
+    Both methods get the pass, its number from 1, context and module; `after` also whether the pass modified
+    the module.
+    """
 
     def before(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         """Called with the module that the pass will be given."""
 
-    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
         """Called with the module that the pass left, verified."""
 
 
@@ -30,7 +34,7 @@ class PrintIR(Instrument):
 
     Args:
         before_passes, after_passes: globs of pass names (`*` for all), None for no pass.
-        changed: print after every pass that changed the text.
+        changed: print after every pass that modified the module.
         out: stream; stderr if None.
 
     Raises `RecipeError` for a glob that matches no registered pass.
@@ -48,17 +52,14 @@ class PrintIR(Instrument):
                 raise RecipeError(f"there is no pass {glob!r}; known: {', '.join(pass_names())}")
         self.before_passes, self.after_passes, self.changed = before_passes, after_passes, changed
         self.out = out
-        self._last = ""
 
     def before(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
         if self.before_passes is not None and fnmatchcase(p.name, self.before_passes):
             self._print(f"before {p.name}", print_module(module))
-        if self.changed:
-            self._last = print_module(module)
 
-    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
         selected = self.after_passes is not None and fnmatchcase(p.name, self.after_passes)
-        if selected or (self.changed and print_module(module) != self._last):
+        if selected or (self.changed and modified):
             self._print(f"after {p.name}", print_module(module))
 
     def _print(self, place: str, text: str) -> None:

@@ -132,21 +132,22 @@ class Pipeline:
                 instrument.before(number, p, ctx, module)
             given = None if reproducer is None else module.clone()
             try:
-                _apply(p, number, ctx, module, verify_each)
+                modified = _apply(p, number, ctx, module, verify_each)
             except (IRError, UnsupportedOpError, TargetError) as error:
                 if reproducer is not None and given is not None:
                     command = write_reproducer(reproducer, given, ctx, p, verify_each)
                     error.add_note(f"to reproduce: {command}")
                 raise
             for instrument in instruments:
-                instrument.after(number, p, ctx, module)
+                instrument.after(number, p, ctx, module, modified)
             ctx.weights.keep_only(weight_refs(module))
             ctx.progress(p.name, 1.0)
 
 
-def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: bool) -> None:
+def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: bool) -> bool:
+    """Run a pass and verify what it left; whether it modified the module."""
     try:
-        p.apply(ctx, module)
+        modified = p.run(ctx, module)
     except (MqcError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -164,3 +165,8 @@ def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: 
         raise PassError(f"pass {number}, {p.name}, left an invalid module: {error}") from error
     if level(module) != p.ensures:
         raise PassError(f"pass {number}, {p.name}, must leave level {p.ensures}, it left {level(module)}")
+    if not isinstance(modified, bool):
+        raise PassError(
+            f"pass {number}, {p.name}, must return whether it modified the module, not {modified!r}"
+        )
+    return modified

@@ -12,7 +12,7 @@ from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.precision_rules import WEIGHT
 from mqc.errors import RecipeError
 from mqc.registry import backend as find_backend
-from mqc.registry import pass_class
+from mqc.registry import backends, pass_class, pass_names
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ def _options(text: str) -> dict[str, Any]:
     """The options of `learn-ranges` that a text gives."""
     (learning,) = Pipeline.parse(f"learn-ranges{{{text}}}")
     return {entry.name: getattr(learning, entry.name) for entry in fields(learning)}
+
+
+def passes_in_order() -> list[str]:
+    """Names of all registered passes: those of the pipelines in the order of running, then the others."""
+    everything = Recipe(learn="steps=1")
+    ordered: dict[str, None] = {}
+    for backend in backends():
+        ordered |= dict.fromkeys(p.name for p in everything.pipeline(backend))
+    return list(ordered | dict.fromkeys(pass_names()))
 
 
 RECIPES = {

@@ -6,6 +6,9 @@ import numpy as np
 
 from mqc.arrays import Array
 
+#: Input channels that can share a factor of 4-bit weights; 0 for none.
+GROUPS = (0, 32, 64, 128)
+
 
 def per_input(groups: Array, inputs: int) -> Array:
     """`[outputs, groups]` spread to `[outputs, inputs]`: each group's entry for each of its inputs."""

@@ -24,7 +24,7 @@ class LogitsAfterEachPass(Instrument):
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}
 
-    def after(self, number: int, p: mqc.Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+    def after(self, number: int, p: mqc.Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
         self.hashes[f"{number:02d}-{p.name}"] = content_hash(evaluate(module, ctx.weights, IDS))
 
 
