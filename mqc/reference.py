@@ -93,7 +93,7 @@ def passes_page() -> str:
 
 
 def _with_options_as_list(text: str) -> str:
-    """A docstring whose `Options:` are a Markdown list: an item for each option, its further lines indented."""
+    """A docstring with its `Options:` as a Markdown list: an item for each, further lines indented."""
     before, mark, rest = text.partition("Options:\n")
     if not mark:
         return text

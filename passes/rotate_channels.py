@@ -8,10 +8,9 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
-from mqc.arrays import Array
 from mqc.dialects.equivariance import Fix
 from mqc.dialects.llm import LlmOp
-from mqc.dialects.rotations import Rotatable, RotationRule, random_hadamard, rotatable
+from mqc.dialects.rotations import Rotatable, Rotation, RotationRule, random_hadamard, rotatable
 from mqc.ir.module import mqc_ops, returned_value
 from mqc.pass_base import Pass
 
@@ -34,16 +33,18 @@ class RotateChannels(Pass):
     seed: int = 0
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
-        matrices: dict[SSAValue, Array] = {}
+        matrices: dict[SSAValue, Rotation] = {}
         for i, free in enumerate(find_rotatable(module)):
             matrix = random_hadamard(free.width, self.seed + i)
             matrices |= dict.fromkeys(free.values, matrix)
-        for op in mqc_ops(module):
+        ops = list(mqc_ops(module))
+        for i, op in enumerate(ops):
             assert isinstance(op, LlmOp)
             inputs = [matrices.get(value) for value in op.operands]
             output = matrices.get(op.results[0])
             if output is not None or any(matrix is not None for matrix in inputs):
                 op.turn(ctx.weights, inputs, output)
+            ctx.progress(self.name, (i + 1) / len(ops))
         return bool(matrices)
 
 

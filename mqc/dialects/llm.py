@@ -34,7 +34,7 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
-from mqc.dialects.rotations import Alike, RotationRule, turn_columns
+from mqc.dialects.rotations import Alike, Rotation, RotationRule
 from mqc.ir.op import INDICES, EvaluationContext, State, WeightAttr, channels, grown, rows_by_position
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
@@ -78,9 +78,9 @@ class EmbeddingOp(LlmOp):
     def rotations(self) -> list[RotationRule]:
         return []
 
-    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+    def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         if output is not None:
-            self.replace_weight(weights, "table", turn_columns(weights[self.table], output))
+            self.replace_weight(weights, "table", output.turn(weights[self.table]))
 
 
 @irdl_op_definition
@@ -138,14 +138,14 @@ class LinearOp(LlmOp):
     def rotations(self) -> list[RotationRule]:
         return []
 
-    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+    def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         weight = weights[self.weight]
         if inputs[0] is not None:
-            weight = turn_columns(weight, inputs[0])
+            weight = inputs[0].turn(weight)
         if output is not None:
-            weight = turn_columns(weight.T, output).T
+            weight = output.turn(weight.T).T
             if self.bias is not None:
-                self.replace_weight(weights, "bias", turn_columns(weights[self.bias][None], output)[0])
+                self.replace_weight(weights, "bias", output.turn(weights[self.bias][None])[0])
         self.replace_weight(weights, "weight", weight)
 
     def macs(self) -> int:
@@ -366,9 +366,9 @@ class AttentionOp(LlmOp):
             Alike(self.v, self.result, channels(self.v) // self.get("kv_heads")),
         ]
 
-    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
+    def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         if self.prefix_v is not None and inputs[2] is not None:
-            self.replace_weight(weights, "prefix_v", turn_columns(weights[self.prefix_v], inputs[2]))
+            self.replace_weight(weights, "prefix_v", inputs[2].turn(weights[self.prefix_v]))
 
 
 Llm = Dialect(

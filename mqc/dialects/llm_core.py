@@ -11,7 +11,7 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.equivariance import Constraint, Fix
-from mqc.dialects.rotations import RotationRule
+from mqc.dialects.rotations import Rotation, RotationRule
 from mqc.errors import UnsupportedOpError
 from mqc.ir.op import EvaluationContext, MqcOp, WeightAttr
 from mqc.ir.weight_store import WeightStore
@@ -41,8 +41,8 @@ class LlmOp(MqcOp):
         """Rules for rotations of channels (`mqc.dialects.rotations`). Default: nothing may turn."""
         return [Fix(value) for value in (*self.operands, *self.results)]
 
-    def turn(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
-        """Change the weights so that the op takes `x · input` and gives `y · output`, matrices by block."""
+    def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
+        """Change the weights so that the op takes `x · input` and gives `y · output`, block by block."""
 
     def lower(self, lowering: Any) -> SSAValue:
         """The integer form of an op that `lower-to-int` has no rule for.

@@ -17,10 +17,16 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+from scipy.linalg import hadamard
 from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.equivariance import Fix
+
+#: Largest factor of a Hadamard matrix: small ones cost less, and more of them read the data more often.
+_HADAMARD_SIZE = 16
+#: Elements that are turned at once, in f64.
+_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,23 +69,51 @@ def rotatable(rules: Iterable[RotationRule]) -> list[Rotatable]:
     return found
 
 
-def random_hadamard(width: int, seed: int) -> Array:
-    """An orthogonal matrix f64 `[width, width]` that spreads every channel over all.
+@dataclass(frozen=True)
+class Rotation:
+    """The orthogonal matrix `diag(signs) · (F₁ ⊗ F₂ ⊗ …)`, kept and applied as its small factors.
+
+    signs: ±1, f64 `[width]`. factors: orthogonal, f64 `[n, n]` each; the sizes multiply to the width.
+    """
+
+    signs: Array
+    factors: tuple[Array, ...]
+
+    def turn(self, array: Array) -> Array:
+        """`array · matrix` on each block of `width` columns, `[rows, columns]`, as f32.
+
+        Time: elements · sum of the factors' sizes, which for `2^k` is `16·k/4`: n log n. Memory: the result.
+        """
+        result = np.empty(array.shape, np.float32)
+        step = max(1, _ELEMENTS // array.shape[1])
+        for start in range(0, len(array), step):
+            result[start : start + step] = self._turned(array[start : start + step])
+        return result
+
+    def _turned(self, array: Array) -> Array:
+        turned: Array = array.reshape(-1, len(self.signs)) * self.signs
+        rest = len(self.signs)
+        for factor in self.factors:
+            rest //= len(factor)
+            blocks = turned.reshape(-1, len(factor), rest)
+            # A product with rows, where there are any; many small matrices otherwise.
+            turned = blocks[..., 0] @ factor if rest == 1 else factor.T @ blocks
+        return turned.reshape(array.shape)
+
+
+def random_hadamard(width: int, seed: int) -> Rotation:
+    """An orthogonal matrix that spreads every channel over all.
 
     For a power of two, a Hadamard matrix with random signs (QuaRot, arXiv 2404.00456, section 3). Any
     other width is `odd · 2^k`: the Kronecker product of a random orthogonal matrix and a Hadamard matrix.
     """
     generator = np.random.default_rng(seed)
     power = width & -width
-    matrix, _ = np.linalg.qr(generator.standard_normal((width // power, width // power)))
-    while len(matrix) < width:
-        matrix = np.kron(matrix, np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2))
-    return np.asarray(matrix * generator.choice([-1.0, 1.0], width)[:, None], np.float64)
-
-
-def turn_columns(array: Array, matrix: Array) -> Array:
-    """`array · matrix` on each block of `len(matrix)` columns, `[rows, columns]`, as f32."""
-    width = len(matrix)
-    blocks = array.reshape(len(array), -1, width).astype(np.float64)
-    turned: Array = (blocks @ matrix).reshape(array.shape).astype(np.float32)
-    return turned
+    odd = width // power
+    first, _ = np.linalg.qr(generator.standard_normal((odd, odd)))
+    factors = [first]
+    while power > 1:
+        size = min(power, _HADAMARD_SIZE)
+        factors.append(hadamard(size) / np.sqrt(size))
+        power //= size
+    return Rotation(generator.choice([-1.0, 1.0], width), tuple(factors))

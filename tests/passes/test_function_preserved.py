@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
@@ -99,8 +101,12 @@ def test_what_turns(architecture: str) -> None:
     assert sum(any("attn" in name or "attention" in name for name in turned) for turned in names) >= layers
 
 
-@given(width=st.integers(1, 48), seed=st.integers(0, 2**32 - 1))
+@given(width=st.integers(1, 48), blocks=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_rotations_are_orthogonal(width: int, seed: int) -> None:
-    matrix = random_hadamard(width, seed)
+def test_rotations_are_orthogonal_and_turn_as_their_matrix_does(width: int, blocks: int, seed: int) -> None:
+    rotation = random_hadamard(width, seed)
+    matrix = np.diag(rotation.signs) @ reduce(np.kron, rotation.factors)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(width), atol=1e-12)
+    x = np.random.default_rng(seed).standard_normal((4, blocks * width)).astype(np.float32)
+    want = np.concatenate([part @ matrix for part in np.split(x, blocks, axis=1)], axis=1)
+    np.testing.assert_allclose(rotation.turn(x), want, rtol=1e-6, atol=1e-6)
