@@ -20,9 +20,9 @@ class CKernel:
     Rows follow one another: token t, channel c is element `t * channels + c`.
     accepts: whether the function takes an op with these types.
 
-    Every thread calls it. It takes its share of the elements by `share_elements` and ends in
-    `barrier(r)`; see `backends/cpu/kernels/elementwise.c`. No floating point: a test of the CPU
-    backend disassembles.
+    It stands behind `#include "kernels.h"`. Every thread calls it. It takes its share of the elements
+    by `share_elements` and ends in `barrier(r)`; see `backends/cpu/kernels/elementwise.c`. No
+    floating point: a test of the CPU backend disassembles.
     """
 
     op: type[MqcOp]

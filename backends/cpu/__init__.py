@@ -1,4 +1,4 @@
-"""The CPU backend: one C11 file, built with the system's compiler, bit-exact to the oracle."""
+"""The CPU backend: C11, built with the system's compiler, bit-exact to the oracle."""
 
 from __future__ import annotations
 

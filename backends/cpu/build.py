@@ -9,9 +9,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from mqc.backends.cpu.kernels import FOLDER, SOURCES, texts
 from mqc.errors import StorageError, TargetError, ToolchainError
 
 #: Compiler flags by instruction set, best first.
@@ -28,18 +30,25 @@ _NEEDS = {
     "avx2": {"avx2", "bmi2"},
     "portable": set[str](),
 }
-_FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-Wall", "-Wextra"]
+_FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread"]
+#: Of the kernels only what is marked is visible in a program's library.
+_KERNEL_FLAGS = ["-r", "-nostdlib", "-fvisibility=hidden"]
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What Linux says that this machine's CPU has; empty where there is no `/proc/cpuinfo`."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    return frozenset(f for line in text.splitlines() if line.startswith("flags") for f in line.split())
 
 
 @cache
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that this machine runs, best first."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    flags = {f for line in text.splitlines() if line.startswith("flags") for f in line.split()}
-    return tuple(isa for isa, needs in _NEEDS.items() if needs <= flags)
+    return tuple(isa for isa, needs in _NEEDS.items() if needs <= cpu_flags())
 
 
 def choose_isa(isa: str) -> str:
@@ -77,26 +86,42 @@ def cache_folder() -> Path:
 
 
 def build(source: str, isa: str) -> Path:
-    """Shared library of a C source, from the cache or built now.
+    """Shared library of a C source and the kernels, from the cache or built now.
 
-    The name holds the hash of source, flags and compiler version; a file appears there only whole.
-    Raises `ToolchainError` if there is no compiler or it fails, `StorageError` if the cache cannot
-    be written.
+    The source may include the headers of `mqc.backends.cpu.kernels`. Raises `ToolchainError` if
+    there is no compiler or it fails, `StorageError` if the cache cannot be written.
+    """
+    return _build("program.so", {"program.c": source}, ["-shared", *ISA_FLAGS[isa]], [kernels(isa)])
+
+
+def kernels(isa: str) -> Path:
+    """One object file of all kernels, from the cache or built now. Raises as `build` does."""
+    sources = {name: text for name, text in texts().items() if name in SOURCES}
+    return _build("kernels.o", sources, [*_KERNEL_FLAGS, *ISA_FLAGS[isa]])
+
+
+def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequence[Path] = ()) -> Path:
+    """What the compiler makes of sources, by name, and objects.
+
+    The name in the cache holds the hash of sources, kernels' files, flags and compiler version; a
+    file appears there only whole.
     """
     command = compiler()
-    flags = [*_FLAGS, *ISA_FLAGS[isa]]
-    key = hashlib.sha256("\0".join([source, *flags, _version(tuple(command))]).encode()).hexdigest()[:32]
+    flags = [*_FLAGS, *options]
+    parts = [*sources.values(), *texts().values(), *flags, _version(tuple(command))]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = cache_folder()
-    library = folder / f"{key}.so"
-    if library.is_file():
-        return library
+    result = (folder / key).with_suffix(Path(name).suffix)
+    if result.is_file():
+        return result
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            text, result = Path(work) / "program.c", Path(work) / "program.so"
-            text.write_text(source, encoding="utf-8")
+            made, inputs = Path(work) / name, [Path(work) / file for file in sources]
+            for path, text in zip(inputs, sources.values(), strict=True):
+                path.write_text(text, encoding="utf-8")
             run = subprocess.run(
-                [*command, *flags, str(text), "-o", str(result)],
+                [*command, *flags, f"-I{FOLDER}", *map(str, [*inputs, *objects]), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -104,16 +129,16 @@ def build(source: str, isa: str) -> Path:
             if run.returncode:
                 first = "\n".join(run.stderr.splitlines()[:8])
                 raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
-            os.replace(result, library)
+            os.replace(made, result)
     except OSError as error:
         raise StorageError(
             f"cannot build in {folder}: {error}; set MQC_CACHE to a folder that can be written"
         ) from error
-    return library
+    return result
 
 
 def load_library(source: str, isa: str) -> ctypes.CDLL:
-    """Build and load a C source. A damaged file in the cache is built again."""
+    """Build and load a C source. A damaged library in the cache is built again."""
     library = build(source, isa)
     try:
         return ctypes.CDLL(str(library))

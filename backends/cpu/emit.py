@@ -1,4 +1,4 @@
-"""The C11 program of an `int` module: the kernels, and one call of them per op."""
+"""The C11 program of an `int` module: one call of a kernel per op."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.liveness import check_memory_plan
 from mqc.analysis.verification import verify_module
 from mqc.arrays import Array
-from mqc.backends.cpu.kernels import PARTS, source
 from mqc.backends.cpu.select import select
 from mqc.c_kernels import registered_kernel
 from mqc.dialects import int_ops
@@ -62,6 +61,7 @@ class _Emitter:
         self.lines: list[str] = []
         self.attentions: list[int_ops.AttentionOp] = []
         self.tables: list[str] = []
+        self.exp2 = ""
         self.sources: dict[str, str] = {}
         self.widest = 0
         self.rules: dict[type[MqcOp], Callable[[Any], None]] = {
@@ -77,30 +77,29 @@ class _Emitter:
             _check_kernel(op)
             if "fused_into" not in op.attributes:
                 self.rules.get(type(op), self.external)(op)
-        exp2 = ",\n    ".join(", ".join(map(str, row)) for row in EXP2_TABLE.reshape(-1, 8).tolist())
-        generated = "\n".join(
+        return CProgram(self.text(), self.constants, self.attentions)
+
+    def text(self) -> str:
+        planes = -(-self.widest // 4) * 4
+        fields = f"{len(self.tables)}, ATTENTION, {self.arena}, {planes}, run"
+        return "\n".join(
             [
-                "/* The program: one call per op. */",
-                f"#define LAYERS {len(self.attentions)}",
-                f"#define ARENA_BYTES ((size_t){self.arena})",
-                f"#define PLANE_BYTES ((size_t){-(-self.widest // 4) * 4})",
-                "#define C(i) (r->constants[i])",
-                "#define A(offset) ((void *)(r->arena + (size_t)CHUNK * (offset)))",
-                f"static const Attention ATTENTION[LAYERS + 1] = {{{', '.join([*self.tables, '{0}'])}}};",
-                "static void program(Run *r) {",
+                '#include "kernels.h"',
+                *self.sources.values(),
+                f"static const Attention ATTENTION[] = {{{', '.join([*self.tables, '{0}'])}}};",
+                "static void run(Run *r) {",
                 *self.lines,
                 "}",
+                f"const Program mqc_program = {{{fields}}};",
+                "",
             ]
         )
-        table = f"/* 2^(-i / 2048), 30 fraction bits */\nstatic const s32 EXP2[2048] = {{\n    {exp2}}};\n"
-        head = source("prelude.h") + table + source(*PARTS[1:]) + "\n".join(self.sources.values())
-        return CProgram(f"{head}\n{generated}\n{source('api.c')}", self.constants, self.attentions)
 
     # ---- pieces of C
 
     def constant(self, array: Array) -> str:
         self.constants.append(np.ascontiguousarray(array))
-        return f"C({len(self.constants) - 1})"
+        return f"r->constants[{len(self.constants) - 1}]"
 
     def weight(self, ref: Attribute) -> str:
         """A stored tensor, addressed where it lies (memory-mapped, if the store is)."""
@@ -108,14 +107,14 @@ class _Emitter:
         if ref not in self.numbers:
             self.constants.append(self.weights[ref])
             self.numbers[ref] = len(self.constants) - 1
-        return f"C({self.numbers[ref]})"
+        return f"r->constants[{self.numbers[ref]}]"
 
     def place(self, value: SSAValue) -> str:
         if any(isinstance(use.operation, func.ReturnOp) for use in value.uses):
             return "r->logits"
         owner = value.owner
         assert isinstance(owner, MqcOp)
-        return f"A({plain(owner.attributes['offset'])})"
+        return f"value(r, {plain(owner.attributes['offset'])})"
 
     def call(self, op: MqcOp, struct: str, fields: list[Any], arguments: list[str]) -> None:
         kernel = plain(op.attributes["kernel"])
@@ -212,9 +211,12 @@ class _Emitter:
             limits(op.result)[1],
         ]  # fmt: skip
         self.tables.append(f"{{{', '.join(map(str, fields))}}}")
+        self.exp2 = self.exp2 or self.constant(EXP2_TABLE.astype(np.int32))
         places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
         kernel = plain(op.attributes["kernel"])
-        self.lines.append(f"    {kernel}(r, &ATTENTION[{number}], {places}); /* %{op.value_name} */")
+        self.lines.append(
+            f"    {kernel}(r, &ATTENTION[{number}], {self.exp2}, {places}); /* %{op.value_name} */"
+        )
 
     def lut(self, op: int_ops.LutOp) -> None:
         kernel = plain(op.attributes["kernel"])

@@ -43,7 +43,8 @@ class CpuEngine(Engine):
         self._constants = program.constants
         addresses = [a.ctypes.data for a in program.constants]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
-        self._handle = self._library.mqc_open(self._addresses, self.threads)
+        table = ctypes.byref(ctypes.c_char.in_dll(self._library, "mqc_program"))
+        self._handle = self._library.mqc_open(table, self._addresses, self.threads)
         if not self._handle:
             raise TargetError("cpu: not enough memory for the cache, or threads cannot be started")
         for number, op in enumerate(program.attention):
@@ -58,7 +59,7 @@ class CpuEngine(Engine):
     def _declare(self) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self._library.mqc_open.restype = pointer
-        self._library.mqc_open.argtypes = [pointer, number]
+        self._library.mqc_open.argtypes = [pointer, pointer, number]
         self._library.mqc_close.argtypes = [pointer]
         self._library.mqc_close.restype = None
         self._library.mqc_write_cache.argtypes = [pointer, number, number, pointer, pointer]

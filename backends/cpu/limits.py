@@ -6,7 +6,7 @@ import ctypes
 
 from mqc.backend import Limits, thread_count
 from mqc.backends.cpu.build import choose_isa, load_library
-from mqc.backends.cpu.kernels import source
+from mqc.backends.cpu.kernels import texts
 from mqc.errors import TargetError
 
 _BYTES = 512 << 20
@@ -21,8 +21,7 @@ def measure(threads: int | None = None, isa: str = "auto") -> Limits:
     Takes about two seconds. Raises `TargetError` if there is not enough memory.
     """
     count = thread_count(threads)
-    text = source("prelude.h", "dot.c", "limits.c")
-    library = load_library(text, choose_isa(isa))
+    library = load_library(texts()["limits.c"], choose_isa(isa))
     for name in ("mqc_read_ns", "mqc_multiply_ns"):
         getattr(library, name).argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         getattr(library, name).restype = ctypes.c_uint64

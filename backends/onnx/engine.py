@@ -17,7 +17,7 @@ from mqc.backend import Engine, Ids, Logits, check_ids
 from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, Lengths, new_name, past_name
 from mqc.backends.onnx.files import all_lengths, initial_cache, write
 from mqc.backends.onnx.qdq_npu import logit_type
-from mqc.backends.onnx.session import open_session
+from mqc.backends.onnx.session import exact_products, open_session
 from mqc.errors import InputError, TargetError
 from mqc.ir.module import context_length, prefix_tokens, returned_value, states
 from mqc.ir.op import channels, plain
@@ -72,9 +72,8 @@ class OnnxEngine(Engine):
             paths = write(
                 module, weights, Path(folder), style, runtime, tokens, context, every_value=every_value
             )
-            # Without VNNI, ONNX Runtime's u8 × s8 products saturate in 16 bits unless told otherwise.
-            exact = {"session.x64quantprecision": "1"} if style == "integer" else {}
-            self._sessions = [open_session(path, provider, threads, exact) for path in paths]
+            entries = exact_products(style)
+            self._sessions = [open_session(path, provider, threads, entries) for path in paths]
         self.vocabulary = channels(returned_value(module))
         self.context = context_length(module) if context is None else context
         self._chunk = self.context if every_value else CHUNK

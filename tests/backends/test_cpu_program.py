@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from mqc.backends.cpu import CpuBackend, CpuEngine
-from mqc.backends.cpu.build import build, cache_folder, choose_isa, load_library, supported_isas
+from mqc.backends.cpu.build import build, cache_folder, choose_isa, kernels, load_library, supported_isas
 from mqc.backends.cpu.emit import emit
+from mqc.backends.cpu.kernels import texts
 from mqc.backends.cpu.limits import measure
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.int_ops import LinearOp
@@ -46,11 +48,21 @@ def tiny():  # type: ignore[no-untyped-def]
     return ctx, module
 
 
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache that holds the portable kernels alone."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    shutil.copy(kernels("portable"), folder)
+    monkeypatch.setenv("MQC_CACHE", str(folder))
+    return folder
+
+
 @pytest.mark.parametrize("isa", supported_isas())
 def test_no_floating_point_instruction(tiny, isa: str) -> None:  # type: ignore[no-untyped-def]
     ctx, module = tiny
     source = emit(module, ctx.weights).source
-    code = re.sub(r"/\*.*?\*/", "", source, flags=re.S)
+    code = re.sub(r"/\*.*?\*/", "", "\n".join([source, *texts().values()]), flags=re.S)
     assert not re.search(r"\b(float|double)\b|\d\.\d", code)
     found = mnemonics(build(source, isa))
     assert len(found) > 50
@@ -74,11 +86,10 @@ def test_missing_compiler(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         CpuEngine(module, ctx.weights)
 
 
-def test_failing_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MQC_CACHE", str(tmp_path / "cache"))
+def test_failing_compiler(own_cache: Path) -> None:
     with pytest.raises(ToolchainError, match=r"failed \(1\):\n.*error"):
         build("this is not C", "portable")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list(own_cache.iterdir()) == [kernels("portable")]
 
 
 def test_compiler_that_is_named_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +98,7 @@ def test_compiler_that_is_named_and_missing(monkeypatch: pytest.MonkeyPatch) -> 
         build("int x;", "portable")
 
 
-def test_damaged_cache_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MQC_CACHE", str(tmp_path))
+def test_damaged_library_is_built_again(own_cache: Path) -> None:
     source = "int answer(void) { return 42; }"
     library = build(source, "portable")
     library.write_bytes(library.read_bytes()[:100])

@@ -20,7 +20,7 @@ from mqc.backends.onnx import engine as onnx_engine
 from mqc.backends.onnx.encodings import Encoding, collect, document_1, document_2
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
-from mqc.backends.onnx.session import open_session
+from mqc.backends.onnx.session import exact_products, open_session
 from mqc.compiler.recipe import Recipe
 from mqc.debugging.value_trace import Side, Trace
 from mqc.dialects.int_ops import LinearOp, LutOp
@@ -62,7 +62,7 @@ def sqnr(got: Any, want: Any) -> float:
 def one_prompt(path: Path, found: Compiled) -> Any:
     """Logits of a graph of dynamic length for `IDS`, in the module's unit."""
     rows, cache = np.arange(len(IDS)), initial_cache(found[1], found[0].weights)
-    session = open_session(path)
+    session = open_session(path, entries=exact_products("qdq"))
     start = 0
     for argument in session.get_inputs():
         if argument.name.startswith("past_"):

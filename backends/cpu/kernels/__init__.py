@@ -1,16 +1,17 @@
-"""C sources of the CPU kernels, in the order in which they are concatenated."""
+"""C sources of the CPU kernels. `kernels.h` declares what a generated program calls."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
-#: Later files use earlier ones.
-PARTS = (
-    "prelude.h", "threads.c", "requant.c", "dot.c", "linear.c", "elementwise.c", "norms.c",
-    "attention.c",
+FOLDER = Path(str(files(__package__)))
+#: Each is compiled by itself, once per instruction set. (`limits.c` is a program of its own.)
+SOURCES = (
+    "dot.c", "requant.c", "linear.c", "elementwise.c", "norms.c", "attention.c", "threads.c", "api.c",
 )  # fmt: skip
 
 
-def source(*parts: str) -> str:
-    """Text of the given kernel files, joined."""
-    return "\n".join((files(__package__) / part).read_text(encoding="utf-8") for part in parts)
+def texts() -> dict[str, str]:
+    """Text of each C file of the folder, by name."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.[ch]"))}

@@ -1,51 +1,58 @@
-/* Entry points that the Python side calls. `program`, `ATTENTION`, `LAYERS`, `ARENA_BYTES` and
- * `PLANE_BYTES` come from the generated part. */
+/* Entry points that the Python side calls. */
+#include <stdlib.h>
+
+#include "attention.h"
+
+#define EXPORT __attribute__((visibility("default")))
 
 typedef struct {
     Pool pool;
     Run run;
+    const Program *program;
     u8 *memory;
-    u8 *cache[LAYERS + 1];
+    u8 *cache[]; /* [layers] */
 } Engine;
 
-void mqc_close(Engine *e) {
+EXPORT void mqc_close(Engine *e) {
     if (!e) return;
     pool_stop(&e->pool);
-    for (int i = 0; i < LAYERS; i++) free(e->cache[i]);
+    for (int i = 0; i < e->program->layers; i++) free(e->cache[i]);
     free(e->memory);
     free(e);
 }
 
 /* `constants`: addresses of weights and derived tables. NULL if memory or threads run out. */
-Engine *mqc_open(const void *const *constants, int threads) {
-    Engine *e = calloc(1, sizeof *e);
+EXPORT Engine *mqc_open(const Program *program, const void *const *constants, int threads) {
+    Engine *e = calloc(1, sizeof *e + (size_t)program->layers * sizeof *e->cache);
     if (!e) return NULL;
-    size_t capacity = 0;
-    for (int i = 0; i < LAYERS; i++) {
-        e->cache[i] = calloc(1, cache_layout(&ATTENTION[i]).bytes);
-        if ((size_t)ATTENTION[i].capacity > capacity) capacity = (size_t)ATTENTION[i].capacity;
+    e->program = program;
+    int capacity = 0;
+    for (int i = 0; i < program->layers; i++) {
+        const Attention *a = &program->attention[i];
+        e->cache[i] = calloc(1, cache_layout(a).bytes);
+        if (a->capacity > capacity) capacity = a->capacity;
         if (!e->cache[i]) return mqc_close(e), NULL;
     }
-    size_t scores = capacity * GROUP * (sizeof(s32) + 2) + 64;
-    scores = (scores + 63) / 64 * 64;
-    e->memory = calloc(1, (size_t)CHUNK * (ARENA_BYTES + 2 * PLANE_BYTES) + 128 + scores * (size_t)threads);
-    if (!e->memory || pool_start(&e->pool, threads, program)) return mqc_close(e), NULL;
+    size_t arena = CHUNK * program->arena_bytes + 64, planes = 2 * CHUNK * program->plane_bytes + 64;
+    size_t scores = attention_scratch(capacity);
+    e->memory = calloc(1, arena + planes + scores * (size_t)threads);
+    if (!e->memory || pool_start(&e->pool, threads, program->run)) return mqc_close(e), NULL;
     e->run.constants = constants;
     e->run.arena = e->memory;
-    e->run.planes = e->memory + (size_t)CHUNK * ARENA_BYTES + 64;
+    e->run.planes = e->memory + arena;
     e->run.cache = e->cache;
-    u8 *scratch = e->run.planes + (size_t)CHUNK * 2 * PLANE_BYTES + 64;
+    u8 *scratch = e->run.planes + planes;
     for (int i = 0; i < threads; i++) e->pool.workers[i].run.scores = scratch + scores * (size_t)i;
     return e;
 }
 
 /* Put key and value of all heads into a layer's cache at a position. */
-void mqc_write_cache(Engine *e, int layer, int position, const u8 *k, const u8 *v) {
-    cache_write(&ATTENTION[layer], e->cache[layer], position, k, v);
+EXPORT void mqc_write_cache(Engine *e, int layer, int position, const u8 *k, const u8 *v) {
+    cache_write(&e->program->attention[layer], e->cache[layer], position, k, v);
 }
 
 /* Run tokens (at most CHUNK) at `position`; logits of tokens first_row... are written, in rows. */
-void mqc_forward(Engine *e, const s32 *ids, int tokens, int position, int first_row, s32 *logits) {
+EXPORT void mqc_forward(Engine *e, const s32 *ids, int tokens, int position, int first_row, s32 *logits) {
     e->run.ids = ids;
     e->run.tokens = tokens;
     e->run.position = position;
@@ -55,4 +62,4 @@ void mqc_forward(Engine *e, const s32 *ids, int tokens, int position, int first_
 }
 
 /* Where values lie after a call, for debugging. */
-u8 *mqc_arena(Engine *e) { return e->run.arena; }
+EXPORT u8 *mqc_arena(Engine *e) { return e->run.arena; }

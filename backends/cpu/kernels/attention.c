@@ -5,21 +5,13 @@
  * probabilities, whose high and low bytes are two rows. Both hold x - 128 as s8.
  */
 
-typedef struct {
-    int layer, heads, kv_heads, head_dim, window, capacity; /* positions, a multiple of 64 */
-    s32 q_zero, k_zero, v_zero;
-    s32 score_multiplier, score_left, score_right;
-    s32 multiplier, left, right, zero, high;
-} Attention;
+#include "attention.h"
+
+#define GROUP 4 /* query heads handled together */
 
 INLINE int padded(int n, int to) { return (n + to - 1) / to * to; }
 
-/* Layout of one layer's cache; the same for every layer of a shape. */
-typedef struct {
-    size_t key_head, value_head, sums, values, bytes;
-} CacheLayout;
-
-INLINE CacheLayout cache_layout(const Attention *p) {
+CacheLayout cache_layout(const Attention *p) {
     CacheLayout l;
     size_t capacity = (size_t)p->capacity;
     l.key_head = capacity * (size_t)padded(p->head_dim, 4);
@@ -30,8 +22,12 @@ INLINE CacheLayout cache_layout(const Attention *p) {
     return l;
 }
 
-/* Write key and value of one position, all heads. */
-static void cache_write(const Attention *p, u8 *cache, int position, const u8 *k, const u8 *v) {
+size_t attention_scratch(int capacity) {
+    size_t bytes = (size_t)capacity * GROUP * (sizeof(s32) + 2) + 64;
+    return (bytes + 63) / 64 * 64;
+}
+
+void cache_write(const Attention *p, u8 *cache, int position, const u8 *k, const u8 *v) {
     CacheLayout l = cache_layout(p);
     int dim = p->head_dim, groups4 = padded(dim, 4) / 4;
     for (int h = 0; h < p->kv_heads; h++, k += dim, v += dim) {
@@ -48,14 +44,14 @@ static void cache_write(const Attention *p, u8 *cache, int position, const u8 *k
 }
 
 /* Probabilities of positions [begin, end) from scores: two rows of high and low bytes. Returns their sum. */
-static s32 softmax(const Attention *p, s32 *score, int begin, int end, u8 *high, u8 *low) {
+static s32 softmax(const Attention *p, const s32 *exp2, s32 *score, int begin, int end, u8 *high, u8 *low) {
     s32 largest = INT32_MIN;
     for (int i = begin; i < end; i++) largest = score[i] > largest ? score[i] : largest;
     u64 total = 0;
     for (int i = begin; i < end; i++) {
         s32 below = requantize(largest - score[i], p->score_multiplier, p->score_left, p->score_right);
         u32 u = below > 65535 ? 65535 : (u32)below;
-        score[i] = EXP2[u & 2047] >> (u >> 11);
+        score[i] = exp2[u & 2047] >> (u >> 11);
         total += (u64)score[i];
     }
     int k = 33 - __builtin_clzll(total);
@@ -71,66 +67,95 @@ static s32 softmax(const Attention *p, s32 *score, int begin, int end, u8 *high,
     return sum;
 }
 
-#define GROUP 4 /* query heads handled together */
+/* One token's queries of up to GROUP heads that share a key head. They see positions [begin, end). */
+typedef struct {
+    const Attention *p;
+    const u8 *cache;
+    int kv_head, count, begin, end;
+    s32 *scores; /* [GROUP][capacity] */
+    u8 *planes;  /* [2 * GROUP][capacity]: high and low bytes of probabilities */
+} Queries;
 
-/* One token's queries of up to GROUP heads that share a key head. */
-static void attend(const Run *r, const Attention *p, const u8 *cache, int kv_head, int count,
-                   int position, const u8 *q, void *y, int bits, size_t y_index) {
+/* What a head adds to each of its products: (q - zq)(k - zk) with k = k' + 128 is
+ * q.k' - zq.sum(k') + (128 - zk)(sum(q) - dim.zq). */
+INLINE s32 query_offset(const Attention *p, const u8 *q) {
+    s32 sum = 0;
+    for (int d = 0; d < p->head_dim; d++) sum += q[d];
+    return (128 - p->k_zero) * (sum - p->head_dim * p->q_zero);
+}
+
+/* Products of queries q [count][head_dim] and keys, less zero points; of whole blocks of positions. */
+static void scores_of_keys(const Queries *s, const u8 *q) {
+    const Attention *p = s->p;
     CacheLayout l = cache_layout(p);
-    int dim = p->head_dim, capacity = p->capacity;
-    int begin = p->window && position + 1 > p->window ? position + 1 - p->window : 0;
-    int end = position + 1;
-    const s32 *key_sums = (const s32 *)(cache + l.sums) + (size_t)kv_head * (size_t)capacity;
-    s32 *scores = (s32 *)r->scores; /* [GROUP][capacity] */
-    u8 *planes = r->scores + (size_t)GROUP * (size_t)capacity * sizeof(s32); /* [2 * GROUP][capacity] */
-
-    Packed keys = {cache + (size_t)kv_head * l.key_head, (size_t)padded(dim, 4) * 16, padded(dim, 4) / 4, 0, 0};
-    s32 tile[TILE_ROWS * TILE_BLOCKS * 16], query_offset[GROUP];
-    for (int g = 0; g < count; g++) {
-        s32 sum = 0;
-        for (int d = 0; d < dim; d++) sum += q[g * dim + d];
-        /* (q - zq)(k - zk) with k = k' + 128: q.k' - zq.sum(k') + (128 - zk)(sum(q) - dim.zq) */
-        query_offset[g] = (128 - p->k_zero) * (sum - dim * p->q_zero);
-    }
-    for (int block = begin / 16; block < (end + 15) / 16; block += TILE_BLOCKS) {
-        int blocks = (end + 15) / 16 - block < TILE_BLOCKS ? (end + 15) / 16 - block : TILE_BLOCKS;
-        dot_s8(count, blocks, q, (size_t)dim, &keys, block, tile);
-        for (int g = 0; g < count; g++)
+    int dim = p->head_dim, groups4 = padded(dim, 4) / 4, last = (s->end + 15) / 16;
+    size_t capacity = (size_t)p->capacity;
+    const s32 *key_sums = (const s32 *)(s->cache + l.sums) + (size_t)s->kv_head * capacity;
+    Packed keys = {s->cache + (size_t)s->kv_head * l.key_head, (size_t)groups4 * 64, groups4, 0, 0};
+    s32 tile[TILE_ROWS * TILE_BLOCKS * 16], offset[GROUP];
+    for (int g = 0; g < s->count; g++) offset[g] = query_offset(p, q + g * dim);
+    for (int block = s->begin / 16; block < last; block += TILE_BLOCKS) {
+        int blocks = last - block < TILE_BLOCKS ? last - block : TILE_BLOCKS;
+        dot_s8(s->count, blocks, q, (size_t)dim, &keys, block, tile);
+        for (int g = 0; g < s->count; g++)
             for (int i = 0; i < blocks * 16; i++)
-                scores[(size_t)g * (size_t)capacity + (size_t)(block * 16 + i)] =
-                    tile[g * TILE_BLOCKS * 16 + i] + query_offset[g] - p->q_zero * key_sums[block * 16 + i];
+                s->scores[(size_t)g * capacity + (size_t)(block * 16 + i)] =
+                    tile[g * TILE_BLOCKS * 16 + i] + offset[g] - p->q_zero * key_sums[block * 16 + i];
     }
-    int first4 = begin / 4, end4 = (end + 3) / 4;
-    s32 p_sum[GROUP];
-    for (int g = 0; g < count; g++) {
-        u8 *high = planes + (size_t)(2 * g) * (size_t)capacity, *low = high + capacity;
-        for (int i = first4 * 4; i < begin; i++) high[i] = low[i] = 0;
-        for (int i = end; i < end4 * 4; i++) high[i] = low[i] = 0;
-        p_sum[g] = softmax(p, scores + (size_t)g * (size_t)capacity, begin, end, high, low);
+}
+
+/* Planes of probabilities, zero where a group of 4 positions reaches past [begin, end), and their sums. */
+static void probabilities(const Queries *s, const s32 *exp2, s32 *sums) {
+    size_t capacity = (size_t)s->p->capacity;
+    for (int g = 0; g < s->count; g++) {
+        u8 *high = s->planes + (size_t)(2 * g) * capacity, *low = high + capacity;
+        for (int i = s->begin / 4 * 4; i < s->begin; i++) high[i] = low[i] = 0;
+        for (int i = s->end; i < padded(s->end, 4); i++) high[i] = low[i] = 0;
+        sums[g] = softmax(s->p, exp2, s->scores + (size_t)g * capacity, s->begin, s->end, high, low);
     }
-    Packed values = {cache + l.values + (size_t)kv_head * l.value_head + (size_t)first4 * 64,
-                     (size_t)(capacity / 4) * 64, end4 - first4, 0, 0};
-    int all = padded(dim, 16) / 16;
-    for (int block = 0; block < all; block += TILE_BLOCKS) {
-        int blocks = all - block < TILE_BLOCKS ? all - block : TILE_BLOCKS;
-        for (int g = 0; g < count; g += 2) {
-            int pair = count - g < 2 ? 1 : 2;
-            dot_s8(2 * pair, blocks, planes + (size_t)(2 * g) * (size_t)capacity + (size_t)first4 * 4,
-                   (size_t)capacity, &values, block, tile);
+}
+
+/* Values weighted with the probabilities, two heads at a time, into y [count][head_dim] from element `at` on. */
+static void weighted_values(const Queries *s, const s32 *sums, void *y, int bits, size_t at) {
+    const Attention *p = s->p;
+    CacheLayout l = cache_layout(p);
+    int dim = p->head_dim, first4 = s->begin / 4, end4 = (s->end + 3) / 4, last = padded(dim, 16) / 16;
+    size_t capacity = (size_t)p->capacity;
+    const u8 *head = s->cache + l.values + (size_t)s->kv_head * l.value_head;
+    Packed values = {head + (size_t)first4 * 64, capacity / 4 * 64, end4 - first4, 0, 0};
+    s32 tile[TILE_ROWS * TILE_BLOCKS * 16];
+    for (int block = 0; block < last; block += TILE_BLOCKS) {
+        int blocks = last - block < TILE_BLOCKS ? last - block : TILE_BLOCKS;
+        for (int g = 0; g < s->count; g += 2) {
+            int pair = s->count - g < 2 ? 1 : 2;
+            const u8 *rows = s->planes + (size_t)(2 * g) * capacity + (size_t)first4 * 4;
+            dot_s8(2 * pair, blocks, rows, capacity, &values, block, tile);
             for (int i = g; i < g + pair; i++) {
                 const s32 *high = tile + (i - g) * 2 * TILE_BLOCKS * 16, *low = high + TILE_BLOCKS * 16;
                 for (int d = block * 16, j = 0; d < dim && j < blocks * 16; d++, j++) {
-                    s32 acc = high[j] * 256 + low[j] + (128 - p->v_zero) * p_sum[i];
+                    s32 acc = high[j] * 256 + low[j] + (128 - p->v_zero) * sums[i];
                     s64 out = (s64)requantize(acc, p->multiplier, p->left, p->right) + p->zero;
-                    store(y, bits, (int)(y_index + (size_t)(i * dim + d)), clamp(out, 0, p->high));
+                    store(y, bits, (int)(at + (size_t)(i * dim + d)), clamp(out, 0, p->high));
                 }
             }
         }
     }
 }
 
-INLINE void attention_kind(const Run *r, const Attention *p, const u8 *q, const u8 *k, const u8 *v,
-                           void *y, const int bits) {
+/* q [count][head_dim] and its result in y begin at element `at`. */
+static void attend(const Run *r, const Attention *p, const s32 *exp2, int kv_head, int count, int position,
+                   const u8 *q, void *y, int bits, size_t at) {
+    int begin = p->window && position + 1 > p->window ? position + 1 - p->window : 0;
+    u8 *planes = r->scores + (size_t)GROUP * (size_t)p->capacity * sizeof(s32);
+    Queries s = {p, r->cache[p->layer], kv_head, count, begin, position + 1, (s32 *)r->scores, planes};
+    s32 sums[GROUP];
+    scores_of_keys(&s, q + at);
+    probabilities(&s, exp2, sums);
+    weighted_values(&s, sums, y, bits, at);
+}
+
+INLINE void attention_kind(const Run *r, const Attention *p, const s32 *exp2, const u8 *q, const u8 *k,
+                           const u8 *v, void *y, const int bits) {
     u8 *cache = r->cache[p->layer];
     int begin, end, kv_width = p->kv_heads * p->head_dim, width = p->heads * p->head_dim;
     share(r, r->tokens, 1, &begin, &end);
@@ -144,13 +169,15 @@ INLINE void attention_kind(const Run *r, const Attention *p, const u8 *q, const 
         int t = item / items, head = item % items / parts, part = item % parts;
         int count = group - part * GROUP < GROUP ? group - part * GROUP : GROUP;
         size_t at = (size_t)t * (size_t)width + (size_t)(head * group + part * GROUP) * (size_t)p->head_dim;
-        attend(r, p, cache, head, count, r->position + t, q + at, y, bits, at);
+        attend(r, p, exp2, head, count, r->position + t, q, y, bits, at);
     }
     barrier(r);
 }
-static void attention_u8(Run *r, const Attention *p, const void *q, const void *k, const void *v, void *y) {
-    attention_kind(r, p, q, k, v, y, 8);
+void attention_u8(Run *r, const Attention *p, const s32 *exp2, const void *q, const void *k, const void *v,
+                  void *y) {
+    attention_kind(r, p, exp2, q, k, v, y, 8);
 }
-static void attention_u16(Run *r, const Attention *p, const void *q, const void *k, const void *v, void *y) {
-    attention_kind(r, p, q, k, v, y, 16);
+void attention_u16(Run *r, const Attention *p, const s32 *exp2, const void *q, const void *k, const void *v,
+                   void *y) {
+    attention_kind(r, p, exp2, q, k, v, y, 16);
 }

@@ -1,17 +1,5 @@
 /* Look-ups, sums, products and rotations: one token's channels, or one of many tokens, a thread. */
-
-INLINE s32 load(const void *x, int bits, size_t i) {
-    return bits == 8 ? ((const u8 *)x)[i] : ((const u16 *)x)[i];
-}
-
-typedef struct {
-    const u8 *table; /* n16k4 blocks of rows */
-    size_t block_bytes;
-    int channels;
-    const s32 *multiplier;
-    const s8 *shift;
-    s32 zero, high;
-} Embedding;
+#include "kernels.h"
 
 INLINE void embedding_kind(const Run *r, const Embedding *e, const s32 *index, void *y, int bits) {
     int t0, t1, c0, c1;
@@ -27,18 +15,12 @@ INLINE void embedding_kind(const Run *r, const Embedding *e, const s32 *index, v
     }
     barrier(r);
 }
-static void embedding_u8(Run *r, const Embedding *e, const s32 *index, void *y) {
+void embedding_u8(Run *r, const Embedding *e, const s32 *index, void *y) {
     embedding_kind(r, e, index, y, 8);
 }
-static void embedding_u16(Run *r, const Embedding *e, const s32 *index, void *y) {
+void embedding_u16(Run *r, const Embedding *e, const s32 *index, void *y) {
     embedding_kind(r, e, index, y, 16);
 }
-
-typedef struct {
-    s32 a_zero, a_multiplier, a_left, a_right;
-    s32 b_zero, b_multiplier, b_left, b_right;
-    s32 zero, high;
-} Add;
 
 INLINE void add_kind(const Run *r, const Add *p, int channels, const void *a, const int abits,
                      const void *b, const int bbits, void *y, const int bits) {
@@ -55,11 +37,6 @@ INLINE void add_kind(const Run *r, const Add *p, int channels, const void *a, co
         }
     barrier(r);
 }
-
-typedef struct {
-    s32 a_zero, b_zero, acc_shift;
-    Requant requant;
-} Mul;
 
 INLINE void mul_kind(const Run *r, const Mul *p, int channels, const void *a, const int abits,
                      const void *b, const int bbits, void *y, const int bits) {
@@ -81,8 +58,8 @@ INLINE void mul_kind(const Run *r, const Mul *p, int channels, const void *a, co
 }
 
 #define BINARY(name, type, abits, bbits, bits)                                                   \
-    static void name##_u##abits##_u##bbits##_u##bits(Run *r, const type *p, int channels,        \
-                                                     const void *a, const void *b, void *y) {    \
+    void name##_u##abits##_u##bbits##_u##bits(Run *r, const type *p, int channels, const void *a, \
+                                              const void *b, void *y) {                          \
         name##_kind(r, p, channels, a, abits, b, bbits, y, bits);                                \
     }
 #define BINARY_ALL(name, type)                                                                   \
@@ -100,11 +77,11 @@ INLINE void lut8_kind(const Run *r, const void *table, int channels, const u8 *x
             store(y, bits, i, load(table, bits, x[i]));
     barrier(r);
 }
-static void lut_u8_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+void lut_u8_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
     (void)b;
     lut8_kind(r, table, channels, x, y, 8);
 }
-static void lut_u8_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+void lut_u8_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
     (void)b;
     lut8_kind(r, table, channels, x, y, 16);
 }
@@ -122,19 +99,12 @@ INLINE void lut16_kind(const Run *r, const s32 *knots, int b, int channels, cons
         }
     barrier(r);
 }
-static void lut_u16_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+void lut_u16_u8(Run *r, const void *table, int b, int channels, const void *x, void *y) {
     lut16_kind(r, table, b, channels, x, y, 8);
 }
-static void lut_u16_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
+void lut_u16_u16(Run *r, const void *table, int b, int channels, const void *x, void *y) {
     lut16_kind(r, table, b, channels, x, y, 16);
 }
-
-typedef struct {
-    const s16 *cos, *sin; /* [positions, half] */
-    int heads, head_dim, half, interleaved;
-    s32 x_zero;
-    Requant requant;
-} Rope;
 
 /* Channels i * hop and i * hop + gap of a head are a pair. The sums fit in s32 (mqc.analysis.proofs); unsigned ones
    wrap in a program that was altered, as the oracle's do. */
@@ -170,7 +140,7 @@ INLINE void rope_kind(const Run *r, const Rope *p, const void *x, const int xbit
 }
 
 #define ROPE(xbits, bits)                                                                        \
-    static void rope_u##xbits##_u##bits(Run *r, const Rope *p, const void *x, void *y) {         \
+    void rope_u##xbits##_u##bits(Run *r, const Rope *p, const void *x, void *y) {                \
         rope_kind(r, p, x, xbits, y, bits);                                                      \
     }
 ROPE(8, 8) ROPE(8, 16) ROPE(16, 8) ROPE(16, 16)

@@ -1,5 +1,11 @@
 /* What the machine can do at most: bytes read per second, s8 multiply-accumulates per second. */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
+
+#include "dot.h"
 
 static u64 now_ns(void) {
     struct timespec t;

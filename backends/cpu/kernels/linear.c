@@ -1,13 +1,5 @@
 /* Matrix product of activations with constant weights, requantized. */
-
-typedef struct {
-    Packed weight;
-    Dot *dot;
-    int inputs, outputs;
-    const s64 *correction; /* bias - x_zero * (sum of weights), per output, padded to 16 */
-    int acc_shift;
-    Requant requant;
-} Linear;
+#include "kernels.h"
 
 /* Rows of high and low bytes of u16 activations: row 2t holds the high ones of token t. */
 static void split_planes(const Run *r, const u16 *x, int inputs, size_t stride) {
@@ -72,22 +64,21 @@ INLINE void linear_kind(const Run *r, const Linear *l, const void *x, const int 
     barrier(r);
 }
 
-static void linear_u8_u8(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u8_u8(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 0, y, 8, 0);
 }
-static void linear_u8_u16(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u8_u16(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 0, y, 16, 0);
 }
-static void linear_u16_u8(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u16_u8(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 1, y, 8, 0);
 }
-static void linear_u16_u16(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u16_u16(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 1, y, 16, 0);
 }
-/* Logits: only of the tokens that the caller wants. */
-static void linear_u8_s32(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u8_s32(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 0, y, 32, r->first_row);
 }
-static void linear_u16_s32(Run *r, const Linear *l, const void *x, void *y) {
+void linear_u16_s32(Run *r, const Linear *l, const void *x, void *y) {
     linear_kind(r, l, x, 1, y, 32, r->first_row);
 }

@@ -1,4 +1,5 @@
 /* Norms: x / ||x|| with 30 fraction bits, then requantized with the gain. */
+#include "kernels.h"
 
 /* floor(sqrt(x)): Newton's iteration from above, which falls until it is exact. */
 static u64 integer_sqrt(u64 x) {
@@ -20,13 +21,6 @@ static void inverse_norm(u64 sum, s64 *r, int *h) {
     *r = (s64)(((u64)1 << 62) / integer_sqrt(sum << shift));
     *h = shift / 2;
 }
-
-typedef struct {
-    int channels, groups, centered;
-    s32 x_zero;
-    u64 epsilon;
-    Requant requant;
-} Norm;
 
 INLINE void norm_kind(const Run *r, const Norm *p, const void *x, const int xbits, void *y,
                       const int bits) {
@@ -63,7 +57,7 @@ INLINE void norm_kind(const Run *r, const Norm *p, const void *x, const int xbit
 }
 
 #define NORM(xbits, bits)                                                                        \
-    static void norm_u##xbits##_u##bits(Run *r, const Norm *p, const void *x, void *y) {         \
+    void norm_u##xbits##_u##bits(Run *r, const Norm *p, const void *x, void *y) {                \
         norm_kind(r, p, x, xbits, y, bits);                                                      \
     }
 NORM(8, 8) NORM(8, 16) NORM(16, 8) NORM(16, 16)

@@ -1,14 +1,9 @@
 /* Types and integer helpers. No floating point anywhere in this program. */
-#define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
+#ifndef MQC_PRELUDE_H
+#define MQC_PRELUDE_H
+
+#include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 typedef uint8_t u8;
 typedef uint16_t u16;
@@ -70,3 +65,18 @@ INLINE void share_elements(const Run *r, int channels, int *t0, int *t1, int *c0
     else
         share(r, channels, 64, c0, c1);
 }
+
+INLINE s32 load(const void *x, int bits, size_t i) {
+    return bits == 8 ? ((const u8 *)x)[i] : ((const u16 *)x)[i];
+}
+
+INLINE void store(void *out, int bits, int i, s32 value) {
+    if (bits == 8)
+        ((u8 *)out)[i] = (u8)value;
+    else if (bits == 16)
+        ((u16 *)out)[i] = (u16)value;
+    else
+        ((s32 *)out)[i] = value;
+}
+
+#endif

@@ -1,9 +1,9 @@
-/* All threads run the same program, with a barrier after each op; between calls they sleep. */
+/* Threads that wait by spinning within a call and sleep between calls. */
+#include "threads.h"
 
-typedef struct {
-    _Atomic int arrived;
-    _Atomic int round;
-} Barrier;
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
 
 INLINE void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -11,7 +11,7 @@ INLINE void pause_briefly(void) {
 #endif
 }
 
-static void barrier(const Run *r) {
+void barrier(const Run *r) {
     if (r->threads == 1) return;
     Barrier *b = r->barrier;
     int round = atomic_load_explicit(&b->round, memory_order_relaxed);
@@ -28,24 +28,6 @@ static void barrier(const Run *r) {
     }
 }
 
-typedef struct Pool Pool;
-typedef struct {
-    Pool *pool;
-    Run run;
-    pthread_t thread;
-} Worker;
-
-struct Pool {
-    int threads;
-    Worker *workers;
-    Barrier barrier;
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    u64 call; /* number of calls begun */
-    int stop;
-    void (*program)(Run *);
-};
-
 static void *worker_main(void *argument) {
     Worker *w = argument;
     Pool *pool = w->pool;
@@ -61,8 +43,7 @@ static void *worker_main(void *argument) {
     }
 }
 
-/* Worker 0 is the caller's thread. Returns 0, or -1 if a thread cannot be started. */
-static int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
+int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
     memset(pool, 0, sizeof *pool);
     pool->program = program;
     pool->workers = calloc((size_t)threads, sizeof *pool->workers);
@@ -78,7 +59,7 @@ static int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
     return 0;
 }
 
-static void pool_stop(Pool *pool) {
+void pool_stop(Pool *pool) {
     if (!pool->workers) return;
     pthread_mutex_lock(&pool->lock);
     pool->stop = 1;
@@ -89,8 +70,7 @@ static void pool_stop(Pool *pool) {
     pool->workers = NULL;
 }
 
-/* Run the program on all threads; `common` holds what they share. The program ends in a barrier. */
-static void pool_call(Pool *pool, const Run *common) {
+void pool_call(Pool *pool, const Run *common) {
     for (int i = 0; i < pool->threads; i++) {
         u8 *scores = pool->workers[i].run.scores;
         pool->workers[i].run = *common;
