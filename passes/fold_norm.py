@@ -31,12 +31,12 @@ class _FoldGain(RewritePattern):
             for user in linears:
                 _add_bias(self.weights, user, bias_input=self.weights[bias])
             del op.properties["bias"]
-            rewriter.handle_operation_modification(op)
+            rewriter.notify_op_modified(op)
         if op.gain is not None:
             for user in linears:
                 user.absorb(self.weights, [self.weights[op.gain]], None)
             del op.properties["gain"]
-            rewriter.handle_operation_modification(op)
+            rewriter.notify_op_modified(op)
 
 
 def _add_bias(weights: WeightStore, op: LinearOp, bias_input: Array) -> None:

@@ -105,8 +105,9 @@ class LearnRanges(Pass):
         self.expect_one_of("loss", LOSSES)
         self.expect_one_of("weight_bits", (0, 4, 8))
         self.expect_one_of("group", GROUPS)
-        for name in ("steps", "samples", "length", "batch", "memory"):
+        for name in ("steps", "samples", "length", "batch"):
             self.expect(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        self.expect(self.memory >= 0, f"memory must not be negative, got {self.memory}")
         for field in fields(self):
             if field.name.startswith("lr_"):
                 rate = getattr(self, field.name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 import numpy as np
 from transformers import PreTrainedModel
 from xdsl.dialects.builtin import ModuleOp
@@ -12,26 +15,57 @@ from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
+from mqc.ir.weight_store import WeightStore
 from tests.models import VOCABULARY
 
 CONTEXT = 64
 
 
+#: Modules by model and passes: many tests start from the same ones, and tracing takes seconds.
+_made: dict[tuple[str, str], tuple[ModuleOp, WeightStore]] = {}
+
+
 def imported(model: PreTrainedModel) -> tuple[CompilerContext, ModuleOp]:
     """The `llm` module of a tiny model, with calibration data in its context."""
-    ctx = CompilerContext()
-    module = raise_program(trace(model), ctx.weights, CONTEXT, VOCABULARY)
-    rng = np.random.default_rng(1)
-    ctx.calibration = Calibration(rng.integers(0, VOCABULARY, (4, 32)), bos=0)
-    return ctx, module
+
+    def make() -> tuple[ModuleOp, WeightStore]:
+        weights = WeightStore()
+        return raise_program(trace(model), weights, CONTEXT, VOCABULARY), weights
+
+    return _once(_identity(model), "", make)
 
 
 def quantized(model: PreTrainedModel, recipe: Recipe | None = None) -> tuple[CompilerContext, ModuleOp]:
     """The module after every pass but those of the target."""
-    ctx, module = imported(model)
     pipeline = (recipe or Recipe()).pipeline("cpu").without("choose-kernels").without("plan-memory")
-    pipeline.run(ctx, module)
-    return ctx, module
+
+    def make() -> tuple[ModuleOp, WeightStore]:
+        ctx, module = imported(model)
+        pipeline.run(ctx, module)
+        return module, ctx.weights
+
+    return _once(_identity(model), str(pipeline), make)
+
+
+def _once(
+    model: str, passes: str, make: Callable[[], tuple[ModuleOp, WeightStore]]
+) -> tuple[CompilerContext, ModuleOp]:
+    """A copy of what `make` gave the first time; it shares the arrays, which nobody changes in place."""
+    if (model, passes) not in _made:
+        _made[model, passes] = make()
+    module, weights = _made[model, passes]
+    rng = np.random.default_rng(1)
+    ctx = CompilerContext(calibration=Calibration(rng.integers(0, VOCABULARY, (4, 32)), bos=0))
+    ctx.weights.update(weights)
+    return ctx, module.clone()
+
+
+def _identity(model: PreTrainedModel) -> str:
+    """What tells a model from others: its config, and its weights."""
+    digest = hashlib.sha256(f"{type(model).__name__} {model.config.to_json_string(use_diff=False)}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def lower_for_cpu(ctx: CompilerContext, module: ModuleOp) -> None:

@@ -32,6 +32,11 @@ _OWN: dict[str, dict[str, Any]] = {
 ARCHITECTURES = sorted(_OWN)
 
 
+def tokens(count: int) -> torch.Tensor:
+    """Token ids `[count]`, the same on every call."""
+    return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(count))
+
+
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
     """Two layers, 32 wide, weights random but the same on every call."""
     torch.manual_seed(0)

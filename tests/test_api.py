@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mqc
 from mqc.calibration import Calibration
+from mqc.compiler.dump import dump_files
 from mqc.compiler.recipe import load_recipe
 from mqc.errors import CalibrationError, InputError, ModelError, RecipeError, StorageError
 from mqc.frontend.trace import check_model
@@ -35,7 +36,8 @@ def test_compile_save_load_generate(tmp_path: Path) -> None:
     again = mqc.load(tmp_path / "x.mqc")
     assert again.generate("the quick", 6) == program.generate("the quick", 6, engine="oracle")
     assert 0 < again.manifest["mac_share_8bit"] <= 1 and again.manifest["recipe"] == "w8a8"
-    assert len(list((tmp_path / "dump").glob("*.mlir"))) == 12
+    dumped = [path.stem.partition("-")[2] for path in dump_files(tmp_path / "dump")]
+    assert dumped == ["import", *(p.name for p in mqc.pipeline("cpu-int8"))]
     assert {"tracing", "observe-ranges", "lower-to-int"} <= set(steps)
 
 

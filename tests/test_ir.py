@@ -9,15 +9,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import evaluate
 from mqc.analysis.ir_text import parse_module, print_module
 from mqc.compiler.dump import Dump, read_dump
 from mqc.compiler.instruments import Instrument
+from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
 from mqc.dialects.quant import UniformType, affine_range
-from mqc.errors import IRError
+from mqc.errors import IRError, RecipeError
 from mqc.ir.module import prefix_tokens
+from mqc.pass_base import Pass
+from mqc.passes.lower_to_htp import LowerToHtp
 from tests.compiled import imported
 from tests.models import tiny_model
 
@@ -32,8 +37,9 @@ def test_every_dump_parses_prints_and_evaluates_as_the_compilation_did(tmp_path:
         def after(self, number, p, ctx, module, modified) -> None:  # type: ignore[no-untyped-def]
             during[f"{number:02d}-{p.name}"] = evaluate(module, ctx.weights, ids)
 
-    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump, Evaluate()])
-    assert len(during) == 11 and prefix_tokens(module) == (9,)
+    pipeline = Recipe(prefix=(9,)).pipeline("cpu")
+    pipeline.run(ctx, module, [dump, Evaluate()])
+    assert len(during) == len(pipeline.passes) and prefix_tokens(module) == (9,)
     for stem, logits in during.items():
         path = tmp_path / f"{stem}.mlir"
         again, weights = read_dump(path)
@@ -102,3 +108,46 @@ def test_fake_quantization_is_rounding_and_passes_gradients(zero: int, scale: fl
     assert x.grad is not None
     assert (x.grad[(real > 1 - zero) & (real < 254 - zero)] == 1).all()
     assert (x.grad[(real < -1 - zero) | (real > 256 - zero)] == 0).all()
+
+
+class Modified(Instrument):
+    """What each pass said of itself, beside whether the module's text changed."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, bool, bool]] = []
+
+    def before(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp) -> None:
+        self.text = print_module(module)
+
+    def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
+        self.said.append((p.name, modified, print_module(module) != self.text))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma"])
+def test_passes_say_whether_they_modified(architecture: str) -> None:
+    ctx, module = imported(tiny_model(architecture))
+    watching = Modified()
+    recipe = Recipe(prefix=(), learn="steps=1 samples=1 length=8")
+    recipe.pipeline("npu").replace("lower-to-htp", LowerToHtp(tokens=(8,))).run(ctx, module, [watching])
+    twice = Pipeline.parse("fold-constants,fold-norm")
+    again, module = imported(tiny_model(architecture))
+    twice.run(again, module)
+    twice.run(again, module, [watching])
+    assert {modified for _, modified, _ in watching.said} == {True, False}
+    assert [name for name, modified, changed in watching.said if modified != changed] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "observe-ranges{method=\"nearest\"}", "observe-ranges{windows=0}", "balance-scales{alpha=1.5}",
+        "absorb-prefix{most=-1}", "quantize-weights{bits=5}", "quantize-weights{bits=8 group=32}",
+        "quantize-weights{bits=4 group=33}", "assign-precision{share=1.5}",
+        "assign-precision{rules=\"%a=4\"}", "learn-ranges{steps=0}",
+        "learn-ranges{lr_ranges=-1.0}", "learn-ranges{loss=\"mse\"}",
+        "lower-to-htp{tokens=0}", "tile-htp{tile_bytes=0}", "allocate-vtcm{vtcm_bytes=0}",
+    ],
+)  # fmt: skip
+def test_options_are_checked_before_anything_runs(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"must|is none of|need"):
+        Pipeline.parse(text)

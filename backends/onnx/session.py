@@ -15,26 +15,28 @@ from mqc.backend import thread_count
 from mqc.backends.cpu.build import cpu_flags
 from mqc.errors import TargetError
 
-QNN = "QNNExecutionProvider"
+CPU, QNN = "CPUExecutionProvider", "QNNExecutionProvider"
+#: Linux' names of what multiplies u8 × s8 into s32.
+_VNNI = {"avx512_vnni", "avx_vnni"}
 #: HTP architecture that programs are made for: the oldest with 16-bit × 16-bit products.
 HTP_ARCH = "73"
 
 
-def exact_products(style: str) -> dict[str, str]:
+def exact_products(style: str, provider: str = CPU) -> dict[str, str]:
     """Session entries with which the products of a form (`qdq` or `integer`) do not saturate on this CPU.
 
     On x86 without VNNI ONNX Runtime adds pairs of u8 × s8 products in 16 bits, and what does not fit is
     clipped in silence. `x64quantprecision` makes MatMulInteger exact. QDQ graphs do not load with it: their
     products are left in float, which is slower.
     """
-    if platform.machine() not in ("x86_64", "AMD64") or cpu_flags() & {"avx512_vnni", "avx_vnni"}:
+    if provider != CPU or platform.machine() not in ("x86_64", "AMD64") or cpu_flags() & _VNNI:
         return {}
     return {"session.x64quantprecision": "1"} if style == "integer" else {"session.disable_quant_qdq": "1"}
 
 
 def open_session(
     path: Path,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
     threads: int | None = None,
     entries: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:

@@ -1,46 +1,66 @@
-"""SmolLM2 compiled for the CPU once, for all tests that look at the result."""
+"""SmolLM2 compiled once, for all tests that look at the result."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from xdsl.dialects.builtin import ModuleOp
 
 import mqc
 from mqc.analysis.context import CompilerContext
-from mqc.analysis.evaluation import evaluate
-from mqc.compiler.instruments import Instrument
-from mqc.ir.weight_store import content_hash
-
-IDS = np.array([1, 504, 3575, 282, 4649, 314, 260, 28, 9690, 4093, 198, 2])
-
-
-class LogitsAfterEachPass(Instrument):
-    """Hashes of the logits of `IDS` at each point of the compilation."""
-
-    def __init__(self) -> None:
-        self.hashes: dict[str, str] = {}
-
-    def after(self, number: int, p: mqc.Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:
-        self.hashes[f"{number:02d}-{p.name}"] = content_hash(evaluate(module, ctx.weights, IDS))
+from mqc.calibration import Calibration
+from mqc.compiler.dump import CALIBRATION, read_dump
+from mqc.compiler.pass_manager import Pipeline
+from mqc.compiler.recipe import Recipe
+from mqc.ir.weight_store import WeightStore
+from tests.end_to_end.processes import peak_gib
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program on disk, the dumps of its compilation, and hashes of the logits of `IDS` after each pass."""
+    """A program on disk, the dumps of its compilation, and hashes of the logits of `IDS` after each pass.
+
+    peak_gib: the most memory that the compilation had.
+    """
 
     path: Path
     dumps: Path
     logits: dict[str, str]
+    peak_gib: float
+
+    def program(self) -> mqc.Program:
+        return mqc.load(self.path)
+
+    def after(self, name: str, passes: str, target: str = "cpu-int8") -> mqc.Program:
+        """A program from the dump of a pass, taken through other passes."""
+        module, weights = read_dump(self.dump(name))
+        ctx = CompilerContext(weights, Calibration.load(self.dumps / CALIBRATION))
+        Pipeline.parse(passes).run(ctx, module)
+        return self.with_module(module, ctx.weights, target)
+
+    def with_module(self, module: ModuleOp, weights: WeightStore, target: str = "cpu-int8") -> mqc.Program:
+        like = self.program()
+        return mqc.Program(module, weights, like.tokenizer, {**like.manifest, "target": target})
+
+    def dump(self, name: str) -> Path:
+        """The dump of a pass."""
+        return next(self.dumps.glob(f"*-{name}.mlir"))
+
+    def from_ranges(self, recipe: Recipe) -> str:
+        """The passes from `assign-precision` on of a recipe that differs from the default one there only."""
+        steps = list(recipe.pipeline("cpu"))
+        begin = [p.name for p in steps].index("assign-precision")
+        before = [str(p.spec()) for p in Recipe(prefix=recipe.prefix).pipeline("cpu")][:begin]
+        assert [str(p.spec()) for p in steps[:begin]] == before
+        return str(Pipeline(tuple(steps[begin:])))
 
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     folder = tmp_path_factory.mktemp("smollm2")
-    watching = LogitsAfterEachPass()
-    program = mqc.compile("demo", dump_ir=folder / "ir", instruments=[watching])
-    program.save(folder / "cpu.mqc")
-    return Compiled(folder / "cpu.mqc", folder / "ir", watching.hashes)
+    peak = peak_gib("tests.end_to_end.compile_demo", folder)
+    logits = json.loads((folder / "logits.json").read_text())
+    return Compiled(folder / "cpu.mqc", folder / "ir", logits, peak)

@@ -1,4 +1,4 @@
-"""The command line as a process of its own."""
+"""The command line, and other programs, as processes of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 
 def command(*arguments: object) -> dict[str, Any]:
+    """What an `mqc` command prints with `--json`."""
     run = subprocess.run(
         [sys.executable, "-m", "mqc", *map(str, arguments), "--json"],
         capture_output=True, text=True, check=False,
@@ -20,18 +21,16 @@ def command(*arguments: object) -> dict[str, Any]:
     return json.loads(run.stdout)
 
 
-def compile_demo(output: Path, *options: object) -> float:
-    """`mqc compile demo`; the most memory it had in GiB, to half a second before its end.
+def peak_gib(module: str, *arguments: object) -> float:
+    """Run `python -m module`; the most memory that it had, to half a second before its end.
 
     `ru_maxrss` of a child would include what this process had when it was forked.
     """
-    compiling = subprocess.Popen(
-        [sys.executable, "-m", "mqc", "compile", "demo", "-o", output, *map(str, options)]
-    )
+    running = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)])
     peak = 0
-    while compiling.poll() is None:
-        status = Path(f"/proc/{compiling.pid}/status").read_text()
+    while running.poll() is None:
+        status = Path(f"/proc/{running.pid}/status").read_text()
         peak = max([peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status))])
         time.sleep(0.5)
-    assert compiling.returncode == 0
+    assert running.returncode == 0
     return peak / 2**20

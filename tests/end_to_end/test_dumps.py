@@ -16,9 +16,10 @@ from mqc.compiler.dump import dump_files, read_dump, write_module
 from mqc.dialects.int_ops import RequantOp
 from mqc.ir.module import mqc_ops
 from mqc.ir.weight_store import content_hash
-from tests.end_to_end.conftest import IDS, Compiled
+from tests.end_to_end.compile_demo import IDS
+from tests.end_to_end.conftest import Compiled
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 
 def test_every_dump_replays_the_compilation(compiled: Compiled) -> None:
@@ -36,13 +37,13 @@ def test_every_dump_replays_the_compilation(compiled: Compiled) -> None:
 
 
 def test_a_planted_fault_is_named_in_one_command(compiled: Compiled, tmp_path: Path) -> None:
-    module, weights = read_dump(compiled.dumps / "11-plan-memory.mlir")
+    module, weights = read_dump(dump_files(compiled.dumps)[-1])
     name = "layers.17.self_attn.o_proj"
     op = next(op for op in mqc_ops(module) if op.value_name == name)
     assert isinstance(op, RequantOp)
     op.properties["shift"] = weights.add(f"{name}.shift", weights[op.shift] - 1)
     write_module(tmp_path / "faulty.mlir", module, weights)
-    for reference in ("06-observe-ranges", "11-plan-memory"):
+    for reference in ("06-observe-ranges", dump_files(compiled.dumps)[-1].stem):
         done = subprocess.run(
             [sys.executable, "-m", "mqc", "debug", "compare", compiled.dumps / f"{reference}.mlir",
              tmp_path / "faulty.mlir", "--json"],

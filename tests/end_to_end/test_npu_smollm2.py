@@ -10,35 +10,32 @@ import numpy as np
 import pytest
 
 import mqc
-from mqc.analysis.context import CompilerContext
 from mqc.analysis.htp_schedule import buffers, check_schedule, lower_bound
 from mqc.analysis.proofs import check_accumulators
 from mqc.backends.npu.engine import NpuEngine
-from mqc.compiler.dump import read_dump
-from mqc.compiler.pass_manager import Pipeline
 from mqc.data import text
 from mqc.ir.module import static_functions
 from mqc.ir.op import plain
-from tests.end_to_end.processes import command, compile_demo
+from tests.end_to_end.compile_demo import NPU
+from tests.end_to_end.conftest import Compiled
+from tests.end_to_end.processes import command, peak_gib
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
-NPU = 'choose-kernels{backend="npu"},lower-to-htp,tile-htp,allocate-vtcm'
 CPU = 'choose-kernels{backend="cpu"},plan-memory'
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`npu.mqc` by the command line, and in `ir` its dump."""
-    folder = tmp_path_factory.mktemp("npu")
-    peak = compile_demo(folder / "npu.mqc", "--target", "npu-int8", "--dump-ir", folder / "ir")
+def folder(compiled: Compiled) -> Path:
+    """A program as it is saved, from the dumps of the compilation for the CPU."""
+    peak = peak_gib("tests.end_to_end.compile_demo", compiled.path.parent, "npu")
     assert 0.5 < peak < 6, f"compilation took {peak:.2f} GiB"
-    return folder
+    return compiled.path.parent / "npu.mqc"
 
 
 @pytest.fixture(scope="module")
 def npu(folder: Path) -> mqc.Program:
-    return mqc.load(folder / "npu.mqc")
+    return mqc.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +43,9 @@ def ids(npu: mqc.Program) -> Any:
     return np.array(npu.tokenizer.encode(text("test")[:4000])[:140], np.int32)
 
 
-def lowered(folder: Path, before: str, passes: str, like: mqc.Program, target: str) -> mqc.Program:
-    """A program from the dump of the pass `before`."""
-    module, weights = read_dump(next((folder / "ir").glob(f"*-{before}.mlir")))
-    ctx = CompilerContext(weights)
-    Pipeline.parse(passes).run(ctx, module)
-    return mqc.Program(module, ctx.weights, like.tokenizer, {**like.manifest, "target": target})
-
-
-def test_logits_equal_the_cpu_programs(folder: Path, npu: mqc.Program, ids: Any) -> None:
+def test_logits_equal_the_cpu_programs(compiled: Compiled, npu: mqc.Program, ids: Any) -> None:
     """The second half of the 140 tokens runs padded and token by token."""
-    cpu = lowered(folder, "lower-to-int", CPU, npu, "cpu-int8")
+    cpu = compiled.program()
     assert (npu.integer_logits(ids) == cpu.integer_logits(ids)).all()
     assert npu.generate("What is the capital of France?", 8, chat=True) == "The capital of France is Paris."
 
@@ -81,10 +70,10 @@ def test_allocation_is_close_to_the_bound(npu: mqc.Program) -> None:
 
 @pytest.mark.hexagon
 @pytest.mark.parametrize("group", [0, 64])
-def test_four_bit_weights(folder: Path, npu: mqc.Program, ids: Any, group: int) -> None:
+def test_four_bit_weights(compiled: Compiled, npu: mqc.Program, ids: Any, group: int) -> None:
     tail = f"quantize-weights{{bits=4 group={group}}},lower-to-int,"
-    w4 = lowered(folder, "assign-precision", tail + NPU, npu, "npu-int8")
-    cpu = lowered(folder, "assign-precision", tail + CPU, npu, "cpu-int8")
+    w4 = compiled.after("assign-precision", tail + NPU, "npu-int8")
+    cpu = compiled.after("assign-precision", tail + CPU)
     want = cpu.integer_logits(ids[:64])
     assert (w4.integer_logits(ids[:64]) == want).all()
     assert w4.size_bytes < 0.75 * npu.size_bytes
@@ -95,7 +84,7 @@ def test_four_bit_weights(folder: Path, npu: mqc.Program, ids: Any, group: int) 
 
 
 def test_the_folder_is_what_a_phone_needs(folder: Path) -> None:
-    path = folder / "npu.mqc"
+    path = folder
     files = set(json.loads((path / "manifest.json").read_text())["files"])
     for name in (
         "README.md", "program.oplist", "program.txt", "weights.safetensors", "hvx/linear.c", "hvx/linear.o",
@@ -107,5 +96,5 @@ def test_the_folder_is_what_a_phone_needs(folder: Path) -> None:
 
 
 def test_bench_is_labelled_as_modelled(folder: Path) -> None:
-    data = command("bench", folder / "npu.mqc")
+    data = command("bench", folder)
     assert "modelled" in json.dumps(data)

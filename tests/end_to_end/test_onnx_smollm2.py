@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 
 import mqc
-from mqc.analysis.context import CompilerContext
-from mqc.compiler.dump import read_dump
-from mqc.compiler.pass_manager import Pipeline
 from mqc.data import text
 from mqc.runtime.perplexity import perplexity, text_windows
 from tests.end_to_end.conftest import Compiled
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 QUESTION = "What is the capital of France?"
 WINDOWS = 30
@@ -25,11 +22,7 @@ WINDOWS = 30
 @pytest.fixture(scope="module")
 def programs(compiled: Compiled) -> tuple[mqc.Program, mqc.Program]:
     """The CPU program, and the ONNX program from the same `int` module."""
-    cpu = mqc.load(compiled.path)
-    module, weights = read_dump(next(compiled.dumps.glob("*-lower-to-int.mlir")))
-    ctx = CompilerContext(weights)
-    Pipeline.parse('choose-kernels{backend="onnx"}').run(ctx, module)
-    return cpu, mqc.Program(module, ctx.weights, cpu.tokenizer, {**cpu.manifest, "target": "onnx-int8"})
+    return compiled.program(), compiled.after("lower-to-int", 'choose-kernels{backend="onnx"}', "onnx-int8")
 
 
 @pytest.fixture(scope="module")

@@ -11,35 +11,31 @@ import pytest
 
 import mqc
 from mqc.analysis.proofs import check_accumulators
+from mqc.api import mac_share_8bit
 from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
-from mqc.compiler.recipe import Recipe, load_recipe
+from mqc.compiler.dump import read_dump
+from mqc.compiler.recipe import load_recipe
 from mqc.data import text
 from mqc.runtime.oracle import OracleEngine
 from tests.end_to_end.conftest import Compiled
-from tests.end_to_end.processes import command, compile_demo
+from tests.end_to_end.processes import command, peak_gib
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 #: What `absorb-prefix` finds; given where another search would only cost time.
 PREFIX = 216, 282
 QUESTION = "What is the capital of France?"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def measured(compiled: Compiled) -> dict[str, Any]:
     """What `mqc eval` says of the default program, and of the float model with and without its prefix."""
     return command("eval", compiled.path, "--windows", 30, "--skip", 0, "--length", 512)
 
 
-def compiled_and_measured(folder: Path, recipe: Recipe) -> tuple[float, dict[str, Any]]:
-    """The most memory of a compilation in GiB, and what `mqc eval` says of the program."""
-    (folder / "recipe.toml").write_text(recipe.to_toml())
-    peak = compile_demo(folder / "out.mqc", "--recipe", folder / "recipe.toml")
-    return peak, command("eval", folder / "out.mqc", "--no-float")
-
-
-def test_perplexity_and_mac_share(measured: dict[str, Any]) -> None:
+def test_perplexity_and_mac_share(compiled: Compiled, measured: dict[str, Any]) -> None:
+    assert 0.5 < compiled.peak_gib < 4, f"compilation took {compiled.peak_gib:.2f} GiB"
     assert measured["prefix"] == [*PREFIX]
     assert measured["float_ppl"] == pytest.approx(28.472, abs=0.01)
     assert measured["int_ppl"] <= 1.010 * measured["float_prefix_ppl"]
@@ -74,27 +70,31 @@ def test_no_accumulator_overflows(compiled: Compiled) -> None:
 
 @pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.025), ("w4a8-g64", 1.12)])
 def test_almost_all_activations_have_eight_bits(
-    tmp_path: Path, measured: dict[str, Any], recipe: str, bound: float
+    compiled: Compiled, measured: dict[str, Any], recipe: str, bound: float
 ) -> None:
     """Bounds of the perplexity, times the float model's, where nothing is learned: 1.0197 and 1.114 were
     measured, and half a percent is left for machines that add in another order. By rounding to nearest
     between the extremes, and to nearest weights, it is 1.51 (with two prefix tokens) and 1.43."""
     chosen = replace(load_recipe(recipe), prefix=PREFIX, share=0.95)
-    peak, result = compiled_and_measured(tmp_path, chosen)
-    assert 0.5 < peak < 4, f"compilation took {peak:.2f} GiB"
-    assert result["mac_share_8bit"] >= 0.95
-    assert result["int_ppl"] <= bound * measured["float_prefix_ppl"]
-    assert result["int_ppl"] <= (bound + 0.005) * measured["float_ppl"]
-    assert result["size_bytes"] < (170e6 if recipe == "w8a8" else 130e6)
+    program = compiled.after("observe-ranges", compiled.from_ranges(chosen))
+    perplexity = program.perplexity(text("test"))
+    assert mac_share_8bit(program.module) >= 0.95
+    assert perplexity <= bound * measured["float_prefix_ppl"]
+    assert perplexity <= (bound + 0.005) * measured["float_ppl"]
+    assert program.size_bytes < (170e6 if recipe == "w8a8" else 130e6)
 
 
-def test_learning_helps_and_fits_in_memory(tmp_path: Path, measured: dict[str, Any]) -> None:
+def test_learning_helps_and_fits_in_memory(
+    compiled: Compiled, measured: dict[str, Any], tmp_path: Path
+) -> None:
     """With 40 steps. Without, the ratio is 1.145; by rounding weights to nearest 2.03."""
     learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95)
     few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
-    peak, result = compiled_and_measured(tmp_path, few)
+    start, passes, out = compiled.dump("observe-ranges"), compiled.from_ranges(few), tmp_path / "out.mlir"
+    peak = peak_gib("mqc", "opt", start, "--passes", passes, "-o", out)
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
-    assert result["mac_share_8bit"] >= 0.95
-    assert result["int_ppl"] <= 1.13 * measured["float_prefix_ppl"]
-    assert result["size_bytes"] < 130e6
+    program = compiled.with_module(*read_dump(out))
+    assert mac_share_8bit(program.module) >= 0.95
+    assert program.perplexity(text("test")) <= 1.13 * measured["float_prefix_ppl"]
+    assert program.size_bytes < 130e6

@@ -10,7 +10,7 @@ from mqc.analysis.ir_text import parse_module, print_module
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
 from mqc.ir.weight_store import WeightStore
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, VOCABULARY, tiny_model, tokens
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -27,7 +27,7 @@ def test_logits_equal_the_models(architecture: str) -> None:
     assert print_module(parse_module(text)) == text
     evaluation = Evaluation(module, weights)
     for length in (5, 23):
-        ids = torch.randint(0, VOCABULARY, (length,))
+        ids = tokens(length)
         with torch.no_grad():
             want = model(ids[None]).logits[0]
             evaluation.reset()

@@ -262,7 +262,7 @@ def test_quantized_weights_need_their_reference() -> None:
     [
         ({"method": "adam"}, "is none of mse-grid"),
         ({"loss": "mae"}, "is none of kl"),
-        ({"weight_bits": 3}, "must be 0, 4 or 8"),
+        ({"weight_bits": 3}, "weight_bits 3 is none of 0, 4, 8"),
         ({"steps": 0}, "must be 1 or more"),
         ({"lr_rounding": 0.001}, "lr_rounding has nothing to learn here: it needs weights that quantize"),
         ({"lr_weights": 0.001}, "lr_weights has nothing to learn here"),

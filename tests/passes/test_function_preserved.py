@@ -18,7 +18,7 @@ from mqc.dialects.rotations import random_hadamard
 from mqc.ir.module import mqc_ops, prefix_tokens
 from mqc.passes.rotate_channels import find_rotatable
 from tests.compiled import imported
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, tiny_model, tokens
 
 
 def logits(ctx: CompilerContext, module, ids: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -36,7 +36,7 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 @pytest.mark.parametrize("passes", ["fold-constants", "fold-norm", "fold-constants,fold-norm"])
 def test_folding(architecture: str, passes: str) -> None:
     ctx, module = imported(tiny_model(architecture))
-    ids = torch.randint(0, VOCABULARY, (17,))
+    ids = tokens(17)
     before = logits(ctx, module, ids)
     Pipeline.parse(passes).run(ctx, module)
     assert relative_error(logits(ctx, module, ids), before) < 1e-5
@@ -45,7 +45,7 @@ def test_folding(architecture: str, passes: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prefix_equals_the_tokens_in_front(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
-    ids = torch.randint(0, VOCABULARY, (17,))
+    ids = tokens(17)
     want = logits(ctx, module, torch.cat([torch.tensor([9, 4]), ids]))[2:]
     Pipeline.parse("absorb-prefix{tokens=9,4}").run(ctx, module)
     assert prefix_tokens(module) == (9, 4)
@@ -56,7 +56,7 @@ def test_prefix_equals_the_tokens_in_front(architecture: str) -> None:
 def test_balancing(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
-    ids = torch.randint(0, VOCABULARY, (17,))
+    ids = tokens(17)
     before = logits(ctx, module, ids)
     Pipeline.parse("balance-scales{alpha=0.7}").run(ctx, module)
     assert relative_error(logits(ctx, module, ids), before) < 1e-5
@@ -69,7 +69,7 @@ def test_any_scales_of_the_groups_preserve_the_function(architecture: str, seed:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
     groups = discover(module)
-    ids = torch.randint(0, VOCABULARY, (17,))
+    ids = tokens(17)
     before = logits(ctx, module, ids)
     scales = np.exp(np.random.default_rng(seed).uniform(-2, 2, groups.count)).astype(np.float32)
     apply_scales(ctx.weights, module, groups, scales)
@@ -80,7 +80,7 @@ def test_any_scales_of_the_groups_preserve_the_function(architecture: str, seed:
 def test_rotating(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
-    ids = torch.randint(0, VOCABULARY, (17,))
+    ids = tokens(17)
     before = logits(ctx, module, ids)
     Pipeline.parse("rotate-channels{seed=3}").run(ctx, module)
     assert relative_error(logits(ctx, module, ids), before) < 1e-5

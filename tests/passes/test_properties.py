@@ -128,7 +128,7 @@ def test_feedback_needs_calibration() -> None:
     ctx.calibration = None
     with pytest.raises(CalibrationError, match="quantize-weights needs calibration"):
         Pipeline.parse('quantize-weights{bits=4 rounding="feedback"}').run(ctx, module)
-    with pytest.raises(RecipeError, match="neither nearest nor feedback"):
+    with pytest.raises(RecipeError, match="is none of nearest, feedback"):
         Pipeline.parse('quantize-weights{rounding="up"}').run(ctx, module)
 
 
