@@ -27,7 +27,6 @@ from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
 from mqc.learning.student import FloatModel, Student
 from mqc.learning.training import Checkpoint, Processes, Schedule, own_device
-from mqc.numerics.products import GROUPS
 from mqc.pass_base import Pass
 
 METHODS = ("mse-grid", "layer-wise", "end-to-end")
@@ -104,10 +103,10 @@ class LearnRanges(Pass):
         self.expect_one_of("method", METHODS)
         self.expect_one_of("loss", LOSSES)
         self.expect_one_of("weight_bits", (0, 4, 8))
-        self.expect_one_of("group", GROUPS)
         for name in ("steps", "samples", "length", "batch"):
             self.expect(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        self.expect(self.memory >= 0, f"memory must not be negative, got {self.memory}")
+        for name in ("group", "memory"):
+            self.expect(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for field in fields(self):
             if field.name.startswith("lr_"):
                 rate = getattr(self, field.name)
