@@ -34,9 +34,13 @@ class Compiled:
     def program(self) -> mqc.Program:
         return mqc.load(self.path)
 
-    def after(self, name: str, passes: str, target: str = "cpu-int8") -> mqc.Program:
-        """A program from the dump of a pass, taken through other passes."""
-        module, weights = read_dump(self.dump(name))
+    def dump(self, name: str) -> Path:
+        """The dump of a pass."""
+        return next(self.dumps.glob(f"*-{name}.mlir"))
+
+    def after(self, dump: Path, passes: str, target: str = "cpu-int8") -> mqc.Program:
+        """A program from a dump, taken through other passes."""
+        module, weights = read_dump(dump)
         ctx = CompilerContext(weights, Calibration.load(self.dumps / CALIBRATION))
         Pipeline.parse(passes).run(ctx, module)
         return self.with_module(module, ctx.weights, target)
@@ -45,17 +49,11 @@ class Compiled:
         like = self.program()
         return mqc.Program(module, weights, like.tokenizer, {**like.manifest, "target": target})
 
-    def dump(self, name: str) -> Path:
-        """The dump of a pass."""
-        return next(self.dumps.glob(f"*-{name}.mlir"))
 
-    def from_ranges(self, recipe: Recipe) -> str:
-        """The passes from `assign-precision` on of a recipe that differs from the default one there only."""
-        steps = list(recipe.pipeline("cpu"))
-        begin = [p.name for p in steps].index("assign-precision")
-        before = [str(p.spec()) for p in Recipe(prefix=recipe.prefix).pipeline("cpu")][:begin]
-        assert [str(p.spec()) for p in steps[:begin]] == before
-        return str(Pipeline(tuple(steps[begin:])))
+def passes_after(name: str, recipe: Recipe) -> str:
+    """The pipeline of a recipe from behind a pass on."""
+    steps = list(recipe.pipeline("cpu"))
+    return str(Pipeline(tuple(steps[[p.name for p in steps].index(name) + 1 :])))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ WINDOWS = 30
 @pytest.fixture(scope="module")
 def programs(compiled: Compiled) -> tuple[mqc.Program, mqc.Program]:
     """The CPU program, and the ONNX program from the same `int` module."""
-    return compiled.program(), compiled.after("lower-to-int", 'choose-kernels{backend="onnx"}', "onnx-int8")
+    return compiled.program(), compiled.after(
+        compiled.dump("lower-to-int"), 'choose-kernels{backend="onnx"}', "onnx-int8"
+    )
 
 
 @pytest.fixture(scope="module")

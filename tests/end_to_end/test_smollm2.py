@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from mqc.compiler.dump import read_dump
 from mqc.compiler.recipe import load_recipe
 from mqc.data import text
 from mqc.runtime.oracle import OracleEngine
-from tests.end_to_end.conftest import Compiled
+from tests.end_to_end.conftest import Compiled, passes_after
 from tests.end_to_end.processes import command, peak_gib
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
@@ -68,15 +70,31 @@ def test_no_accumulator_overflows(compiled: Compiled) -> None:
     assert check_accumulators(program.module, program.weights) == outputs
 
 
+@pytest.fixture(scope="session")
+def assigned(compiled: Compiled) -> Path:
+    """A dump in which 95 % of multiply-accumulates have 8-bit activations, whatever the weights' bits."""
+    out = compiled.dumps / "share.mlir"
+    chosen = "assign-precision{share=0.95}"
+    done = subprocess.run(
+        [sys.executable, "-m", "mqc", "opt", compiled.dump("observe-ranges"), "--passes", chosen, "-o", out],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("w8a8", "w4a8-g64", "w4a8"):
+        recipe = replace(load_recipe(name), prefix=PREFIX, share=0.95)
+        assert passes_after("observe-ranges", recipe).startswith(chosen)
+    return out
+
+
 @pytest.mark.parametrize(("recipe", "bound"), [("w8a8", 1.025), ("w4a8-g64", 1.12)])
 def test_almost_all_activations_have_eight_bits(
-    compiled: Compiled, measured: dict[str, Any], recipe: str, bound: float
+    compiled: Compiled, assigned: Path, measured: dict[str, Any], recipe: str, bound: float
 ) -> None:
     """Bounds of the perplexity, times the float model's, where nothing is learned: 1.0197 and 1.114 were
     measured, and half a percent is left for machines that add in another order. By rounding to nearest
     between the extremes, and to nearest weights, it is 1.51 (with two prefix tokens) and 1.43."""
     chosen = replace(load_recipe(recipe), prefix=PREFIX, share=0.95)
-    program = compiled.after("observe-ranges", compiled.from_ranges(chosen))
+    program = compiled.after(assigned, passes_after("assign-precision", chosen))
     perplexity = program.perplexity(text("test"))
     assert mac_share_8bit(program.module) >= 0.95
     assert perplexity <= bound * measured["float_prefix_ppl"]
@@ -85,14 +103,14 @@ def test_almost_all_activations_have_eight_bits(
 
 
 def test_learning_helps_and_fits_in_memory(
-    compiled: Compiled, measured: dict[str, Any], tmp_path: Path
+    compiled: Compiled, assigned: Path, measured: dict[str, Any], tmp_path: Path
 ) -> None:
     """With 40 steps. Without, the ratio is 1.145; by rounding weights to nearest 2.03."""
     learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95)
     few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
-    start, passes, out = compiled.dump("observe-ranges"), compiled.from_ranges(few), tmp_path / "out.mlir"
-    peak = peak_gib("mqc", "opt", start, "--passes", passes, "-o", out)
+    passes, out = passes_after("assign-precision", few), tmp_path / "out.mlir"
+    peak = peak_gib("mqc", "opt", assigned, "--passes", passes, "-o", out)
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
