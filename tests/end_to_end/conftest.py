@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from xdsl.dialects.builtin import ModuleOp
@@ -16,7 +17,7 @@ from mqc.compiler.dump import CALIBRATION, read_dump
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
 from mqc.ir.weight_store import WeightStore
-from tests.end_to_end.processes import peak_gib
+from tests.end_to_end.processes import command, peak_gib
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     peak = peak_gib("tests.end_to_end.compile_demo", folder)
     logits = json.loads((folder / "logits.json").read_text())
     return Compiled(folder / "cpu.mqc", folder / "ir", logits, peak)
+
+
+@pytest.fixture(scope="session")
+def measured(compiled: Compiled) -> dict[str, Any]:
+    """What `mqc eval` says of the default program, and of the float model with and without its prefix."""
+    return command("eval", compiled.path, "--windows", 30, "--skip", 0, "--length", 512)
