@@ -85,7 +85,7 @@ class OnnxEngine(Engine):
         self._cache: list[_Rows] = []
         rows = initial_cache(module, weights)
         for state in states(module):
-            if not state.grows or state.cleared:
+            if not state.grows or state.cleared or not state.padding:
                 raise TargetError(f"onnx: the engine keeps rows by position only, and {state.name} is none")
             buffer = np.zeros((self.context, *state.shape), numpy_dtype(state.element))
             buffer[: self.prefix_length] = rows.get(past_name(state), 0)

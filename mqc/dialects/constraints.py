@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from xdsl.dialects.builtin import IntegerType, Signedness
 from xdsl.ir import Attribute, SSAValue
 
-from mqc.ir.op import MqcOp, element_type
+from mqc.ir.op import MqcOp, channels, element_type
 from mqc.numerics.arithmetic import ADD_LEFT_SHIFT
 
 
@@ -98,6 +98,17 @@ def addends(*names: str) -> Limit:
         )
 
     return Limit(f"{' and '.join(names)} at most 64 times the result's range", holds)
+
+
+#: Of a norm: sums of squares of 16-bit values stay in 64 bits.
+NORM_GROUPS = Limit(
+    "groups of at most 16384 channels each",
+    lambda op: (
+        op.get("groups") > 0
+        and channels(op.x) % op.get("groups") == 0
+        and channels(op.x) // op.get("groups") <= 1 << 14
+    ),
+)
 
 
 class ConstrainedOp(MqcOp):

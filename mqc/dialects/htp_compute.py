@@ -11,7 +11,7 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop
 
 from mqc.arrays import Array
 from mqc.dialects import int_ops
-from mqc.dialects.constraints import Limit, addends, bits, scales, within, zero_of
+from mqc.dialects.constraints import NORM_GROUPS, Limit, addends, bits, scales, within, zero_of
 from mqc.dialects.htp_core import (
     ACTIVATIONS,
     DDR,
@@ -196,14 +196,7 @@ class NormOp(HtpOp):
         zero_of("zero_point"),
         SCALE_SHAPE,
         within("epsilon", 1, 2**62 - 1),
-        Limit(
-            "groups of at most 16384 channels each",
-            lambda op: (
-                op.get("groups") > 0
-                and channels(op.x) % op.get("groups") == 0
-                and channels(op.x) // op.get("groups") <= 1 << 14
-            ),
-        ),
+        NORM_GROUPS,
     )
 
     def deviations(self, blocks: Array) -> Array:

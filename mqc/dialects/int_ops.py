@@ -14,7 +14,7 @@ from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
-from mqc.dialects.constraints import Limit, addends, bits, scales, within, zero_of
+from mqc.dialects.constraints import NORM_GROUPS, Limit, addends, bits, scales, within, zero_of
 from mqc.dialects.int_core import (
     ACCUMULATOR,
     ACTIVATIONS,
@@ -226,14 +226,7 @@ class NormOp(AccumulatorOp):
         zero_of("x_zero", "x"),
         within("epsilon", 1, 2**62 - 1),
         same_channels("x"),
-        Limit(
-            "groups of at most 16384 channels each",
-            lambda op: (
-                op.get("groups") > 0
-                and channels(op.x) % op.get("groups") == 0
-                and channels(op.x) // op.get("groups") <= 1 << 14
-            ),
-        ),
+        NORM_GROUPS,
     )
 
     def deviations(self, blocks: Array) -> Array:
