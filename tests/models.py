@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
@@ -46,3 +47,9 @@ def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def sqnr(got: Any, want: Any) -> float:
+    """Signal to quantization noise, dB."""
+    noise = got.astype(np.float64) - want
+    return float(10 * np.log10((want.astype(np.float64) ** 2).sum() / max((noise**2).sum(), 1e-9)))

@@ -75,17 +75,17 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: torch.Te
     h = hessian[order][:, order]
     h += torch.eye(len(h)) * max(_DAMPING * float(diagonal.mean()), 1e-12)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    rest = torch.from_numpy(weight)[:, order]
-    steps = torch.from_numpy(np.broadcast_to(step, weight.shape).copy())[:, order]
-    result = torch.empty_like(rest)
-    for begin in range(0, rest.shape[1], _BLOCK):
-        end = min(begin + _BLOCK, rest.shape[1])
-        errors = torch.empty(len(rest), end - begin)
+    # Input channels become rows, each contiguous.
+    rest = torch.from_numpy(weight).T[order]
+    steps = torch.from_numpy(np.broadcast_to(step, weight.shape).copy()).T[order]
+    result = torch.empty(rest.shape, dtype=torch.int8)
+    for begin in range(0, len(rest), _BLOCK):
+        end = min(begin + _BLOCK, len(rest))
+        errors = torch.empty(end - begin, rest.shape[1])
         for k in range(begin, end):
-            q = torch.clamp(torch.round(rest[:, k] / steps[:, k]), low, high)
-            error = (rest[:, k] - q * steps[:, k]) / upper[k, k]
-            rest[:, k:end] -= error[:, None] * upper[k, k:end]
-            result[:, k], errors[:, k - begin] = q, error
-        rest[:, end:] -= errors @ upper[begin:end, end:]
-    rounded: Array = result[:, torch.argsort(order)].to(torch.int8).numpy()
-    return rounded
+            q = torch.clamp(torch.round(rest[k] / steps[k]), low, high)
+            error = (rest[k] - q * steps[k]) / upper[k, k]
+            rest[k:end] -= upper[k, k:end, None] * error
+            result[order[k]], errors[k - begin] = q, error
+        rest[end:] -= upper[begin:end, end:].T @ errors
+    return np.ascontiguousarray(result.T.numpy())

@@ -29,7 +29,7 @@ from mqc.ir.module import mqc_ops, ops_by_name
 from mqc.ir.op import plain
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import lower_for_onnx, quantized
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, VOCABULARY, sqnr, tiny_model
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 30).astype(np.int32)
 Compiled = tuple[CompilerContext, ModuleOp]
@@ -52,11 +52,6 @@ def oracle(found: Compiled) -> Any:
 
 def engine(found: Compiled, **options: Any) -> OnnxEngine:
     return OnnxEngine(found[1], found[0].weights, threads=1, **options)
-
-
-def sqnr(got: Any, want: Any) -> float:
-    noise = got.astype(np.float64) - want
-    return float(10 * np.log10((want.astype(np.float64) ** 2).sum() / max((noise**2).sum(), 1e-9)))
 
 
 def one_prompt(path: Path, found: Compiled) -> Any:

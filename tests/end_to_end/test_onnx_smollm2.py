@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import mqc
+from mqc.backends.onnx.session import exact_products
 from mqc.data import text
 from mqc.runtime.perplexity import perplexity, text_windows
-from tests.end_to_end.conftest import Compiled
+from tests.end_to_end.conftest import WINDOWS, Compiled
+from tests.models import sqnr
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 QUESTION = "What is the capital of France?"
-WINDOWS = 30
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,8 @@ def programs(compiled: Compiled) -> tuple[mqc.Program, mqc.Program]:
 
 
 @pytest.fixture(scope="module")
-def cpu_perplexity(measured: dict[str, Any]) -> float:
-    """Of the CPU program, on the same windows."""
-    return float(measured["int_ppl"])
+def cpu_perplexity(programs: tuple[mqc.Program, mqc.Program]) -> float:
+    return programs[0].perplexity(text("test"), WINDOWS)
 
 
 def test_strict_form_equals_the_cpu_program(programs: tuple[mqc.Program, mqc.Program]) -> None:
@@ -43,10 +43,17 @@ def test_strict_form_equals_the_cpu_program(programs: tuple[mqc.Program, mqc.Pro
 
 
 def test_qdq_form(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: float) -> None:
+    """Near the CPU program, not equal to it: it rounds otherwise. So does what it says word by word."""
     cpu, onnx = programs
     onnx.configure(style="qdq")
     assert onnx.perplexity(text("test"), WINDOWS) == pytest.approx(cpu_perplexity, rel=0.005)
-    assert onnx.generate(QUESTION, 8, chat=True) == cpu.generate(QUESTION, 8, chat=True)
+    ids = np.array(onnx.tokenizer.encode(text("test"))[:140], np.int32)
+    engine = onnx.engine()
+    engine.reset()
+    got = np.concatenate([engine.forward(part) for part in np.split(ids, range(100, 140))])
+    want = cpu.integer_logits(ids)
+    assert sqnr(got[:100], want[:100]) > 20
+    assert sqnr(got[100:], want[100:]) > 20
 
 
 def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: float, tmp_path: Path) -> None:
@@ -56,7 +63,9 @@ def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: flo
     onnx = programs[1]
     onnx.export(tmp_path / "files")
     # On CPUs with bfloat16 OpenVINO would keep the float tensors in that.
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    exact: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if exact_products("qdq"):
+        exact["LP_TRANSFORMS_MODE"] = False  # its u8 × s8 products would saturate
     model = openvino.Core().compile_model(tmp_path / "files" / "model.onnx", "CPU", exact)
     cache, start = load_file(tmp_path / "files" / "initial_cache.safetensors"), len(onnx.prefix)
 
