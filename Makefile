@@ -18,7 +18,7 @@ demo: $(DEMO)
 	$(BIN)/mqc run build/smollm2.mqc --chat "What is the capital of France?" --max-new-tokens 20
 
 # Two groups at a time: tests of a group share what they compile. The slowest tests are listed at the end.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --durations 20
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 20
 
 # All checks and all tests, as CI runs them.
 test: lint
