@@ -48,7 +48,9 @@ def compile_command(
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
-    context: Annotated[int, typer.Option(help="positions of the KV cache")] = 2048,
+    context: Annotated[
+        int | None, typer.Option(help="positions of the KV cache; 2,048 or what the model was made for")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="file for the recipe with the precision that was searched")
     ] = None,
