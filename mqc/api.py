@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.verification import verify_module
-from mqc.compiler.dump import RECIPE, TOKENIZER, Dump
+from mqc.compiler.dump import RECIPE, Dump
 from mqc.compiler.instruments import Instrument
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe, load_recipe
@@ -107,6 +107,8 @@ def compile(
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
     positions = _context(model, context)
+    generation = getattr(model, "generation_config", None)
+    packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
     exported = trace(model)
     vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -121,14 +123,15 @@ def compile(
     text = _packaged_text() if calibration is None else calibration
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(512, positions - 4)
-    ctx.calibration = Calibration.from_ids(ids, vocabulary, length=length, bos=tokenizer.bos_token_id)
+    ctx.calibration = Calibration.from_ids(
+        ids, vocabulary, length=length, bos=tokenizer.bos_token_id, start=packed.start
+    )
 
     watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")
     if folder:
         dump = Dump(Path(folder))
-        packed = Tokenizer.from_huggingface(tokenizer).to_json()
-        dump.start(ctx, module, {RECIPE: chosen.to_toml(), TOKENIZER: packed})
+        dump.start(ctx, module, {RECIPE: chosen.to_toml(), **packed.files})
         watching.append(dump)
     steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer_folder())
     manifest = {
@@ -140,7 +143,7 @@ def compile(
         "mac_share_8bit": mac_share_8bit(module),
         "precision": searched_precision(module),
     }
-    return Program(module, ctx.weights, Tokenizer.from_huggingface(tokenizer), manifest)
+    return Program(module, ctx.weights, packed, manifest)
 
 
 #: Fewer positions hold no prefix and no calibration window.

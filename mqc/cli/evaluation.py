@@ -68,7 +68,7 @@ def show_perplexity(
         from mqc.data import text as packaged
 
         content = packaged("test")
-    parts = text_windows(program.tokenizer.encode(content), length, windows, skip)
+    parts = text_windows(program.tokenizer.encode(content, start=False), length, windows, skip)
     data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
     with progress() as report:
         if not no_float:

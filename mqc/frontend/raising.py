@@ -205,9 +205,9 @@ class _Raising:
             if not torch.allclose(first, same):
                 raise self._fail(
                     node,
-                    f"takes positions by the length of the sequence: of {self.context} they are others than of "
-                    f"{SHORT}. A program has one table: give a context at which the model does not switch yet "
-                    "(longrope: `original_max_position_embeddings`)",
+                    f"takes positions by the length of the sequence: of {self.context} they are others than "
+                    f"of {SHORT}. A program has one table: give a context at which the model does not switch "
+                    "yet (longrope: `original_max_position_embeddings`)",
                 )
         value: torch.Tensor = table.value
         return value

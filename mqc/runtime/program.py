@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from mqc.runtime.tokenizer import Message, Tokenizer
 from mqc.tokens import token_ids
 
 Prompt = str | Sequence[int]
+#: Most new tokens by default.
+NEW_TOKENS = 100
 
 
 class Program:
@@ -40,7 +42,8 @@ class Program:
         tokenizer: Tokenizer,
         manifest: dict[str, Any],
     ) -> None:
-        self.module, self.weights, self.tokenizer = module, weights, tokenizer
+        self.module, self.weights = module, weights
+        self.tokenizer = tokenizer.behind(prefix_tokens(module))
         self.manifest = manifest
         self.options: dict[str, Any] = {}
         self._engines: dict[str, Engine] = {}
@@ -98,22 +101,25 @@ class Program:
     def generate_tokens(
         self,
         prompt: Sequence[int],
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[int] = (),
         engine: str = "target",
     ) -> Iterator[int]:
         """Token ids that follow a prompt, one by one, until a stop token (not given out).
 
-        The tokenizer's end token stops too. Raises `InputError` if prompt and new tokens do not
-        fit the context, or the prompt is empty or holds ids outside the vocabulary.
+        The end tokens of the tokenizer and of the model's `generation_config` stop too. Raises `InputError`
+        if prompt and new tokens do not fit the context, or the prompt is empty or holds ids outside the
+        vocabulary.
         """
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
         if not len(prompt):
             raise InputError("the prompt is empty")
         runner = self.engine(engine)
         room = runner.context - runner.prefix_length
+        if max_new_tokens is None:
+            max_new_tokens = max(min(NEW_TOKENS, room - len(prompt) + 1), 1)
         if len(prompt) + max_new_tokens - 1 > room:
             raise InputError(
                 f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
@@ -121,7 +127,7 @@ class Program:
             )
         chosen = sampling or Sampling()
         generator = chosen.generator()
-        ends = {*stop, self.tokenizer.eos}
+        ends = {*stop, *self.tokenizer.ends}
         current = token_ids(prompt, runner.vocabulary)
         turn = self._take(engine)
         for _ in range(max_new_tokens):
@@ -139,22 +145,22 @@ class Program:
 
     def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
         """Pieces of text as they are generated; options as in `generate`."""
-        ids = self._prompt_ids(prompt, chat)
+        ids = self._prompt_ids(prompt, chat, **options.pop("template", {}))
         texts = options.pop("stop", ())
         stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
-        sampling = Sampling(
-            **{k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
-        )
+        given = {k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
+        sampling = Sampling.of_model(self.tokenizer.generation, **given)
         tokens = self.generate_tokens(ids, sampling=sampling, stop=stop, **options)
-        return self.tokenizer.decode_stream(tokens)
+        return self.tokenizer.decode_stream(tokens, continues=not chat)
 
     def generate(
         self,
         prompt: Prompt | Sequence[Message],
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         *,
         chat: bool = False,
-        temperature: float = 0.0,
+        template: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
@@ -165,8 +171,10 @@ class Program:
         """Complete a prompt: text, or token ids; with `chat`, a message or a list of messages.
 
         Args:
-            max_new_tokens: most tokens to add.
-            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+            max_new_tokens: most tokens to add; by default 100, or as many as fit.
+            template: options of `Tokenizer.chat`: `parse_special`, and variables of the chat template.
+            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`. What is None is what the model's
+                `generation_config` states, else greedy.
             stop: token ids, or texts of single tokens, that end the answer.
             stream: called with each piece of text as it comes.
             engine: `target`, or `oracle` for the NumPy semantics.
@@ -175,8 +183,8 @@ class Program:
         """
         pieces = []
         for piece in self.stream(
-            prompt, chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, seed=seed, stop=stop, engine=engine,
+            prompt, chat, max_new_tokens=max_new_tokens, template=template or {}, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed, stop=stop, engine=engine,
         ):  # fmt: skip
             pieces.append(piece)
             if stream is not None:
@@ -204,7 +212,7 @@ class Program:
         progress: Callable[[float], None] = lambda share: None,
     ) -> float:
         """Perplexity on consecutive windows of a text (`mqc.runtime.perplexity`)."""
-        parts = text_windows(self.tokenizer.encode(text), length, windows, skip)
+        parts = text_windows(self.tokenizer.encode(text, start=False), length, windows, skip)
         return perplexity(lambda ids: self.logits(ids.tolist(), engine), parts, progress)
 
     # ---- on disk
@@ -240,13 +248,13 @@ class Program:
         self._turns[kind] = object()
         return self._turns[kind]
 
-    def _prompt_ids(self, prompt: Any, chat: bool) -> list[int]:
+    def _prompt_ids(self, prompt: Any, chat: bool, **template: Any) -> list[int]:
         if chat:
-            return self.tokenizer.chat(prompt)
+            return self.tokenizer.chat(prompt, **template)
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _stop_id(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode(text, start=False)
         if len(ids) != 1:
             raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
         return ids

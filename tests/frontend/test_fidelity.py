@@ -80,7 +80,9 @@ def test_no_context_across_a_switch_by_length() -> None:
     ],
 )
 def test_other_masks_and_positions_are_found(architecture: str, changes: dict[str, Any]) -> None:
-    own = {"head_dim": 8, "intermediate_size": 48, "num_key_value_heads": 2} if "gemma" in architecture else {}
+    own = (
+        {"head_dim": 8, "intermediate_size": 48, "num_key_value_heads": 2} if "gemma" in architecture else {}
+    )
     with pytest.raises(ModelError, match="the float program is not the model"):
         checked(tiny_model(architecture, **own, **changes))
 

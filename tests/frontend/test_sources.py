@@ -42,7 +42,10 @@ def test_names_of_a_wrapper(tmp_path: Path, wrapper: str) -> None:
     ("change", "match"),
     [
         (lambda w: {k: v for k, v in w.items() if "lm_head" not in k}, "not in the files: lm_head.weight"),
-        (lambda w: {k: v for k, v in w.items() if "layers.1." not in k}, "9 in the model and not in the files"),
+        (
+            lambda w: {k: v for k, v in w.items() if "layers.1." not in k},
+            "9 in the model and not in the files",
+        ),
         (lambda w: {**w, "model.extra.weight": w["lm_head.weight"].clone()}, "not in the model: model.extra"),
         (lambda w: {**w, "model.norm.weight": w["model.norm.weight"][:8].clone()}, "model.norm.weight"),
     ],
