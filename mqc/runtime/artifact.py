@@ -28,6 +28,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.values import check_values
 from mqc.backend import check_options
 from mqc.errors import ArtifactError, IRError, StorageError
 from mqc.ir.module import level, prefix_tokens, weight_refs
@@ -192,6 +193,10 @@ def read(folder: Path) -> Parts:
     weights = WeightStore.load(folder / "weights.safetensors")
     for ref in weight_refs(module):
         weights[ref]
+    try:
+        check_values(module, weights)
+    except IRError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
     tokenizer = Tokenizer.read(folder, tokenizer_files)
     return Parts(module, weights, tokenizer, manifest)
 

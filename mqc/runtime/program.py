@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ NEW_TOKENS = 100
 class Program:
     """An integer-only LLM, its tokenizer, and the engine that runs it.
 
+    Threads may share a program: calls wait for each other. A sequence that `stream` or `generate_tokens`
+    began ends with an error when another one was started, in whichever thread.
+
     manifest: `target`, `recipe`, `pipeline`, `source`, `mac_share_8bit`, `mqc_version`.
     options: of the target's engine, set by `configure`.
     """
@@ -48,6 +52,8 @@ class Program:
         self.options: dict[str, Any] = {}
         self._engines: dict[str, Engine] = {}
         self._turns: dict[str, object] = {}
+        # Engines hold one sequence, and give up the GIL while they compute.
+        self._lock = threading.RLock()
 
     # ---- facts
 
@@ -88,15 +94,16 @@ class Program:
 
     def engine(self, kind: str = "target") -> Engine:
         """The engine of the target, or with `oracle` the NumPy semantics. Made on first use."""
-        if kind not in self._engines:
-            if kind == "oracle":
-                self._engines[kind] = OracleEngine(self.module, self.weights)
-            elif kind == "target":
-                backend = backend_for(self.target)
-                self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
-            else:
-                raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
-        return self._engines[kind]
+        with self._lock:
+            if kind not in self._engines:
+                if kind == "oracle":
+                    self._engines[kind] = OracleEngine(self.module, self.weights)
+                elif kind == "target":
+                    backend = backend_for(self.target)
+                    self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
+                else:
+                    raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
+            return self._engines[kind]
 
     def generate_tokens(
         self,
@@ -131,12 +138,13 @@ class Program:
         current = token_ids(prompt, runner.vocabulary)
         turn = self._take(engine)
         for _ in range(max_new_tokens):
-            if self._turns[engine] is not turn:
-                raise InputError(
-                    "another sequence was started on this program; finish the first, or load the "
-                    "program once more to run both"
-                )
-            logits = runner.forward(current, rows=1)
+            with self._lock:
+                if self._turns[engine] is not turn:
+                    raise InputError(
+                        "another sequence was started on this program; finish the first, or load the "
+                        "program once more to run both"
+                    )
+                logits = runner.forward(current, rows=1)
             token = chosen.choose(logits[-1], self.logit_scale, generator)
             if token in ends:
                 return
@@ -195,8 +203,9 @@ class Program:
         """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
         runner = self.engine(engine)
         ids = token_ids(self._prompt_ids(prompt, False), runner.vocabulary)
-        self._take(engine)
-        return runner.forward(ids)
+        with self._lock:
+            self._take(engine)
+            return runner.forward(ids)
 
     def logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.float32]:
         """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`."""
@@ -244,9 +253,10 @@ class Program:
 
     def _take(self, kind: str) -> object:
         """Start a sequence on an engine, which holds one at a time; the one before has ended."""
-        self.engine(kind).reset()
-        self._turns[kind] = object()
-        return self._turns[kind]
+        with self._lock:
+            self.engine(kind).reset()
+            self._turns[kind] = object()
+            return self._turns[kind]
 
     def _prompt_ids(self, prompt: Any, chat: bool, **template: Any) -> list[int]:
         if chat:
