@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mqc.analysis.evaluation import evaluate
-from mqc.compiler.dump import TOKENIZER, dump_files, read_dump
+from mqc.compiler.dump import dump_files, read_dump
 from mqc.data import text
 from mqc.ir.module import main_level
 from mqc.runtime.perplexity import perplexity, text_windows
@@ -24,8 +24,8 @@ from mqc.runtime.tokenizer import Tokenizer
 
 def main() -> None:
     folder, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 30
-    tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text())
-    windows = text_windows(tokenizer.encode(text("test")), 512, count)
+    tokenizer = Tokenizer.read(folder)
+    windows = text_windows(tokenizer.encode(text("test"), start=False), 512, count)
     last = {}
     for path in dump_files(folder):
         last[main_level(read_dump(path)[0])] = path

@@ -159,7 +159,7 @@ def main() -> None:
     config = source.model.config
     shape = (1, config.num_key_value_heads, 0, config.hidden_size // config.num_attention_heads)
     empty = {f"past.{i}": np.zeros(shape, np.float32) for i in range(2 * config.num_hidden_layers)}
-    calibration = tokenizer.encode(text("calibration"))
+    calibration = tokenizer.encode(text("calibration"), start=False)
     common: dict[str, Any] = {
         "per_channel": True,
         "weight_type": QuantType.QInt8,
@@ -192,7 +192,7 @@ def main() -> None:
         models[f"mqc, {style}"] = (
             lambda style=style: Ours(program, style=style), sum(f.stat().st_size for f in files),
         )  # fmt: skip
-    windows = text_windows(tokenizer.encode(text("test")), 512, WINDOWS)
+    windows = text_windows(tokenizer.encode(text("test"), start=False), 512, WINDOWS)
     print("| model | perplexity | size | prefill | decode |\n|---|---|---|---|---|", flush=True)
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     perplexities = {}

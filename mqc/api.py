@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.verification import verify_module
-from mqc.compiler.dump import RECIPE, TOKENIZER, Dump
+from mqc.compiler.dump import RECIPE, Dump
 from mqc.compiler.instruments import Instrument
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe, load_recipe
@@ -50,7 +50,7 @@ def compile(
     tokenizer: Any = None,
     calibration: str | None = None,
     passes: Pipeline | str | None = None,
-    context: int = 2048,
+    context: int | None = None,
     checkpoints: str | Path | None = None,
     dump_ir: str | Path | None = None,
     instruments: Iterable[Instrument] = (),
@@ -66,7 +66,8 @@ def compile(
         tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.
         calibration: text to observe ranges on; the packaged WikiText-2 validation text if None.
         passes: a pipeline to run instead of the recipe's, as text or from `mqc.pipeline`.
-        context: positions of the KV cache, prefix included; at most what the model was made for.
+        context: positions of the KV cache, prefix included; at most what the model was made for, which is
+            the default where that is less than 2,048.
         checkpoints: folder where passes that learn keep their state; a run that was interrupted goes on
             from there, if it is the same in all else.
         dump_ir: folder for the IR after each pass; `MQC_DUMP` in the environment does the same.
@@ -84,6 +85,7 @@ def compile(
     of the model, once more the same, and the activations of one calibration window.
     """
     from mqc.calibration import Calibration
+    from mqc.frontend.fidelity import check_against_model
     from mqc.frontend.raising import raise_program
     from mqc.frontend.sources import load_source, model_hash
     from mqc.frontend.trace import trace
@@ -104,26 +106,32 @@ def compile(
 
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
+    positions = _context(model, context)
+    generation = getattr(model, "generation_config", None)
+    packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
     exported = trace(model)
-    longest = getattr(model.config, "max_position_embeddings", None) or context
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    module = raise_program(exported, ctx.weights, min(context, longest), vocabulary)
+    module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)
     report("tracing", 1.0)
     del exported
+    report("comparing with the model", 0.0)
+    check_against_model(model, module, ctx.weights)
+    report("comparing with the model", 1.0)
     origin["hash"] = model_hash(model)
     text = _packaged_text() if calibration is None else calibration
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    length = min(512, min(context, longest) - 4)
-    ctx.calibration = Calibration.from_ids(ids, vocabulary, length=length, bos=tokenizer.bos_token_id)
+    length = min(512, positions - 4)
+    ctx.calibration = Calibration.from_ids(
+        ids, vocabulary, length=length, bos=tokenizer.bos_token_id, start=packed.start
+    )
 
     watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")
     if folder:
         dump = Dump(Path(folder))
-        packed = Tokenizer.from_huggingface(tokenizer).to_json()
-        dump.start(ctx, module, {RECIPE: chosen.to_toml(), TOKENIZER: packed})
+        dump.start(ctx, module, {RECIPE: chosen.to_toml(), **packed.files})
         watching.append(dump)
     steps.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer_folder())
     manifest = {
@@ -135,7 +143,24 @@ def compile(
         "mac_share_8bit": mac_share_8bit(module),
         "precision": searched_precision(module),
     }
-    return Program(module, ctx.weights, Tokenizer.from_huggingface(tokenizer), manifest)
+    return Program(module, ctx.weights, packed, manifest)
+
+
+#: Fewer positions hold no prefix and no calibration window.
+_LEAST_CONTEXT = 16
+
+
+def _context(model: Any, context: int | None) -> int:
+    """Positions of the program. Raises `InputError` for what the model was not made for."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is None:
+        return min(2048, longest or 2048)
+    if not _LEAST_CONTEXT <= context <= (longest or context):
+        raise InputError(
+            f"a context of {context} positions: the least is {_LEAST_CONTEXT}, and "
+            + (f"the model was made for {longest}" if longest else "the model states no most")
+        )
+    return context
 
 
 def mac_share_8bit(module: ModuleOp) -> float:

@@ -23,10 +23,12 @@ class Calibration:
 
     windows: token ids `[count, length]`.
     bos: the tokenizer's token for the start of a text, if it has one.
+    start: the tokens that it puts in front of every text.
     """
 
     windows: Windows
     bos: int | None = None
+    start: tuple[int, ...] = ()
 
     @classmethod
     def from_ids(
@@ -35,6 +37,7 @@ class Calibration:
         vocabulary: int,
         length: int = 512,
         bos: int | None = None,
+        start: tuple[int, ...] = (),
     ) -> Calibration:
         """A tokenized text in windows of `length` tokens; what is left at its end is dropped.
 
@@ -52,13 +55,14 @@ class Calibration:
                 f"calibration holds token ids outside [0, {vocabulary}); "
                 "was it tokenized with the model's own tokenizer?"
             )
-        return cls(array[: len(ids) // length * length].reshape(-1, length), bos)
+        return cls(array[: len(ids) // length * length].reshape(-1, length), bos, start)
 
     def save(self, path: Path) -> None:
         """Write the windows as a safetensors file. Raises `StorageError`."""
         data = {"windows": self.windows.astype(np.int32)}
         with replacing(path) as partial:
-            save_file(data, partial, {} if self.bos is None else {"bos": str(self.bos)})
+            bos = {} if self.bos is None else {"bos": str(self.bos)}
+            save_file(data, partial, bos | {"start": " ".join(map(str, self.start))})
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -66,12 +70,15 @@ class Calibration:
         try:
             with safe_open(path, framework="numpy") as file:
                 windows = file.get_tensor("windows")
-                bos = (file.metadata() or {}).get("bos")
+                stated = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise CalibrationError(f"{path} holds no calibration windows: {error}") from error
         if windows.ndim != 2 or windows.dtype != np.int32 or not windows.size or windows.min() < 0:
             raise CalibrationError(f"{path}: windows must be token ids, i32 [count, length]")
-        return cls(windows.astype(np.int64), int(bos) if bos is not None and bos.isdigit() else None)
+        bos, start = stated.get("bos", ""), stated.get("start", "").split()
+        if not all(text.isdecimal() for text in [*start, bos or "0"]):
+            raise CalibrationError(f"{path}: bos and start must be token ids")
+        return cls(windows.astype(np.int64), int(bos) if bos else None, tuple(map(int, start)))
 
     def part(self, count: int, length: int) -> Windows:
         """The first `length` tokens of `count` windows spread over all; all tokens, and all windows, where

@@ -16,7 +16,7 @@ from mqc.arrays import Array
 from mqc.calibration import Calibration, Windows
 from mqc.compiler.observation import observe
 from mqc.dialects.llm import AddOp, AttentionOp, LinearOp
-from mqc.errors import CalibrationError, PassError
+from mqc.errors import CalibrationError, PassError, RecipeError
 from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value, set_prefix
 from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
@@ -33,10 +33,13 @@ class AbsorbPrefix(Pass):
     than any other token's; static ranges must not have to cover them (PrefixQuant, arXiv
     2410.05265). The prefix takes positions 0…p−1 and is subject to windows like any token.
 
+    Tokens that the tokenizer puts in front of every text come first in it: the model was trained to see them
+    there, and behind no other token.
+
     Options:
         tokens: the prefix; if absent, tokens are chosen behind which, on calibration data, outliers in the
             matrix products' inputs and outputs are smallest and text is most likely, as long as one helps.
-        most: longest prefix to consider (0 leaves the module as it is).
+        most: how many tokens to consider besides (0 leaves the module as it is).
     """
 
     name = "absorb-prefix"
@@ -53,6 +56,12 @@ class AbsorbPrefix(Pass):
         tokens = self.tokens if self.tokens is not None else self._search(ctx, module)
         if not tokens:
             return False
+        start = () if ctx.calibration is None else ctx.calibration.start
+        if tuple(tokens[: len(start)]) != start:
+            raise RecipeError(
+                f"absorb-prefix: the tokenizer puts {list(start)} in front of every text, so the prefix must "
+                f"begin with it: {[*start, *tokens]}"
+            )
         if len(tokens) >= context_length(module):
             raise PassError("absorb-prefix: the prefix fills the whole context")
         evaluation = Evaluation(module, ctx.weights)
@@ -74,7 +83,7 @@ class AbsorbPrefix(Pass):
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
         sample = calibration.part(4, 256)
-        best: tuple[int, ...] = ()
+        best = calibration.start
         best_score, suspects = _score(ctx, module, sample, best)
         for _ in range(self.most):
             prefixes = [(*best, token) for token in _candidates(calibration, suspects)]

@@ -41,7 +41,7 @@ def tokens(count: int) -> torch.Tensor:
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
     """Two layers, 32 wide, weights random but the same on every call."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[architecture](**{**_COMMON, **_OWN[architecture], **changes})
+    config = CONFIG_MAPPING[architecture](**{**_COMMON, **_OWN.get(architecture, {}), **changes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,7 +22,7 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 def tokenizer() -> PreTrainedTokenizerFast:
     import tokenizers
 
-    raw = tokenizers.Tokenizer.from_str(byte_tokenizer()._text)
+    raw = tokenizers.Tokenizer.from_str(byte_tokenizer().files["tokenizer.json"])
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<unk>", eos_token="<eos>")
 
 

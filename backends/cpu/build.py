@@ -79,8 +79,8 @@ def compiler() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """`$MQC_CACHE`, or `mqc` in the user's cache folder."""
-    if "MQC_CACHE" in os.environ:
+    """`$MQC_CACHE`, if it is not empty, or `mqc` in the user's cache folder."""
+    if os.environ.get("MQC_CACHE"):
         return Path(os.environ["MQC_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mqc"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,8 @@ CHUNK = 128
 class CpuEngine(Engine):
     """One sequence on the CPU. Weights stay where the store has them; the cache is the engine's.
 
+    It is for one thread at a time: another one gets an `InputError`.
+
     Memory: the weights (shared), 2 · positions · kv channels per layer for the cache, and 128
     tokens of activations.
     """
@@ -32,6 +37,7 @@ class CpuEngine(Engine):
         self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
     ) -> None:
         self._handle: int | None = None
+        self._busy = threading.Lock()
         self.threads = thread_count(threads)
         self.isa = choose_isa(isa)
         program = emit(module, weights)
@@ -69,26 +75,38 @@ class CpuEngine(Engine):
         self._library.mqc_arena.argtypes = [pointer]
         self._library.mqc_arena.restype = pointer
 
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        """The handle of the C program, for this thread alone. Raises `InputError` if another one has it."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError("the engine is at work in another thread; give each thread an engine of its own")
+        try:
+            if self._handle is None:
+                raise InputError("the engine is closed")
+            yield self._handle
+        finally:
+            self._busy.release()
+
     def reset(self) -> None:
         # Rows of an earlier sequence stay in the cache; no position is read before it is written.
-        self.position = self.prefix_length
+        with self._alone():
+            self.position = self.prefix_length
 
     def forward(self, ids: Ids, rows: int | None = None) -> Logits:
-        if self._handle is None:
-            raise InputError("the engine is closed")
-        ids = check_ids(self, ids)
-        count = len(ids)
-        wanted = count if rows is None else min(rows, count)
-        logits = np.empty((wanted, self.vocabulary), np.int32)
-        first = count - wanted
-        for start in range(0, count, CHUNK):
-            part = ids[start : start + CHUNK]
-            skip = min(max(first - start, 0), len(part))
-            row = max(start - first, 0)
-            target = logits.ctypes.data + row * self.vocabulary * 4
-            self._library.mqc_forward(self._handle, part.ctypes.data, len(part), self.position, skip, target)
-            self.position += len(part)
-        return logits
+        with self._alone() as handle:
+            ids = check_ids(self, ids)
+            count = len(ids)
+            wanted = count if rows is None else min(rows, count)
+            logits = np.empty((wanted, self.vocabulary), np.int32)
+            first = count - wanted
+            for start in range(0, count, CHUNK):
+                part = ids[start : start + CHUNK]
+                skip = min(max(first - start, 0), len(part))
+                row = max(start - first, 0)
+                target = logits.ctypes.data + row * self.vocabulary * 4
+                self._library.mqc_forward(handle, part.ctypes.data, len(part), self.position, skip, target)
+                self.position += len(part)
+            return logits
 
     def arena(self, size: int) -> Array:
         """The first `size` bytes of the arena as they are, u8; valid until the next call."""
@@ -98,8 +116,9 @@ class CpuEngine(Engine):
     def close(self) -> None:
         """Free cache and threads. The engine cannot be used after."""
         if self._handle is not None:
-            self._library.mqc_close(self._handle)
-            self._handle = None
+            with self._alone() as handle:
+                self._library.mqc_close(handle)
+                self._handle = None
 
     def __enter__(self) -> CpuEngine:
         return self

@@ -14,7 +14,6 @@ from mqc.numerics import arithmetic
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 #: Knots are clamped to this many times the range of u16, so that interpolation stays in s32.
-_KNOT_LIMIT = 2**17
 
 
 def exact(function: Function, x: UniformType, y: UniformType, inputs: Array) -> Array:
@@ -42,7 +41,7 @@ def interpolation_table(function: Function, x: UniformType, y: UniformType) -> t
     one = 1 << arithmetic.LUT_FRACTION_BITS
     for bits in range(8, -1, -1):
         places = np.arange((1 << (16 - bits)) + 1) << bits
-        values = np.clip(exact(function, x, y, places), -_KNOT_LIMIT, _KNOT_LIMIT)
+        values = np.clip(exact(function, x, y, places), -arithmetic.KNOT_LIMIT, arithmetic.KNOT_LIMIT)
         knots = np.rint(values * one).astype(np.int64)
         index, rest = inputs >> bits, inputs & ((1 << bits) - 1)
         line = knots[index] * ((1 << bits) - rest) + knots[index + 1] * rest

@@ -10,7 +10,7 @@ from xdsl.ir import Operation, SSAValue
 from xdsl.utils.exceptions import VerifyException
 
 from mqc.analysis.htp_verification import verify_static_functions
-from mqc.analysis.proofs import check_accumulators
+from mqc.analysis.values import check_values
 from mqc.errors import IRError
 from mqc.ir.module import level, main_function, main_level, prefix_tokens, static_functions, weight_refs
 from mqc.ir.op import INDICES, MqcOp, channels
@@ -83,14 +83,13 @@ def _verify_program(module: ModuleOp, ops: list[MqcOp], vocabulary: int) -> None
 
 
 def verify_fully(module: ModuleOp, weights: WeightStore) -> None:
-    """Also read every weight: its shape, dtype and hash; and prove that no accumulator overflows.
+    """Also read every weight: its shape, dtype, hash and values; and prove that no accumulator overflows.
 
     Time grows with the bytes of the weights. Raises `IRError` or `ArtifactError`.
     """
     verify_module(module)
     weights.check(set(weight_refs(module)))
-    if main_level(module) == "int":
-        check_accumulators(module, weights)
+    check_values(module, weights)
 
 
 def _name(op: Operation) -> str:

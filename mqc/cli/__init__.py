@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
-from mqc.cli.common import OPTIONAL_VALUE, app, errors
-from mqc.errors import MqcError, StorageError
+from mqc.cli.common import OPTIONAL_VALUE, app, errors, printable
+from mqc.errors import InputError, MqcError, StorageError
+
+#: Packages that an installation may lack, and the extra that brings each.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "transformers"), "compile"), **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
+    "lm_eval": "lm-eval",
+}  # fmt: skip
 
 
 def main() -> None:
     """Run the command line. An `MqcError` prints its message and exits with 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an encoding may lack what is printed
     # Libraries that load models draw bars of their own, over ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
     # Threads of torch that wait by spinning for long take the core from those that work, when another
@@ -24,10 +34,25 @@ def main() -> None:
     debugging = "--debug" in arguments
     try:
         app(args=[a for a in arguments if a != "--debug"])
-    except (MqcError, OSError) as error:
-        if debugging:
+    except BrokenPipeError:
+        # Whoever read has enough. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except (MqcError, OSError, MemoryError, ModuleNotFoundError) as error:
+        named = _named(error)
+        if debugging or named is None:
             raise
-        named = error if isinstance(error, MqcError) else StorageError(str(error))
         lines = [f"error: {type(named).__name__}: {named}", *getattr(named, "__notes__", [])]
-        errors.print("\n".join(lines), style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(printable("\n".join(lines)), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _named(error: Exception) -> MqcError | None:
+    """The error as mqc tells it; None for one that is a fault of mqc."""
+    if isinstance(error, MqcError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        extra = _EXTRAS.get(package)
+        return (extra and InputError(f"this needs {package}: pip install 'mqc[{extra}]'")) or None
+    return StorageError(str(error) or "there is not enough memory")

@@ -64,6 +64,11 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         yield report
 
 
+def printable(text: str) -> str:
+    """A text without what would steer a terminal: files from outside may hold it."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print `data` as JSON, or `rows` as a table. `title` heads the columns, separated by `|`."""
     if as_json:
@@ -73,7 +78,7 @@ def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[s
     for i, head in enumerate(("", *title.split("|"))):
         table.add_column(head, no_wrap=i == 0)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     out.print(table)
 
 

@@ -175,15 +175,15 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     The tokenizer is that of the program or of the dump folder.
     """
     from mqc.calibration import Calibration
-    from mqc.compiler.dump import CALIBRATION, TOKENIZER
+    from mqc.compiler.dump import CALIBRATION
     from mqc.runtime.perplexity import text_windows
-    from mqc.runtime.tokenizer import Tokenizer
+    from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
     folders = [folder_of(path) for path in paths]
     saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
     if text is None and saved:
         return list(Calibration.load(saved[0]).part(windows, length))
-    tokenizers = [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    tokenizers = [folder for folder in folders if (folder / TOKENIZER).is_file()]
     if not tokenizers:
         raise InputError(f"none of {', '.join(map(str, folders))} holds {CALIBRATION} or {TOKENIZER}")
     if text is None:
@@ -192,7 +192,7 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
         content = packaged("calibration")
     else:
         content = read_text_file(text)
-    ids = Tokenizer.from_json(read_text_file(tokenizers[0])).encode(content)
+    ids = Tokenizer.read(tokenizers[0]).encode(content, start=False)
     return list(np.asarray(text_windows(ids, length, windows, 0)))
 
 

@@ -68,7 +68,13 @@ def show_perplexity(
         from mqc.data import text as packaged
 
         content = packaged("test")
-    parts = text_windows(program.tokenizer.encode(content), length, windows, skip)
+    room = program.context - len(program.prefix)
+    if length > room:
+        raise InputError(
+            f"windows of {length} tokens do not fit the program's context, which has room for {room} behind "
+            f"its prefix; give --length {room} or less"
+        )
+    parts = text_windows(program.tokenizer.encode(content, start=False), length, windows, skip)
     data: dict[str, Any] = {"float_ppl": None, "float_prefix_ppl": None}
     with progress() as report:
         if not no_float:

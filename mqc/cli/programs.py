@@ -48,7 +48,9 @@ def compile_command(
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
-    context: Annotated[int, typer.Option(help="positions of the KV cache")] = 2048,
+    context: Annotated[
+        int | None, typer.Option(help="positions of the KV cache; 2,048 or what the model was made for")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="file for the recipe with the precision that was searched")
     ] = None,
@@ -99,8 +101,19 @@ def run(
     path: ProgramPath,
     prompt: Annotated[str | None, typer.Option(help="text to complete")] = None,
     chat: Annotated[str | None, typer.Option(help="message to answer, by the chat template")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="most tokens to add")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="most tokens to add; 100, or what fits the context")
+    ] = None,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="take texts of control tokens in --chat for these tokens")
+    ] = False,
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="variable of the chat template, VALUE as JSON or a text"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; by default as the model's generation_config says")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="sample among the k most likely")] = None,
     top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
     seed: Annotated[int | None, typer.Option(help="for repeatable samples")] = None,
@@ -112,13 +125,30 @@ def run(
     """Complete a prompt, or answer a message."""
     if (prompt is None) == (chat is None):
         raise InputError("give either --prompt or --chat")
+    template = _template_options(template_option or [], parse_special)
+    if template and chat is None:
+        raise InputError("--parse-special and --template-option go with --chat")
     program = _configured(path, threads, option)
     text = program.generate(
-        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
+        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None, template=template,
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, engine=engine,
         stream=None if as_json else lambda piece: print(piece, end="", flush=True),
     )  # fmt: skip
     print(json.dumps({"text": text}) if as_json else "")
+
+
+def _template_options(texts: list[str], parse_special: bool) -> dict[str, Any]:
+    """Options of `Tokenizer.chat` from the command line."""
+    options: dict[str, Any] = {"parse_special": True} if parse_special else {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"--template-option takes NAME=VALUE, got {text!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 @app.command("eval")

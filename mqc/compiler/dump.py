@@ -18,10 +18,9 @@ from mqc.ir.op import WeightAttr
 from mqc.ir.weight_store import WeightStore
 from mqc.pass_base import Pass
 
-#: Files of a dump folder beside the modules: windows, the recipe, the tokenizer.
+#: Files of a dump folder beside the modules and the tokenizer's: windows, the recipe.
 CALIBRATION = "calibration.safetensors"
 RECIPE = "recipe.toml"
-TOKENIZER = "tokenizer.json"
 
 
 class Dump(Instrument):
@@ -29,7 +28,7 @@ class Dump(Instrument):
 
     A tensor is written once, with the first module that refers to it. `start` writes what the
     pipeline was given as `00-import.mlir`, and what tools need that read dumps: the calibration
-    windows, the recipe and the tokenizer.
+    windows and the recipe.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,6 +45,7 @@ class Dump(Instrument):
         if ctx.calibration is not None:
             ctx.calibration.save(self.folder / CALIBRATION)
         for name, text in texts.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
             write_text(self.folder / name, text)
 
     def after(self, number: int, p: Pass, ctx: CompilerContext, module: ModuleOp, modified: bool) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from xdsl.dialects.builtin import IntegerType, Signedness
 from xdsl.ir import Attribute, SSAValue
 
+from mqc.arrays import Array
 from mqc.ir.op import MqcOp, channels, element_type
 from mqc.numerics.arithmetic import ADD_LEFT_SHIFT
 
@@ -100,6 +102,34 @@ def addends(*names: str) -> Limit:
     return Limit(f"{' and '.join(names)} at most 64 times the result's range", holds)
 
 
+@dataclass(frozen=True)
+class Values:
+    """What the elements of a constant must be, in words and as a test of the array; types do not say it.
+
+    `holds` gives truth by element, or for all of them.
+    """
+
+    name: str
+    text: str
+    holds: Callable[[Any, Array], Any]
+
+    def violation(self, op: Any, array: Array) -> str | None:
+        """Why it does not hold for an op's constant, or None."""
+        good = np.asarray(self.holds(op, array))
+        if good.all():
+            return None
+        worst = f", and there is {array.reshape(-1)[int(good.reshape(-1).argmin())]}" if good.ndim else ""
+        return f"{self.name} must be {self.text}{worst}"
+
+
+#: Per channel, as `mqc.numerics.arithmetic.requantize` takes them.
+MULTIPLIERS = Values(
+    "multiplier",
+    "0 or of a magnitude in [2^30, 2^31)",
+    lambda op, m: (m == 0) | ((np.abs(m.astype(np.int64)) >= 2**30) & (m != -(2**31))),
+)
+SHIFTS = Values("shift", "in [-31, 31]", lambda op, s: (s >= -31) & (s <= 31))
+
 #: Of a norm: sums of squares of 16-bit values stay in 64 bits.
 NORM_GROUPS = Limit(
     "groups of at most 16384 channels each",
@@ -114,9 +144,11 @@ NORM_GROUPS = Limit(
 class ConstrainedOp(MqcOp):
     """An op whose constraints are data.
 
-    PORTS: by name of operand (`result` for the result). LIMITS: what must hold besides.
+    PORTS: by name of operand (`result` for the result). LIMITS: what must hold besides. VALUES: what the
+    elements of constants must be, asked when weights are at hand (`mqc.analysis.values`).
     """
 
+    VALUES: ClassVar[Sequence[Values]] = ()
     PORTS: ClassVar[Mapping[str, Port]] = {}
     LIMITS: ClassVar[Sequence[Limit]] = ()
 
@@ -142,4 +174,5 @@ class ConstrainedOp(MqcOp):
     def constraints(cls) -> list[str]:
         """All of them in words: `docs/ops.md` and `docs/htp.md` list these."""
         ports = [f"`{name}`: {port}" for name, port in cls.PORTS.items()]
-        return [*ports, *(limit.text for limit in cls.LIMITS)]
+        values = (f"elements of {v.name} {v.text}" for v in cls.VALUES)
+        return [*ports, *(limit.text for limit in cls.LIMITS), *values]

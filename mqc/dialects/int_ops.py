@@ -14,7 +14,18 @@ from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
-from mqc.dialects.constraints import NORM_GROUPS, Limit, addends, bits, scales, within, zero_of
+from mqc.dialects.constraints import (
+    MULTIPLIERS,
+    NORM_GROUPS,
+    SHIFTS,
+    Limit,
+    Values,
+    addends,
+    bits,
+    scales,
+    within,
+    zero_of,
+)
 from mqc.dialects.int_core import (
     ACCUMULATOR,
     ACTIVATIONS,
@@ -45,6 +56,18 @@ from mqc.numerics.products import correction, effective_weight, row_sums
 
 #: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
 LOGIT_STEPS = 2**20
+
+
+def padded_weight(op: LinearOp, stored: Array) -> bool:
+    """Whether 4-bit weights fit, and what `n16k4` pads is 0: it meets what lies behind a row."""
+    layout, inputs = op.layout, channels(op.x)
+    if layout is None:
+        return op.get("weight_bits") == 8 or bool((stored >= -8).all() and (stored <= 7).all())
+    if not layout.data.startswith("n16k4") or inputs % 4 == 0:
+        return True
+    last = stored[:, -1:]
+    whole = unpack(last, layout.data, 16 * len(last), 4)
+    return not whole[:, inputs % 4 :].any()
 
 
 class AccumulatorOp(IntOp):
@@ -81,6 +104,7 @@ class EmbeddingOp(IntOp):
         constant("shift", s8, "[rows]", lambda op: (op.row_count,)),
         *matrix("table", lambda op: 8),
     )
+    VALUES: ClassVar = (MULTIPLIERS, SHIFTS)
 
     @property
     def row_count(self) -> int:
@@ -141,6 +165,10 @@ class LinearOp(AccumulatorOp):
             lambda op: op.group_scale is None or (op.groups > 0 and channels(op.x) % op.groups == 0),
         ),
     )
+    VALUES: ClassVar = (
+        Values("group_scale", "in [1, 16]", lambda op, f: (f >= 1) & (f <= 16)),
+        Values("weight", "of 4 bits, as weight_bits says, and 0 where its layout pads inputs", padded_weight),
+    )
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -200,6 +228,7 @@ class RequantOp(IntOp):
         constant("multiplier", s32, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
         constant("shift", s8, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
     )
+    VALUES: ClassVar = (MULTIPLIERS, SHIFTS)
 
     @property
     def accumulator(self) -> AccumulatorOp | None:
@@ -437,6 +466,15 @@ class LutOp(IntOp):
                 and 0 <= op.get("segment_bits") <= 8
                 and op.table.type.get_element_type() == s32
                 and op.table.shape == ((1 << (16 - op.get("segment_bits"))) + 1,)
+            ),
+        ),
+    )
+    VALUES: ClassVar = (
+        Values(
+            "table",
+            "in [-2^21, 2^21] where it holds knots",
+            lambda op, t: (
+                bits(op.x) == 8 or np.abs(t.astype(np.int64)) <= a.KNOT_LIMIT << a.LUT_FRACTION_BITS
             ),
         ),
     )

@@ -16,6 +16,9 @@ import numpy.typing as npt
 import torch
 from xdsl.ir import SSAValue
 
+#: Positions of `Table.short`.
+SHORT = 3
+
 Index = npt.NDArray[np.int64]
 Layout = Callable[[Index], Index]
 
@@ -118,10 +121,15 @@ class Moment:
 
 @dataclass(frozen=True)
 class Table:
-    """Depends on positions alone: its value with `position_ids = arange(context)`."""
+    """Depends on positions alone: its value with `position_ids = arange(context)`.
+
+    `short` is the same of the first `SHORT` positions. Where its rows differ from the first ones of `value`,
+    the model computes by the length of the sequence.
+    """
 
     value: Any
     axis: int | None
+    short: Any
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mqc.dialects.llm import Llm
 from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder
 from mqc.frontend.lanes import (
+    SHORT,
     Elementwise,
     Lanes,
     Length,
@@ -123,7 +124,7 @@ class _Raising:
             return value
         if node.name == "input_ids":
             return Tokens()
-        return Table(torch.arange(self.context)[None], 1)
+        return Table(torch.arange(self.context)[None], 1, torch.arange(SHORT)[None])
 
     def _fail(self, node: Node, why: str = "has no llm form") -> UnsupportedOpError:
         return UnsupportedOpError(
@@ -170,21 +171,46 @@ class _Raising:
         """Evaluate what depends on weights and positions alone."""
         tables = [a for a in _flatten(args) if isinstance(a, Table | Length)]
 
-        def concrete(value: Any) -> Any:
-            if isinstance(value, list):
-                return [concrete(v) for v in value]
-            if isinstance(value, Length):
-                return self.context
-            return value.value if isinstance(value, Table) else value
+        writes = _writes(node)
 
-        result = node.target(*concrete(args), **node.kwargs)  # type: ignore[operator]
+        def evaluated(short: bool) -> Any:
+            given = _concrete(args, self.context, short)
+            if writes:
+                given[0] = given[0].clone()  # a buffer of the model
+            try:
+                return node.target(*given, **node.kwargs)  # type: ignore[operator]
+            except (IndexError, RuntimeError) as error:
+                why = f"cannot be evaluated for {self.context} positions ({error}); give a smaller context"
+                raise self._fail(node, why) from error
+
+        result = evaluated(short=False)
         if not tables:
             name = self.build.names.get(id(args[0])) if args else None
             if name and isinstance(result, torch.Tensor):
                 self.build.names[id(result)] = name
             self.build.keep_alive.append(result)
             return result
-        return Table(result, _token_axis(node)) if isinstance(result, torch.Tensor) else result
+        if isinstance(result, torch.Tensor):
+            result = Table(result, _token_axis(node), evaluated(short=True))
+        if writes:
+            self.values[node.args[0]] = result  # type: ignore[index]
+        return result
+
+    def _rows(self, node: Node, table: Table) -> torch.Tensor:
+        """A table's value, if its rows do not depend on how many there are."""
+        axis = table.axis
+        if axis is not None:
+            count = min(table.value.shape[axis], table.short.shape[axis])
+            first, same = (t.narrow(axis, 0, count).double() for t in (table.value, table.short))
+            if not torch.allclose(first, same):
+                raise self._fail(
+                    node,
+                    f"takes positions by the length of the sequence: of {self.context} they are others than "
+                    f"of {SHORT}. A program has one table: give a context at which the model does not switch "
+                    "yet (longrope: `original_max_position_embeddings`)",
+                )
+        value: torch.Tensor = table.value
+        return value
 
     # ---- arithmetic
 
@@ -198,7 +224,7 @@ class _Raising:
             case Lanes() | Elementwise(), _ if number is not None:
                 return _compose(node, a, lambda x: x * number)
             case Lanes(), Table():
-                return Weighted(a, b.value)
+                return Weighted(a, self._rows(node, b))
             case Lanes() | Elementwise(), Moment(inverse_root=True):
                 return self._norm(node, self._lanes(node, a), b)
             case Moment(inverse_root=True), Lanes() | Elementwise():
@@ -427,7 +453,7 @@ class _Raising:
                     return self.build.elementwise(value)
                 case Table(axis=1) if value.value.dim() == 3:
                     name = f"{path}.positions".lstrip(".")
-                    return self.build.embedding(self.positions, value.value[0], name, name)
+                    return self.build.embedding(self.positions, self._rows(node, value)[0], name, name)
         except ValueError as error:
             raise self._fail(node, str(error)) from error
         raise self._fail(node, f"takes a {type(value).__name__.lower()}, which has no llm form")
@@ -437,10 +463,15 @@ def _live_nodes(graph: torch.fx.Graph) -> list[Node]:
     """Nodes the output depends on, in order."""
     live: set[Node] = set()
     for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or node in live:
+        if node.op in ("output", "placeholder") or node in live or _writes(node):
             live.update(node.all_input_nodes)
             live.add(node)
     return [n for n in graph.nodes if n in live]
+
+
+def _writes(node: Node) -> bool:
+    """Whether an op writes to its first argument, which later ops may read."""
+    return hasattr(node.target, "_schema") and node.target._schema.is_mutable
 
 
 def _name(target: Any) -> str:
@@ -449,6 +480,18 @@ def _name(target: Any) -> str:
 
 def _flatten(values: list[Any]) -> list[Any]:
     return [v for x in values for v in (_flatten(x) if isinstance(x, list) else [x])]
+
+
+def _concrete(value: Any, context: int, short: bool) -> Any:
+    """An argument with tables and lengths as numbers, of the whole context or of a few positions."""
+    match value:
+        case list():
+            return [_concrete(v, context, short) for v in value]
+        case Length():
+            return SHORT if short else context
+        case Table():
+            return value.short if short else value.value
+    return value
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,12 @@ def module_path(node: Node) -> str:
     """Path of the module that the node was traced in, without wrapper and base-model prefix."""
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
-    return re.sub(r"^model\.?(model|transformer|gpt_neox|model\.decoder)?\.?(?=\w|$)", "", path)
+    return without_base(re.sub(r"^model\.?", "", path))
+
+
+def without_base(path: str) -> str:
+    """A module's path in a transformers model, without the base model's name in front."""
+    return re.sub(r"^(model\.decoder|model|transformer|gpt_neox)(\.|$)", "", path)
 
 
 def source_line(node: Node) -> str:

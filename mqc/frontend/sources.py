@@ -55,7 +55,14 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
         config = AutoConfig.from_pretrained(name, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told of below
+            **options,
+        )
+        _check_keys(name, type(model).__name__, found)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:
         raise
@@ -68,6 +75,34 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
     finally:
         logging.set_verbosity(level)
     return Source(model.eval(), tokenizer, info)
+
+
+#: What tools put in front of all names: torch.compile, DataParallel and FSDP, PEFT.
+_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
+
+
+def _check_keys(name: str, kind: str, found: dict[str, Any]) -> None:
+    """Raise `ModelError` unless files and model have the same tensors: what is missing would be random."""
+    lists: dict[str, list[str]] = {
+        "in the model and not in the files": sorted(found["missing_keys"]),
+        "in the files and not in the model": sorted(found["unexpected_keys"]),
+        "of another shape in the files": sorted(str(entry) for entry in found["mismatched_keys"]),
+        "not loaded": sorted(map(str, found["error_msgs"])),
+    }
+    if not any(lists.values()):
+        return
+    told = [
+        f"{len(keys)} {what}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
+        for what, keys in lists.items()
+        if keys
+    ]
+    wrapper = next((w for w in _WRAPPERS for k in found["unexpected_keys"] if k.startswith(w)), None)
+    advice = (
+        f"names begin with {wrapper!r}: save the model that is inside the wrapper"
+        if wrapper
+        else "the config and the weights must be those of one model; save it again with save_pretrained"
+    )
+    raise ModelError(f"the weights of {name!r} are not those of a {kind}; {'; '.join(told)}; {advice}")
 
 
 def model_hash(model: Any) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,8 +91,43 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{kind}: weight {name} holds NaN or infinity")
 
 
+@contextmanager
+def left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Modules get back their attributes and buffers, whatever is run inside.
+
+    Some models write to them as they compute (rotary embeddings that depend on the length), and under tracing
+    what they write is no real tensor.
+    """
+    attributes = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    contents = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for place, kept in attributes + tables:
+            place.clear()
+            place.update(kept)
+        for buffer, value in contents:
+            buffer.copy_(value)
+
+
+def _without_dynamic_scaling(model: PreTrainedModel) -> None:
+    """Keep rotary embeddings from looking at the length, which a traced graph cannot branch on.
+
+    `dynamic` scaling begins behind `max_position_embeddings`, and no program goes that far.
+    """
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, str) and "dynamic" in kind:
+            module.rope_type = "default"
+        elif isinstance(kind, dict):
+            module.rope_type = {k: "default" if "dynamic" in v else v for k, v in kind.items()}
+
+
 def trace(model: PreTrainedModel) -> ExportedProgram:
     """Export `logits(input_ids, position_ids)`, both `[1, tokens]`, with dynamic length.
+
+    The model stays as it was.
 
     Raises:
         ModelError: the model is not a dense decoder, or torch.export cannot follow its code.
@@ -107,7 +145,9 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), left_as_it_was(model), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
+            _without_dynamic_scaling(model)
             program = torch.export.export(
                 _LogitsOnly(model),
                 (ids, positions),

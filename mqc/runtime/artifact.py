@@ -1,11 +1,12 @@
 """Programs on disk.
 
-A folder of four files, and what the target's backend adds:
+A folder of these files, and what the target's backend adds:
 
 - `manifest.json`: format version, target, recipe, source, and size and SHA-256 of the others
 - `program.mlir`: the `int` or `htp` module, kernels chosen and memory planned
 - `weights.safetensors`: its tensors, laid out for the target, memory-mapped when loaded
-- `tokenizer.json`: the tokenizer and the chat template
+- `tokenizer.json`, and where there are such `tokenizer_config.json`, `chat_template.jinja`,
+  `additional_chat_templates/` and `generation_config.json`: as transformers writes them
 
 Nothing in it is executed: the C program is emitted again from the verified IR.
 """
@@ -27,14 +28,15 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.ir_text import parse_module, print_module
+from mqc.analysis.values import check_values
 from mqc.backend import check_options
 from mqc.errors import ArtifactError, IRError, StorageError
 from mqc.ir.module import level, prefix_tokens, weight_refs
 from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend_for
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import Tokenizer, is_tokenizer_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
 _FILES = ("program.mlir", "weights.safetensors", "tokenizer.json")
 #: Entry of the manifests that `export` writes: its options.
@@ -76,7 +78,9 @@ def write(parts: Parts, path: Path, **options: Any) -> None:
         _write(folder / "program.mlir", print_module(parts.module))
         offsets = parts.weights.save(folder / "weights.safetensors", weight_refs(parts.module))
         backend.accompany(parts.module, parts.weights, offsets, folder, _metadata(parts), **options)
-        _write(folder / "tokenizer.json", parts.tokenizer.to_json())
+        for name, text in parts.tokenizer.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            _write(folder / name, text)
 
     _write_folder(path, fill, {**parts.manifest, "format_version": FORMAT_VERSION})
 
@@ -92,7 +96,9 @@ def export(parts: Parts, path: Path, facts: dict[str, Any], **options: Any) -> N
 
     def fill(folder: Path) -> None:
         backend.export(parts.module, parts.weights, folder, metadata=_metadata(parts), **options)
-        _write(folder / "tokenizer.json", parts.tokenizer.to_json())
+        for name, text in parts.tokenizer.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            _write(folder / name, text)
 
     _write_folder(path, fill, {**parts.manifest, **facts, _EXPORT: options})
 
@@ -174,7 +180,8 @@ def read(folder: Path) -> Parts:
     Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
     """
     manifest = _read_manifest(folder)
-    for name in _FILES:
+    tokenizer_files = [name for name in manifest["files"] if is_tokenizer_file(name)]
+    for name in {*_FILES, *tokenizer_files}:
         _check(folder / name, manifest["files"].get(name))
     try:
         text = (folder / "program.mlir").read_text(encoding="utf-8")
@@ -186,7 +193,11 @@ def read(folder: Path) -> Parts:
     weights = WeightStore.load(folder / "weights.safetensors")
     for ref in weight_refs(module):
         weights[ref]
-    tokenizer = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    try:
+        check_values(module, weights)
+    except IRError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
+    tokenizer = Tokenizer.read(folder, tokenizer_files)
     return Parts(module, weights, tokenizer, manifest)
 
 

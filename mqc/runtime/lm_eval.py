@@ -147,7 +147,7 @@ class ProgramLM(TemplateLM):
         return self._start
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.program.tokenizer.encode(string)
+        return self.program.tokenizer.encode(string, start=False)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Score]:
         """Log-likelihood of each continuation, and whether greedy decoding would give it."""
@@ -195,7 +195,7 @@ class ProgramLM(TemplateLM):
 
     def _generate(self, prompt: list[int], new_tokens: int, sampling: Sampling, until: list[str]) -> str:
         tokenizer = self.program.tokenizer
-        encoded = [tokenizer.encode(text) for text in until]
+        encoded = [tokenizer.encode(text, start=False) for text in until]
         # Special tokens have no text to look for.
         special = [ids[0] for ids in encoded if len(ids) == 1 and not tokenizer.decode(ids)]
         text = ""

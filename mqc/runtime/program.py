@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ from mqc.runtime.tokenizer import Message, Tokenizer
 from mqc.tokens import token_ids
 
 Prompt = str | Sequence[int]
+#: Most new tokens by default.
+NEW_TOKENS = 100
 
 
 class Program:
     """An integer-only LLM, its tokenizer, and the engine that runs it.
+
+    Threads may share a program: calls wait for each other. A sequence that `stream` or `generate_tokens`
+    began ends with an error when another one was started, in whichever thread.
 
     manifest: `target`, `recipe`, `pipeline`, `source`, `mac_share_8bit`, `mqc_version`.
     options: of the target's engine, set by `configure`.
@@ -40,11 +46,14 @@ class Program:
         tokenizer: Tokenizer,
         manifest: dict[str, Any],
     ) -> None:
-        self.module, self.weights, self.tokenizer = module, weights, tokenizer
+        self.module, self.weights = module, weights
+        self.tokenizer = tokenizer.behind(prefix_tokens(module))
         self.manifest = manifest
         self.options: dict[str, Any] = {}
         self._engines: dict[str, Engine] = {}
         self._turns: dict[str, object] = {}
+        # Engines hold one sequence, and give up the GIL while they compute.
+        self._lock = threading.RLock()
 
     # ---- facts
 
@@ -85,35 +94,39 @@ class Program:
 
     def engine(self, kind: str = "target") -> Engine:
         """The engine of the target, or with `oracle` the NumPy semantics. Made on first use."""
-        if kind not in self._engines:
-            if kind == "oracle":
-                self._engines[kind] = OracleEngine(self.module, self.weights)
-            elif kind == "target":
-                backend = backend_for(self.target)
-                self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
-            else:
-                raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
-        return self._engines[kind]
+        with self._lock:
+            if kind not in self._engines:
+                if kind == "oracle":
+                    self._engines[kind] = OracleEngine(self.module, self.weights)
+                elif kind == "target":
+                    backend = backend_for(self.target)
+                    self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
+                else:
+                    raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
+            return self._engines[kind]
 
     def generate_tokens(
         self,
         prompt: Sequence[int],
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[int] = (),
         engine: str = "target",
     ) -> Iterator[int]:
         """Token ids that follow a prompt, one by one, until a stop token (not given out).
 
-        The tokenizer's end token stops too. Raises `InputError` if prompt and new tokens do not
-        fit the context, or the prompt is empty or holds ids outside the vocabulary.
+        The end tokens of the tokenizer and of the model's `generation_config` stop too. Raises `InputError`
+        if prompt and new tokens do not fit the context, or the prompt is empty or holds ids outside the
+        vocabulary.
         """
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
         if not len(prompt):
             raise InputError("the prompt is empty")
         runner = self.engine(engine)
         room = runner.context - runner.prefix_length
+        if max_new_tokens is None:
+            max_new_tokens = max(min(NEW_TOKENS, room - len(prompt) + 1), 1)
         if len(prompt) + max_new_tokens - 1 > room:
             raise InputError(
                 f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
@@ -121,16 +134,17 @@ class Program:
             )
         chosen = sampling or Sampling()
         generator = chosen.generator()
-        ends = {*stop, self.tokenizer.eos}
+        ends = {*stop, *self.tokenizer.ends}
         current = token_ids(prompt, runner.vocabulary)
         turn = self._take(engine)
         for _ in range(max_new_tokens):
-            if self._turns[engine] is not turn:
-                raise InputError(
-                    "another sequence was started on this program; finish the first, or load the "
-                    "program once more to run both"
-                )
-            logits = runner.forward(current, rows=1)
+            with self._lock:
+                if self._turns[engine] is not turn:
+                    raise InputError(
+                        "another sequence was started on this program; finish the first, or load the "
+                        "program once more to run both"
+                    )
+                logits = runner.forward(current, rows=1)
             token = chosen.choose(logits[-1], self.logit_scale, generator)
             if token in ends:
                 return
@@ -139,22 +153,22 @@ class Program:
 
     def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
         """Pieces of text as they are generated; options as in `generate`."""
-        ids = self._prompt_ids(prompt, chat)
+        ids = self._prompt_ids(prompt, chat, **options.pop("template", {}))
         texts = options.pop("stop", ())
         stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
-        sampling = Sampling(
-            **{k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
-        )
+        given = {k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
+        sampling = Sampling.of_model(self.tokenizer.generation, **given)
         tokens = self.generate_tokens(ids, sampling=sampling, stop=stop, **options)
-        return self.tokenizer.decode_stream(tokens)
+        return self.tokenizer.decode_stream(tokens, continues=not chat)
 
     def generate(
         self,
         prompt: Prompt | Sequence[Message],
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         *,
         chat: bool = False,
-        temperature: float = 0.0,
+        template: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
@@ -165,8 +179,10 @@ class Program:
         """Complete a prompt: text, or token ids; with `chat`, a message or a list of messages.
 
         Args:
-            max_new_tokens: most tokens to add.
-            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`.
+            max_new_tokens: most tokens to add; by default 100, or as many as fit.
+            template: options of `Tokenizer.chat`: `parse_special`, and variables of the chat template.
+            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`. What is None is what the model's
+                `generation_config` states, else greedy.
             stop: token ids, or texts of single tokens, that end the answer.
             stream: called with each piece of text as it comes.
             engine: `target`, or `oracle` for the NumPy semantics.
@@ -175,8 +191,8 @@ class Program:
         """
         pieces = []
         for piece in self.stream(
-            prompt, chat, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, seed=seed, stop=stop, engine=engine,
+            prompt, chat, max_new_tokens=max_new_tokens, template=template or {}, temperature=temperature,
+            top_k=top_k, top_p=top_p, seed=seed, stop=stop, engine=engine,
         ):  # fmt: skip
             pieces.append(piece)
             if stream is not None:
@@ -187,8 +203,9 @@ class Program:
         """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
         runner = self.engine(engine)
         ids = token_ids(self._prompt_ids(prompt, False), runner.vocabulary)
-        self._take(engine)
-        return runner.forward(ids)
+        with self._lock:
+            self._take(engine)
+            return runner.forward(ids)
 
     def logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.float32]:
         """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`."""
@@ -204,7 +221,7 @@ class Program:
         progress: Callable[[float], None] = lambda share: None,
     ) -> float:
         """Perplexity on consecutive windows of a text (`mqc.runtime.perplexity`)."""
-        parts = text_windows(self.tokenizer.encode(text), length, windows, skip)
+        parts = text_windows(self.tokenizer.encode(text, start=False), length, windows, skip)
         return perplexity(lambda ids: self.logits(ids.tolist(), engine), parts, progress)
 
     # ---- on disk
@@ -236,17 +253,18 @@ class Program:
 
     def _take(self, kind: str) -> object:
         """Start a sequence on an engine, which holds one at a time; the one before has ended."""
-        self.engine(kind).reset()
-        self._turns[kind] = object()
-        return self._turns[kind]
+        with self._lock:
+            self.engine(kind).reset()
+            self._turns[kind] = object()
+            return self._turns[kind]
 
-    def _prompt_ids(self, prompt: Any, chat: bool) -> list[int]:
+    def _prompt_ids(self, prompt: Any, chat: bool, **template: Any) -> list[int]:
         if chat:
-            return self.tokenizer.chat(prompt)
+            return self.tokenizer.chat(prompt, **template)
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _stop_id(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.encode(text, start=False)
         if len(ids) != 1:
             raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
         return ids

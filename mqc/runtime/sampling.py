@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,21 @@ class Sampling:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed}")
+
+    @classmethod
+    def of_model(cls, generation: Mapping[str, Any], **given: Any) -> Sampling:
+        """What is given and not None; for the rest a model's `generation_config`, if it samples.
+
+        Raises `InputError` for values out of range.
+        """
+        stated = {}
+        if generation.get("do_sample") is True:
+            stated = {"temperature": 1.0} | {
+                name: generation[name] for name in ("temperature", "top_k", "top_p") if generation.get(name)
+            }
+        if any(type(value) not in (int, float) for value in stated.values()):
+            raise InputError(f"generation_config.json states {stated}, which are no numbers")
+        return cls(**stated | {name: value for name, value in given.items() if value is not None})
 
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)

@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_model("llama").save_pretrained(folder)
     raw = folder / "raw.json"
-    raw.write_text(json.dumps(json.loads(byte_tokenizer().to_json())["tokenizer"]))
+    raw.write_text(byte_tokenizer().files["tokenizer.json"])
     PreTrainedTokenizerFast(tokenizer_file=str(raw), bos_token="<unk>", eos_token="<eos>").save_pretrained(
         folder
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.runtime.program import Program
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import CONFIG, TOKENIZER, Tokenizer
 from tests.compiled import lower_for_cpu, lower_for_onnx, quantized
 from tests.models import tiny_model
 
@@ -32,8 +33,8 @@ def byte_tokenizer() -> Tokenizer:
     raw = RawTokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    config = {"bos": 0, "eos": 1, "bos_token": "", "eos_token": "<eos>", "chat_template": TEMPLATE}
-    return Tokenizer(raw.to_str(), config)
+    config = json.dumps({"bos_token": "<unk>", "eos_token": "<eos>"})
+    return Tokenizer({TOKENIZER: raw.to_str(), CONFIG: config, "chat_template.jinja": TEMPLATE})
 
 
 def compiled(target: str, lower: Callable[[CompilerContext, ModuleOp], None]) -> Program:

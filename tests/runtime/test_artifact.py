@@ -20,7 +20,10 @@ from mqc.errors import ArtifactError, MqcError, StorageError
 from mqc.ir.weight_store import WeightStore
 from mqc.runtime.program import Program
 
-FILES = ["manifest.json", "program.mlir", "weights.safetensors", "tokenizer.json"]
+FILES = [
+    "manifest.json", "program.mlir", "weights.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+]  # fmt: skip
 
 
 def test_round_trip(program: Program, saved: Path) -> None:
@@ -97,7 +100,7 @@ def test_wrong_format_version(saved: Path) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["format_version"] = 99
     (saved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="format version 99, this mqc reads 1"):
+    with pytest.raises(ArtifactError, match="format version 99, this mqc reads 2"):
         mqc.load(saved)
 
 
@@ -128,7 +131,7 @@ def test_read_only_folder_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("step", range(1, 7))
 def test_full_disk_leaves_nothing(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

@@ -14,7 +14,7 @@ from tokenizers import models
 from mqc.errors import InputError
 from mqc.runtime.lm_eval import ProgramLM
 from mqc.runtime.program import Program
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 
 def log_probabilities(program: Program, ids: list[int]) -> npt.NDArray[np.float64]:
@@ -35,7 +35,7 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
 
 
 def without_special_tokens(program: Program) -> Program:
-    tokenizer = Tokenizer(program.tokenizer._text, {})
+    tokenizer = Tokenizer({TOKENIZER: program.tokenizer.files[TOKENIZER]})
     return Program(program.module, program.weights, tokenizer, program.manifest)
 
 
@@ -62,7 +62,7 @@ def test_loglikelihood_equals_a_plain_computation(program: Program) -> None:
 
 def test_tokens_are_split_where_the_context_ends(program: Program) -> None:
     raw = RawTokenizer(models.BPE({"h": 2, "e": 3, "l": 4, "he": 5}, [("h", "e")]))
-    model = ProgramLM(Program(program.module, program.weights, Tokenizer(raw.to_str(), {}), {}))
+    model = ProgramLM(Program(program.module, program.weights, Tokenizer({TOKENIZER: raw.to_str()}), {}))
     assert model._encoded("l", "hel") == ([4], [5, 4])
     assert model._encoded("h", "el") == ([2], [4])  # "he" is one token: what lm-eval does everywhere
 
@@ -149,7 +149,9 @@ def test_a_special_token_stops(program: Program, monkeypatch: pytest.MonkeyPatch
         tokenizer, "decode", lambda ids: "" if list(ids) == [3] else Tokenizer.decode(tokenizer, ids)
     )
     monkeypatch.setattr(
-        tokenizer, "encode", lambda text: [3] if text == "<end>" else Tokenizer.encode(tokenizer, text)
+        tokenizer,
+        "encode",
+        lambda text, start: [3] if text == "<end>" else Tokenizer.encode(tokenizer, text, start),
     )
     monkeypatch.setattr(
         program, "generate_tokens", lambda ids, n, sampling, stop: stops.append(stop) or iter(())

@@ -12,7 +12,7 @@ from mqc.errors import ArtifactError, InputError
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.runtime.program import Program
 from mqc.runtime.sampling import Sampling
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import CONFIG, GENERATION, TOKENIZER, Tokenizer
 from tests.runtime.conftest import byte_tokenizer
 
 
@@ -50,20 +50,30 @@ def test_chat_uses_the_template(program: Program) -> None:
     assert program.generate("hi", 5, chat=True) == program.generate("<u>hi<a>", 5)
 
 
+def with_template(template: str) -> Tokenizer:
+    return Tokenizer({**byte_tokenizer().files, "chat_template.jinja": template})
+
+
 def test_chat_template_is_sandboxed() -> None:
-    raw = byte_tokenizer()
     for template in (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ raise_exception('no') }}",
         "{{ 1 / 0 }}",
         "{% for i in range(10**9) %}{% endfor %}",
         "{% for",
+        # Work without an end, or without a bound.
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'x' * 10**9 }}",
+        "{{ 10 ** 10 ** 9 }}",
+        "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
     ):
-        tokenizer = Tokenizer(raw._text, {"chat_template": template})
+        tokenizer = with_template(template)
         with pytest.raises(InputError, match="chat template refused"):
             tokenizer.chat("x")
     with pytest.raises(InputError, match="no chat template"):
-        Tokenizer(raw._text, {}).chat("x")
+        Tokenizer({TOKENIZER: byte_tokenizer().files[TOKENIZER]}).chat("x")
 
 
 def test_chat_templates_find_what_transformers_gives_them() -> None:
@@ -73,7 +83,7 @@ def test_chat_templates_find_what_transformers_gives_them() -> None:
         ("{% if tools is not none %}{{ raise_exception('tools') }}{% endif %}x", "x"),
         ("{% generation %}x{% endgeneration %}", "x"),
     ):
-        assert Tokenizer(raw._text, {"chat_template": template}).chat("x") == raw.encode(text)
+        assert with_template(template).chat("x") == raw.encode(text)
 
 
 def test_two_sequences_on_one_program_are_refused(program: Program) -> None:
@@ -96,9 +106,13 @@ def test_streaming_holds_back_half_characters() -> None:
 
 
 def test_tokenizer_file_that_is_none() -> None:
-    for text in ("{", "[]", '{"tokenizer": {}, "config": {}}'):
+    good = byte_tokenizer().files
+    for files in (
+        {}, {TOKENIZER: "{"}, {TOKENIZER: "[]"}, {**good, CONFIG: "[]"}, {**good, CONFIG: '{"start": [64]}'},
+        {**good, CONFIG: '{"start": ["a"]}'}, {**good, GENERATION: '{"eos_token_id": [-1]}'},
+    ):  # fmt: skip
         with pytest.raises(ArtifactError):
-            Tokenizer.from_json(text)
+            Tokenizer(files)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Files whose tensors are not the model's do not load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mqc.errors import ModelError
+from mqc.frontend.sources import load_source
+from tests.models import tiny_model
+from tests.test_api import tokenizer
+
+Weights = dict[str, Any]
+
+
+def saved(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> str:
+    tiny_model("llama", **config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_whole_files_load(tmp_path: Path, tied: bool) -> None:
+    """Tied weights that the file does not repeat are not missing."""
+    load_source(saved(tmp_path, dict, tie_word_embeddings=tied))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model."])
+def test_names_of_a_wrapper(tmp_path: Path, wrapper: str) -> None:
+    name = saved(tmp_path, lambda w: {wrapper + k: v for k, v in w.items()})
+    with pytest.raises(ModelError, match=f"names begin with '{wrapper}'"):
+        load_source(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda w: {k: v for k, v in w.items() if "lm_head" not in k}, "not in the files: lm_head.weight"),
+        (
+            lambda w: {k: v for k, v in w.items() if "layers.1." not in k},
+            "9 in the model and not in the files",
+        ),
+        (lambda w: {**w, "model.extra.weight": w["lm_head.weight"].clone()}, "not in the model: model.extra"),
+        (lambda w: {**w, "model.norm.weight": w["model.norm.weight"][:8].clone()}, "model.norm.weight"),
+    ],
+    ids=["head", "layer", "unexpected", "shape"],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, change: Callable[[Weights], Weights], match: str) -> None:
+    name = saved(tmp_path, change, tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=match):
+        load_source(name)
