@@ -8,6 +8,7 @@ from mqc.analysis.proofs import check_accumulators
 from mqc.dialects.constraints import ConstrainedOp
 from mqc.errors import IRError
 from mqc.ir.module import main_level, mqc_ops
+from mqc.ir.op import WeightAttr
 from mqc.ir.weight_store import WeightStore
 
 
@@ -23,7 +24,7 @@ def check_values(module: ModuleOp, weights: WeightStore) -> None:
             continue
         for values in op.VALUES:
             ref = op.properties.get(values.name)
-            if ref is not None and (text := values.violation(op, weights[ref])) is not None:
+            if isinstance(ref, WeightAttr) and (text := values.violation(op, weights[ref])) is not None:
                 raise IRError(f"{op.name} %{op.value_name}: {text}")
     if main_level(module) == "int":
         check_accumulators(module, weights)

@@ -40,14 +40,15 @@ def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: Weigh
     allowed = max(TOLERANCE, _STEPS * torch.finfo(parameter.dtype).eps)
     longest = max([_LONG, *(n + _SHORT for n in _switches(model.config.to_dict()) if n + _SHORT <= context)])
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    vocabulary = int(table.weight.shape[0])
     for count in sorted({min(_SHORT, context), min(longest, context)}):
         ids = torch.randint(0, vocabulary, (count,), generator=generator)
         with torch.no_grad(), left_as_it_was(model):
             want = model(input_ids=ids[None].to(parameter.device)).logits[0].float().cpu()
         evaluation = Evaluation(module, weights)
-        parts = [*torch.arange(count).tensor_split([max(count - _SINGLE, 1)])]
-        parts = [parts[0], *parts[1].split(1)]
+        ends = [max(count - _SINGLE, 1), *range(max(count - _SINGLE, 1) + 1, count)]
+        parts = torch.arange(count).tensor_split(ends)
         with torch.no_grad():
             got = torch.cat([evaluation.run(ids[part], part) for part in parts])
         error = _relative(got, want)

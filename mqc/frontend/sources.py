@@ -55,13 +55,14 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
         config = AutoConfig.from_pretrained(name, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told of below
             **options,
         )
+        model, found = loaded
         _check_keys(name, type(model).__name__, found)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:

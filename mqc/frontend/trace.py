@@ -116,6 +116,7 @@ def _without_dynamic_scaling(model: PreTrainedModel) -> None:
 
     `dynamic` scaling begins behind `max_position_embeddings`, and no program goes that far.
     """
+    module: Any
     for module in model.modules():
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, str) and "dynamic" in kind:

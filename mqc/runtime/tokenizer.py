@@ -211,7 +211,7 @@ class Tokenizer:
         ids: list[int] = []
         for number, piece in enumerate(pieces):
             if number % 2:
-                ids.append(self._tokenizer.token_to_id(piece))
+                ids += [i for i in [self._id(piece)] if i is not None]
             elif piece:
                 for k, text in enumerate(hidden):
                     piece = piece.replace(chr(_PRIVATE + k), text)
