@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from xdsl.dialects.builtin import ModuleOp
 
 import mqc
@@ -63,10 +65,16 @@ def passes_after(name: str, recipe: Recipe) -> str:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    folder = tmp_path_factory.mktemp("smollm2")
-    peak = peak_gib("tests.end_to_end.compile_demo", folder)
+    """Compiled by the process that comes first; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder, peak = root / "smollm2", root / "smollm2" / "peak"
+    with FileLock(root / "smollm2.lock"):
+        if not peak.exists():
+            folder.mkdir(exist_ok=True)
+            peak.write_text(str(peak_gib("tests.end_to_end.compile_demo", folder)))
     logits = json.loads((folder / "logits.json").read_text())
-    return Compiled(folder / "cpu.mqc", folder / "ir", logits, peak)
+    return Compiled(folder / "cpu.mqc", folder / "ir", logits, float(peak.read_text()))
 
 
 @pytest.fixture(scope="session")

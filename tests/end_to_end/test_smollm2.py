@@ -23,7 +23,7 @@ from mqc.runtime.oracle import OracleEngine
 from tests.end_to_end.conftest import WINDOWS, Compiled, passes_after
 from tests.end_to_end.processes import command, peak_gib
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2 measured")]
 
 #: What `absorb-prefix` finds; given where another search would only cost time.
 PREFIX = 216, 282
