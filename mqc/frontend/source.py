@@ -16,7 +16,7 @@ def module_path(node: Node) -> str:
 
 def without_base(path: str) -> str:
     """A module's path in a transformers model, without the base model's name in front."""
-    return re.sub(r"^(model\.decoder|model|transformer|gpt_neox)(\.|$)", "", path)
+    return re.sub(r"^(model|transformer|gpt_neox)(\.|$)", "", path)
 
 
 def source_line(node: Node) -> str:
