@@ -13,8 +13,6 @@ from mqc.numerics import arithmetic
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-#: Knots are clamped to this many times the range of u16, so that interpolation stays in s32.
-
 
 def exact(function: Function, x: UniformType, y: UniformType, inputs: Array) -> Array:
     """`function` of stored inputs, in steps of `y` with its zero point, not rounded, float64."""

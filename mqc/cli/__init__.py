@@ -53,6 +53,7 @@ def _named(error: Exception) -> MqcError | None:
         return error
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        extra = _EXTRAS.get(package)
-        return (extra and InputError(f"this needs {package}: pip install 'mqc[{extra}]'")) or None
+        if package not in _EXTRAS:
+            return None
+        return InputError(f"this needs {package}: pip install 'mqc[{_EXTRAS[package]}]'")
     return StorageError(str(error) or "there is not enough memory")

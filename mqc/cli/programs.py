@@ -125,19 +125,20 @@ def run(
     """Complete a prompt, or answer a message."""
     if (prompt is None) == (chat is None):
         raise InputError("give either --prompt or --chat")
-    template = _template_options(template_option or [], parse_special)
-    if template and chat is None:
+    chat_options = _chat_options(template_option or [], parse_special)
+    if chat_options and chat is None:
         raise InputError("--parse-special and --template-option go with --chat")
     program = _configured(path, threads, option)
     text = program.generate(
-        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None, template=template,
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, engine=engine,
+        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
+        chat_options=chat_options, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        engine=engine,
         stream=None if as_json else lambda piece: print(piece, end="", flush=True),
     )  # fmt: skip
     print(json.dumps({"text": text}) if as_json else "")
 
 
-def _template_options(texts: list[str], parse_special: bool) -> dict[str, Any]:
+def _chat_options(texts: list[str], parse_special: bool) -> dict[str, Any]:
     """Options of `Tokenizer.chat` from the command line."""
     options: dict[str, Any] = {"parse_special": True} if parse_special else {}
     for text in texts:

@@ -170,7 +170,6 @@ class _Raising:
     def _fold(self, node: Node, args: list[Any]) -> Any:
         """Evaluate what depends on weights and positions alone."""
         tables = [a for a in _flatten(args) if isinstance(a, Table | Length)]
-
         writes = _writes(node)
 
         def evaluated(short: bool) -> Any:

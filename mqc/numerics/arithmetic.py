@@ -33,7 +33,8 @@ PROBABILITY_FRACTION_BITS = 15
 ADD_LEFT_SHIFT, ADD_FRACTION_BITS = 14, 8
 #: Fraction bits of the knots of a 16-bit `int.lut`.
 LUT_FRACTION_BITS = 4
-#: Largest magnitude of a knot, in steps of the result: twice what u16 holds.
+#: Largest magnitude of a knot, in steps of the result: twice the range of u16, so that interpolation stays in
+#: s32.
 KNOT_LIMIT = 2**17
 
 

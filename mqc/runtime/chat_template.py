@@ -41,18 +41,21 @@ def render(
         pieces = environment.from_string(tree).generate(
             **known | dict(special_tokens) | dict(variables) | {"messages": [dict(m) for m in messages]}
         )
-        text = ""
+        parts, length = [], 0
         for piece in pieces:
-            text = _short(text + piece)
+            length += len(piece)
+            if length > _LENGTH:
+                raise TemplateError("its text is too long")
+            parts.append(piece)
     except Exception as error:  # a template can raise anything: 1 / 0, 1 + "a", too long a range
         raise InputError(f"the chat template refused the messages: {error}") from error
-    return text
+    return "".join(parts)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     """What transformers gives to templates; loops count down `budget`."""
 
-    intercepted_binops = frozenset(["+", "-", "*", "**", "//"])
+    intercepted_binops = frozenset(["+", "-", "*", "**"])
 
     def __init__(self) -> None:
         super().__init__(

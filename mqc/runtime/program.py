@@ -153,7 +153,7 @@ class Program:
 
     def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
         """Pieces of text as they are generated; options as in `generate`."""
-        ids = self._prompt_ids(prompt, chat, **options.pop("template", {}))
+        ids = self._prompt_ids(prompt, chat, **options.pop("chat_options", {}))
         texts = options.pop("stop", ())
         stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
         given = {k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
@@ -167,7 +167,7 @@ class Program:
         max_new_tokens: int | None = None,
         *,
         chat: bool = False,
-        template: Mapping[str, Any] | None = None,
+        chat_options: Mapping[str, Any] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -180,7 +180,7 @@ class Program:
 
         Args:
             max_new_tokens: most tokens to add; by default 100, or as many as fit.
-            template: options of `Tokenizer.chat`: `parse_special`, and variables of the chat template.
+            chat_options: of `Tokenizer.chat`: `template`, `parse_special`, and the variables of templates.
             temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`. What is None is what the model's
                 `generation_config` states, else greedy.
             stop: token ids, or texts of single tokens, that end the answer.
@@ -191,8 +191,8 @@ class Program:
         """
         pieces = []
         for piece in self.stream(
-            prompt, chat, max_new_tokens=max_new_tokens, template=template or {}, temperature=temperature,
-            top_k=top_k, top_p=top_p, seed=seed, stop=stop, engine=engine,
+            prompt, chat, max_new_tokens=max_new_tokens, chat_options=chat_options or {},
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, engine=engine,
         ):  # fmt: skip
             pieces.append(piece)
             if stream is not None:
@@ -258,9 +258,9 @@ class Program:
             self._turns[kind] = object()
             return self._turns[kind]
 
-    def _prompt_ids(self, prompt: Any, chat: bool, **template: Any) -> list[int]:
+    def _prompt_ids(self, prompt: Any, chat: bool, **options: Any) -> list[int]:
         if chat:
-            return self.tokenizer.chat(prompt, **template)
+            return self.tokenizer.chat(prompt, **options)
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _stop_id(self, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,11 @@ class Sampling:
     def of_model(cls, generation: Mapping[str, Any], **given: Any) -> Sampling:
         """What is given and not None; for the rest a model's `generation_config`, if it samples.
 
-        Raises `InputError` for values out of range.
+        Warns of a repetition penalty: it is not applied. Raises `InputError` for values out of range.
         """
         stated = {}
+        if generation.get("repetition_penalty", 1.0) not in (None, 1, 1.0):
+            warnings.warn("the model's repetition_penalty is not applied: mqc has none", stacklevel=3)
         if generation.get("do_sample") is True:
             stated = {"temperature": 1.0} | {
                 name: generation[name] for name in ("temperature", "top_k", "top_p") if generation.get(name)

@@ -92,13 +92,11 @@ class Tokenizer:
 
         Raises `ArtifactError` if one cannot be read.
         """
-        found = names or [
-            str(path.relative_to(folder))
-            for path in (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*"))
-            if is_tokenizer_file(str(path.relative_to(folder)))
-        ]
+        if names is None:
+            places = (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*"))
+            names = filter(is_tokenizer_file, (str(path.relative_to(folder)) for path in places))
         try:
-            return cls({name: (folder / name).read_text(encoding="utf-8") for name in found})
+            return cls({name: (folder / name).read_text(encoding="utf-8") for name in names})
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{folder}: the tokenizer cannot be read: {error}") from error
 

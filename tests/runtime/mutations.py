@@ -93,7 +93,8 @@ def change_ir(folder: Path, rng: Rng) -> str:
         found = list(_NUMBERS.finditer(data))
         place = found[int(rng.integers(len(found)))]
         old = int(place[0])
-        new = int(rng.choice([old + 1, old - 1, -old, 2 * old])) if kind else _EXTREMES[rng.integers(17)]
+        others = (old + 1, old - 1, -old, 2 * old) if kind else _EXTREMES
+        new = others[rng.integers(len(others))]
         data = data[: place.start()] + str(new).encode() + data[place.end() :]
         what = f"{old} to {new} at {place.start()}"
     else:

@@ -35,7 +35,7 @@ def test_values_out_of_range_are_named(
     """A file that states the right hashes of them is refused when it is loaded."""
     module = program.module.clone()
     changed = next(o for o in mqc_ops(module) if o.value_name.startswith(op) and constant in o.properties)
-    array = program.weights[changed.properties[constant]].copy()  # type: ignore[index]
+    array = program.weights[changed.properties[constant]].copy()
     array[0] = value
     changed.properties[constant] = program.weights.add("changed", array)
     mqc.Program(module, program.weights, program.tokenizer, program.manifest).save(tmp_path / "x.mqc")

@@ -68,6 +68,7 @@ def test_chat_template_is_sandboxed() -> None:
         "{{ 10 ** 10 ** 9 }}",
         "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(99) %}{{ 'xyzxyzxyzxyz' }}{% endfor %}{% endfor %}",
     ):
         tokenizer = with_template(template)
         with pytest.raises(InputError, match="chat template refused"):

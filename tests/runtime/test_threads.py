@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,8 +54,7 @@ def test_an_engine_is_for_one_thread_at_a_time(program: Program) -> None:
 def test_a_sequence_that_another_thread_cut_off_says_so(program: Program) -> None:
     tokens = program.generate_tokens(PROMPTS[2], 20)
     next(tokens)
-    other: Callable[[], object] = lambda: program.integer_logits(PROMPTS[0])  # noqa: E731
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(other).result(60)
+        pool.submit(program.integer_logits, PROMPTS[0]).result(60)
     with pytest.raises(InputError, match="another sequence was started"):
         next(tokens)
