@@ -23,7 +23,7 @@ from mqc.errors import TargetError
 from mqc.ir.module import context_length, main_function, mqc_ops, prefix_tokens, returned_value, set_level
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, element_type, s32, u8, u16
 from mqc.numerics import arithmetic
-from mqc.numerics.htp_tiles import LANES
+from mqc.numerics.htp_tiles import LANES, split_correction
 from mqc.numerics.layouts import records
 from mqc.pass_base import Pass
 
@@ -111,19 +111,18 @@ class _Matrices:
         except ValueError as error:
             raise TargetError(f"npu: int.linear %{op.value_name}: {error}") from error
         correction = op.correction(self.evaluation)
-        parts = (correction, np.zeros_like(correction))
+        parts = split_correction(correction, bits(op.x))
         room = arithmetic.INT32_MAX
         if bits(op.x) == 16:
-            parts = (correction & 255, correction >> 8)
             # low bytes are summed with the low part of the correction, exactly
             magnitudes = np.abs(op.matrix(self.evaluation).astype(np.int64)).sum(1)
             room = arithmetic.INT32_MAX - 255 - 255 * int(magnitudes.max())
-        if room < 0 or max(int(np.abs(part).max()) for part in parts) > arithmetic.INT32_MAX:
+        if room < 0 or int(np.abs(parts).max()) > arithmetic.INT32_MAX:
             raise TargetError(
                 f"npu: int.linear %{op.value_name}: its sums leave s32: too many inputs for an HVX lane"
             )
         scale = [np.broadcast_to(self.weights[ref], n) for ref in (requant.multiplier, requant.shift)]
-        packed = sizes.pack(weight, np.stack(parts), scale[0], scale[1], factor)
+        packed = sizes.pack(weight, parts, scale[0], scale[1], factor)
         return layout, self.weights.add(op.weight.key.data, packed)
 
 

@@ -31,7 +31,8 @@ def verify_static_functions(module: ModuleOp) -> None:
     @initialize; what indexes tables or the cache stays within them; caches have one shape in all functions;
     what is made in parts is made whole; an allocated schedule holds (`check_schedule`).
 
-    That the functions compute what @main says is not proved. Raises `IRError` naming function and value.
+    `mqc.analysis.htp_equivalence` checks that the functions compute what @main says: that takes the weights.
+    Raises `IRError` naming function and value.
     """
     functions = static_functions(module)
     prefix = len(prefix_tokens(module))

@@ -7,13 +7,14 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.analysis.proofs import check_accumulators
 from mqc.dialects.constraints import ConstrainedOp
 from mqc.errors import IRError
-from mqc.ir.module import main_level, mqc_ops
+from mqc.ir.module import main_level, mqc_ops, static_functions
 from mqc.ir.op import WeightAttr
 from mqc.ir.weight_store import WeightStore
 
 
 def check_values(module: ModuleOp, weights: WeightStore) -> None:
-    """Check what ops say of the values of their constants, and that no accumulator overflows.
+    """Check what ops say of the values of their constants, that no accumulator overflows, and that static
+    functions compute what @main says.
 
     After it backends and the oracle compute the same from the module, whatever file it came from. Reads the
     constants that are small, and of matrices those whose accumulators could overflow by their sizes alone.
@@ -28,3 +29,7 @@ def check_values(module: ModuleOp, weights: WeightStore) -> None:
                 raise IRError(f"{op.name} %{op.value_name}: {text}")
     if main_level(module) == "int":
         check_accumulators(module, weights)
+    if static_functions(module):
+        from mqc.analysis.htp_equivalence import check_static_functions
+
+        check_static_functions(module, weights)

@@ -27,6 +27,14 @@ LANES = 32
 VECTOR_BYTES, HEADER_BYTES = 128, 512
 
 
+def split_correction(correction: Array, input_bits: int) -> Array:
+    """`[2, outputs]`, low and high, of s64 `[outputs]`: 16-bit inputs are two planes of 8 bits, and the low
+    byte of the correction goes with the low plane."""
+    if input_bits == 8:
+        return np.stack([correction, np.zeros_like(correction)])
+    return np.stack([correction & 255, correction >> 8])
+
+
 @dataclass(frozen=True)
 class Records:
     """Sizes of a matrix of `outputs` and `inputs` in records. group: inputs per factor, 0 for none."""
@@ -92,6 +100,15 @@ class Records:
         columns = quads.view(np.int8).transpose(1, 3, 0, 2).reshape(-1, len(records) * LANES)
         result: Array = columns[: self.inputs, : self.outputs].T
         return result
+
+    def padding(self, records: Array) -> Array:
+        """s8 weights of the inputs that fill up the last vector of each record."""
+        last = records[:, -VECTOR_BYTES:].reshape(-1, 1, LANES, 4)
+        if self.bits == 4:
+            last = np.stack(split_nibbles(last), 1)
+        columns = last.view(np.int8).reshape(len(records), -1, LANES, 4).transpose(1, 3, 0, 2)
+        result: Array = columns.reshape(-1, len(records) * LANES)
+        return result[self.inputs % len(result) or len(result) :]
 
     def factors(self, records: Array) -> Array | None:
         """u8 `[outputs, groups]`, or None without groups."""
