@@ -39,6 +39,8 @@ _ONNX_PART = f"""\
 or newer, the plug-in of the package onnxruntime-qnn, and the header nlohmann/json. It was run on x86 with the
 simulation of HTP that is in onnxruntime-qnn 2.7. It was not run on a phone.
 
+There is no host for the plain QNN API: its headers come with Qualcomm's SDK alone, and it was not at hand.
+
 The rule for the cache:
 
 - The host keeps `context` rows for each input such as `past_key.0`, a row for each position. They begin with

@@ -78,8 +78,9 @@ def test_cpu(build: Callable[[Path], list[str]], recipe: Recipe, style: str, tmp
     for prompt, most in ((PROMPT, 12), (PROMPT[:1], 1000)):
         want = list(made.generate_tokens(prompt, most if most < 64 else None))
         assert tokens(command, tmp_path / "files", most, *prompt) == want
-    refused = subprocess.run([*command, tmp_path / "files", "4", *map(str, range(65))], capture_output=True)
-    assert refused.returncode == 1 and b"the prompt must have" in refused.stderr
+    for bad, message in ((range(65), b"the prompt must have"), (["The"], b"'The' is not a number")):
+        refused = subprocess.run([*command, tmp_path / "files", "4", *map(str, bad)], capture_output=True)
+        assert refused.returncode == 1 and message in refused.stderr
 
 
 def test_end_tokens(build: Callable[[Path], list[str]], tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ std::int64_t append(Ort::Session& session, std::vector<State>& states, std::size
     return largest(made[0]);
 }
 
-void generate(const std::string& folder, std::size_t most, const std::vector<std::int64_t>& prompt) {
+void generate(const std::string& folder, std::int64_t most, const std::vector<std::int64_t>& prompt) {
     const auto manifest = nlohmann::json::parse(read_file(folder + "/manifest.json"));
     const auto context = manifest.at("context").get<std::size_t>();  // positions in all
     const auto stops = end_tokens(folder);
@@ -89,7 +89,7 @@ void generate(const std::string& folder, std::size_t most, const std::vector<std
     std::size_t position = states.at(0).prefix;
     check_prompt(prompt, context - position);
     std::int64_t token = append(session, states, position, prompt);
-    for (std::size_t i = 0; i < most && !contains(stops, token); ++i) {
+    for (std::int64_t i = 0; i < most && !contains(stops, token); ++i) {
         std::printf("%lld\n", static_cast<long long>(token));
         if (position == context) break;
         token = append(session, states, position, {token});
@@ -104,7 +104,7 @@ int main(int argc, char** argv) {
         return 2;
     }
     try {
-        generate(argv[1], std::strtoul(argv[2], nullptr, 10), ids_of(argv + 3, argv + argc));
+        generate(argv[1], number(argv[2]), numbers(argv + 3, argv + argc));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -104,9 +103,15 @@ inline void check_prompt(const std::vector<std::int64_t>& ids, std::size_t room)
         throw std::runtime_error("the prompt must have 1 to " + std::to_string(room) + " tokens");
 }
 
-// Token ids from the command line.
-inline std::vector<std::int64_t> ids_of(char** first, char** last) {
-    std::vector<std::int64_t> ids;
-    for (; first != last; ++first) ids.push_back(std::strtoll(*first, nullptr, 10));
-    return ids;
+// A number of the command line that is not negative.
+inline std::int64_t number(const std::string& text) {
+    if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos)
+        throw std::runtime_error("'" + text + "' is not a number");
+    return std::stoll(text);
+}
+
+inline std::vector<std::int64_t> numbers(char** first, char** last) {
+    std::vector<std::int64_t> found;
+    for (; first != last; ++first) found.push_back(number(*first));
+    return found;
 }

@@ -134,7 +134,7 @@ std::int64_t prefill(Graph& many, Graph& one, Sequence& sequence, const std::vec
 }
 
 void generate(const std::string& folder, const std::string& plugin, const std::string& backend,
-              std::size_t most, const std::vector<std::int64_t>& prompt) {
+              std::int64_t most, const std::vector<std::int64_t>& prompt) {
     Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "mqc");
     const auto options = qnn_options(env, plugin, backend);
     Graph one = load(env, options, folder + "/decode");
@@ -144,7 +144,7 @@ void generate(const std::string& folder, const std::string& plugin, const std::s
     const auto stops = end_tokens(folder);
     check_prompt(prompt, one.context() - sequence.position);
     std::int64_t token = prefill(many, one, sequence, prompt);
-    for (std::size_t i = 0; i < most && !contains(stops, token); ++i) {
+    for (std::int64_t i = 0; i < most && !contains(stops, token); ++i) {
         std::printf("%lld\n", static_cast<long long>(token));
         if (sequence.position == one.context()) break;
         token = append(one, sequence, &token, 1);
@@ -159,8 +159,7 @@ int main(int argc, char** argv) {
         return 2;
     }
     try {
-        const auto most = std::strtoul(argv[4], nullptr, 10);
-        generate(argv[1], argv[2], argv[3], most, ids_of(argv + 5, argv + argc));
+        generate(argv[1], argv[2], argv[3], number(argv[4]), numbers(argv + 5, argv + argc));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;
