@@ -182,15 +182,23 @@ def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
     assert json.loads(command("ir", "run", out, "--ids", "1,2", "--json"))["level"] == "llm"
 
 
-def test_onnx_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("style", ["qdq", "integer"])
+@pytest.mark.parametrize("ends", [None, 4, [60, 24]])
+def test_onnx_page(style: str, ends: object, tmp_path: Path) -> None:
+    """The whole loop, with a prefix and with end tokens, gives the text that the program gives."""
+    from mqc.runtime.tokenizer import Tokenizer
     from tests.compiled import lower_for_onnx, quantized
     from tests.runtime.conftest import byte_tokenizer
 
     ctx, module = quantized(tiny_model("llama"), Recipe(prefix=(3,)))
     lower_for_onnx(ctx, module)
-    program = mqc.Program(module, ctx.weights, byte_tokenizer(), {"target": "onnx-int8"})
-    program.export(tmp_path / "files")
-    space: dict[str, Any] = {"folder": tmp_path / "files", "ids": np.array([5, 9, 3])}
+    files = {**byte_tokenizer().files, "generation_config.json": json.dumps({"eos_token_id": ends})}
+    program = mqc.Program(module, ctx.weights, Tokenizer(files), {"target": "onnx-int8"})
+    program.export(tmp_path / "files", style=style)
+    space: dict[str, Any] = {"folder": tmp_path / "files"}
     for code in re.findall(r"```python\n(.*?)```", (DOCS / "onnx.md").read_text(), re.S):
         exec(code, space)
-    assert space["token"] == program.logits([5, 9, 3])[-1].argmax()
+    program.configure(style=style)
+    assert space["generate"]("hello", 20) == program.generate("hello", 20)
+    # As many tokens as the context has room for.
+    assert space["generate"]("hello", 100) == program.generate("hello")

@@ -12,16 +12,14 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.analysis.context import CompilerContext
 from mqc.backends.npu import toolchain
 from mqc.backends.npu.emit import emit
-from mqc.backends.npu.op_list import OpList
+from mqc.backends.npu.readme import HVX, ONNX, OP_LIST, OP_TEXT, readme
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.htp_core import shape
 from mqc.errors import MqcError, TargetError
 from mqc.ir.module import set_level, static_functions
-from mqc.ir.op import WeightAttr, plain
+from mqc.ir.op import WeightAttr
 from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend
-
-OP_LIST, OP_TEXT, HVX, ONNX = "program.oplist", "program.txt", "hvx", "onnx"
 
 
 def write(
@@ -32,7 +30,7 @@ def write(
     metadata: Mapping[str, str],
     htp_binary: bool = True,
 ) -> None:
-    """Op list (binary and text), HVX sources and objects, QDQ ONNX with encodings, and a README.
+    """Op list (binary and text), HVX sources and objects, QDQ ONNX with encodings and a host, and a README.
 
     What needs a tool that is not installed is left out, and the README says so: objects without clang,
     ONNX files without the package `onnx`, context binaries without `onnxruntime-qnn`. So are ONNX files of
@@ -63,7 +61,7 @@ def write(
         except TargetError as error:
             shutil.rmtree(folder / ONNX)
             missing = [*missing, f"ONNX graphs and encodings: {error}"]
-    (folder / "README.md").write_text(_readme(module, ops, metadata, missing), encoding="utf-8")
+    (folder / "README.md").write_text(readme(module, ops, metadata, folder, missing), encoding="utf-8")
 
 
 def _write_onnx(
@@ -94,48 +92,3 @@ def integer_program(module: ModuleOp, weights: WeightStore) -> tuple[ModuleOp, W
     store.update(weights)
     Pipeline.parse('choose-kernels{backend="onnx"}').run(CompilerContext(store), program)
     return program, store
-
-
-def _readme(module: ModuleOp, ops: OpList, metadata: Mapping[str, str], missing: list[str]) -> str:
-    rows = []
-    for i, (name, function) in enumerate(static_functions(module).items()):
-        peak = plain(function.attributes["vtcm_peak"])
-        rows.append(f"| {i} | {name} | {ops.lists[i].tokens} | {len(ops.lists[i].commands)} | {peak} |")
-    absent = [f"- {text}" for text in missing] or ["- nothing"]
-    return "\n".join(
-        [
-            "# Program for a Hexagon NPU",
-            "",
-            f"Compiled by mqc {metadata.get('mqc_version')}, recipe {metadata.get('recipe')}. "
-            f"Source: {metadata.get('source')}. Prefix tokens: {metadata.get('prefix')}.",
-            "",
-            "## Two ways to a phone",
-            "",
-            f"**QNN.** `{ONNX}/` holds static QDQ graphs (`prefill_N.onnx`, `decode.onnx`; int32 ids and "
-            "positions in, 16-bit logits and the new cache rows out), their weights, the cache rows of the "
-            "prefix (`initial_cache.safetensors`), AIMET encodings, and the context binaries that HTP loads "
-            "(`*_ctx.onnx` and the `.bin` beside). docs/measurements.md of mqc says how close these are to "
-            "the integer program.",
-            "",
-            f"**HVX.** `{HVX}/` holds the kernels in C with HVX intrinsics, an interpreter of op lists and "
-            f"objects for Hexagon v67; `{OP_LIST}` is the op list, `{OP_TEXT}` the same as text, and "
-            "`weights.safetensors` the weights that its addresses count in. `runtime.c` shows how a list is "
-            "carried out; on a phone, replace its system calls (`system.h`) by FastRPC and its copies at "
-            "`wait` by user DMA, and give it VTCM. The numbers are the integer program's, bit for bit.",
-            "",
-            "## Op lists",
-            "",
-            f"VTCM {ops.vtcm_bytes} bytes, KV cache {ops.cache_bytes} bytes (zero at first), "
-            f"{ops.vocabulary} logits. Run `initialize` once at position 0, where it is listed; then prompts "
-            "by `prefill_N`, tokens by `decode`, each with the position of its first token.",
-            "",
-            "| list | function | tokens | commands | VTCM bytes used |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-            "## Not written",
-            "",
-            *absent,
-            "",
-        ]
-    )

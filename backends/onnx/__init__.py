@@ -57,12 +57,12 @@ class OnnxBackend(Backend):
         metadata: Mapping[str, str],
         **options: Any,
     ) -> None:
-        """Graphs, weights and the initial cache; for NPUs also AIMET encodings.
+        """Graphs, weights, the initial cache and host programs; for NPUs also AIMET encodings.
 
         Options: those of `mqc.backends.onnx.files.write`; `htp_binary` to compile the graphs for HTP.
         """
         _check_packages()
-        from mqc.backends.onnx import encodings
+        from mqc.backends.onnx import encodings, host
         from mqc.backends.onnx.files import write
         from mqc.backends.onnx.session import write_context
 
@@ -74,6 +74,10 @@ class OnnxBackend(Backend):
                 encodings.write(path)
             if htp_binary:
                 write_context(path)
+        if options.get("runtime") == "npu":
+            host.write(folder, host.NPU)
+        elif not options.get("tokens"):
+            host.write(folder, host.CPU)
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         _check_packages()

@@ -133,12 +133,16 @@ class Emitter:
         return ["rows" if self.wanted else self.lengths.token_dim, channels(returned_value(self.module))]
 
     def matrix(self, op: int_ops.LinearOp) -> str:
-        """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load."""
+        """The effective s8 weight `[inputs, outputs]`. Runtimes unpack 4-bit values when they load.
+
+        Equal weights of two products are two initializers, whose bytes stand in the file once: ONNX
+        Runtime's option `x64quantprecision` refuses one that two products share.
+        """
         g, k, n = self.graph, channels(op.x), channels(op.result)
         if op.get("weight_bits") == 8 and op.group_scale is None:
-            return g.weight(op.weight)
+            return g.weight(op.weight, meaning=self.names[op])
         kind = TensorProto.INT8 if op.get("weight_bits") == 8 else TensorProto.INT4
-        packed = g.weight(op.weight, kind, (k, n))
+        packed = g.weight(op.weight, kind, (k, n), meaning=self.names[op])
         if op.group_scale is None:
             return g.op("Cast", packed, to=TensorProto.INT8)
         factor = self.weights[op.group_scale].T.astype(np.int32)

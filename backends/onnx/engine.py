@@ -72,7 +72,7 @@ class OnnxEngine(Engine):
             paths = write(
                 module, weights, Path(folder), style, runtime, tokens, context, every_value=every_value
             )
-            entries = exact_products(style, provider)
+            entries = exact_products(provider)
             self._sessions = [open_session(path, provider, threads, entries) for path in paths]
         self.vocabulary = channels(returned_value(module))
         self.context = context_length(module) if context is None else context

@@ -150,12 +150,17 @@ class QdqForm(Emitter):
     def real_weight(self, op: int_ops.LinearOp, scale: Array) -> str:
         """The weight `[inputs, outputs]` in float, from integers."""
         if op.group_scale is None or not self.blocked:
-            return self.dequantize(self.matrix(op), scale, 0, np.int8, axis=1)
+            return self.dequantize_matrix(op, self.matrix(op), scale)
         inputs = channels(op.x)
         packed = self.graph.weight(op.weight, TensorProto.INT4, (inputs, channels(op.result)))
         scales = self.weights[op.group_scale].T * scale
         block = inputs // len(scales)
         return self.graph.op("DequantizeLinear", packed, self.constant(scales), axis=0, block_size=block)
+
+    def dequantize_matrix(self, op: int_ops.LinearOp, matrix: str, scale: Array) -> str:
+        """s8 weights of a product; its zero points are its own, for the reason that `matrix` gives."""
+        zeros = self.graph.constant(np.zeros(len(scale)), dtype=np.int8, meaning=self.names[op])
+        return self.graph.op("DequantizeLinear", matrix, self.constant(scale), zeros, axis=1)
 
     def rows_for(self, requant: int_ops.RequantOp, x: str) -> str:
         return self.select_rows(x) if self.is_logits(requant.result) else x

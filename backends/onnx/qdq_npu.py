@@ -174,7 +174,7 @@ class NpuForm(QdqForm):
         """The weight `[inputs, outputs]`, its steps `coarser` times the module's, dequantized."""
         g, shape = self.graph, (channels(op.x), channels(op.result))
         kind = TensorProto.INT8 if op.get("weight_bits") == 8 else TensorProto.INT4
-        meaning = scale.astype(np.float32).tobytes()  # QNN knows one encoding for an initializer
+        meaning = self.names[op]  # QNN knows one encoding for an initializer; see also `matrix`
         if (coarser == 1).all():
             packed = g.weight(op.weight, kind, shape, meaning)
         else:
@@ -182,7 +182,7 @@ class NpuForm(QdqForm):
             stored = pack(np.rint(matrix).astype(np.int8), op.get("layout"))
             packed = g.packed(stored, kind, shape, f"{op.weight.key.data}.coarser", meaning)
         if kind == TensorProto.INT8:
-            return self.dequantize(packed, scale, 0, np.int8, axis=1)
+            return self.dequantize_matrix(op, packed, scale)
         # Without an explicit zero point onnxruntime-qnn 2.7 reads other numbers from INT4 tensors.
         nothing = np.zeros(-(-shape[1] // 2), np.uint8)
         zeros = self.graph.packed(nothing, TensorProto.INT4, shape[1:], f"int4_zeros_{shape[1]}")

@@ -22,16 +22,15 @@ _VNNI = {"avx512_vnni", "avx_vnni"}
 HTP_ARCH = "73"
 
 
-def exact_products(style: str, provider: str = CPU) -> dict[str, str]:
-    """Session entries with which the products of a form (`qdq` or `integer`) do not saturate on this CPU.
+def exact_products(provider: str = CPU) -> dict[str, str]:
+    """Session entries with which products of 8-bit integers do not saturate on this CPU.
 
     On x86 without VNNI ONNX Runtime adds pairs of u8 × s8 products in 16 bits, and what does not fit is
-    clipped in silence. `x64quantprecision` makes MatMulInteger exact. QDQ graphs do not load with it: their
-    products are left in float, which is slower.
+    clipped in silence. With the option it makes the weights u8, whose products it adds in 32 bits.
     """
     if provider != CPU or platform.machine() not in ("x86_64", "AMD64") or cpu_flags() & _VNNI:
         return {}
-    return {"session.x64quantprecision": "1"} if style == "integer" else {"session.disable_quant_qdq": "1"}
+    return {"session.x64quantprecision": "1"}
 
 
 def open_session(

@@ -57,7 +57,7 @@ def engine(found: Compiled, **options: Any) -> OnnxEngine:
 def one_prompt(path: Path, found: Compiled) -> Any:
     """Logits of a graph of dynamic length for `IDS`, in the module's unit."""
     rows, cache = np.arange(len(IDS)), initial_cache(found[1], found[0].weights)
-    session = open_session(path, entries=exact_products("qdq"))
+    session = open_session(path, entries=exact_products())
     start = 0
     for argument in session.get_inputs():
         if argument.name.startswith("past_"):
@@ -118,11 +118,16 @@ def test_fixed_lengths(tiny: Compiled, options: dict[str, Any]) -> None:
     assert (fixed.forward(IDS[:5], rows=2) == logits[3:5]).all()
 
 
-def test_every_product_with_weights_is_an_integer_kernel(tiny: Compiled, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entries", [{}, {"session.x64quantprecision": "1"}])
+def test_every_product_with_weights_is_an_integer_kernel(
+    tiny: Compiled, entries: dict[str, str], tmp_path: Path
+) -> None:
     """What stays float in ONNX Runtime's optimized graph has 16-bit values, for which it has no kernels."""
     ctx, module = tiny
     (path,) = write(module, ctx.weights, tmp_path)
     options = ort.SessionOptions()
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     nodes = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)

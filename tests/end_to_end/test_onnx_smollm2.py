@@ -64,7 +64,7 @@ def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: flo
     onnx.export(tmp_path / "files")
     # On CPUs with bfloat16 OpenVINO would keep the float tensors in that.
     exact: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if exact_products("qdq"):
+    if exact_products():
         exact["LP_TRANSFORMS_MODE"] = False  # its u8 × s8 products would saturate
     model = openvino.Core().compile_model(tmp_path / "files" / "model.onnx", "CPU", exact)
     cache, start = load_file(tmp_path / "files" / "initial_cache.safetensors"), len(onnx.prefix)

@@ -36,16 +36,19 @@ def test_export(onnx_program: Program, tmp_path: Path) -> None:
     path = tmp_path / "files"
     onnx_program.export(path, runtime="npu", tokens=(8, 1), context=40)
     manifest = json.loads((path / "manifest.json").read_text())
-    names = {file.name for file in path.iterdir()} - {"manifest.json"}
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
     assert names == set(manifest["files"])
     assert {"decode.onnx", "prefill_8.onnx", "weights.bin", "initial_cache.safetensors"} <= names
     assert {"decode.1.0.0.encodings", "decode.2.0.0.encodings", "tokenizer.json"} <= names
+    assert {name for name in names if name.startswith("host/")} == {"host/files.hpp", "host/ort_qnn.cpp"}
     assert manifest["export"] == {"runtime": "npu", "tokens": [8, 1], "context": 40}
     assert manifest["context"] == 40
     with pytest.raises(ArtifactError, match="exported for onnx-int8"):
         mqc.load(path)
     onnx_program.export(path)
     assert (path / "model.onnx").exists() and not (path / "decode.onnx").exists()
+    hosts = {file.name for file in (path / "host").iterdir()}
+    assert hosts == {"files.hpp", "cpu.cpp", "Generate.java"}
 
 
 def test_a_program_and_its_files_do_not_replace_each_other(onnx_program: Program, tmp_path: Path) -> None:
