@@ -185,7 +185,7 @@ class Builder:
             int_ops.LinearOp, [x], tensor(s32, n), weight=self.weight(s8, n, channels(x)), weight_bits=bits,
             bias=self.weight(s32, n), x_zero=self.zero(x.type.get_element_type()),  # type: ignore[attr-defined]
             acc_shift=self.rng.randint(0, 31),
-            group_scale=self.maybe(self.weight(u8, n, channels(x))),
+            group_scale=self.maybe(self.weight(u8, n, channels(x))) if bits == 4 else None,
         )  # fmt: skip
         return self.requant(acc, element)
 

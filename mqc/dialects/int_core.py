@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,12 +84,15 @@ def constant(name: str, element: Attribute, text: str, *shapes: Callable[[Any], 
     return Limit(f"{name} {element} {text}", holds, detail)
 
 
-def matrix(name: str, weight_bits: Callable[[Any], int]) -> tuple[Limit, Limit]:
+def matrix(
+    name: str, weight_bits: Callable[[Any], int], layouts: Iterable[str] = LAYOUTS
+) -> tuple[Limit, Limit]:
     """A constant is the op's matrix (`matrix_shape`), s8 as it is, or in the layout that the op states."""
+    layouts = tuple(layouts)
 
     def known(op: Any) -> bool:
         layout = op.get("layout")
-        return layout is None or LAYOUTS.get(layout) == weight_bits(op)
+        return layout is None or (layout in layouts and LAYOUTS[layout] == weight_bits(op))
 
     def stored(op: Any) -> tuple[Attribute, tuple[int, ...]]:
         layout = op.get("layout")
@@ -105,7 +108,7 @@ def matrix(name: str, weight_bits: Callable[[Any], int]) -> tuple[Limit, Limit]:
         return f"it is {op.properties[name].type}, and must be {element} {list(shape)}"
 
     return (
-        Limit(f"layout of {name} one of {', '.join(LAYOUTS)}, and of its bits", known),
+        Limit(f"layout of {name} one of {', '.join(layouts)}, and of its bits", known),
         Limit(f"{name} si8 [rows, columns], or as its layout has it", holds, detail),
     )
 

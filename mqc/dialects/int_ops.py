@@ -102,7 +102,7 @@ class EmbeddingOp(IntOp):
         zero_of("zero_point"),
         constant("multiplier", s32, "[rows]", lambda op: (op.row_count,)),
         constant("shift", s8, "[rows]", lambda op: (op.row_count,)),
-        *matrix("table", lambda op: 8),
+        *matrix("table", lambda op: 8, ("n16k4",)),
     )
     VALUES: ClassVar = (MULTIPLIERS, SHIFTS)
 
@@ -131,7 +131,7 @@ class EmbeddingOp(IntOp):
 
 @irdl_op_definition
 class LinearOp(AccumulatorOp):
-    """Matrix product with s8 (or s4) weights. With `group_scale` (u8, 1…16) the weight of input
+    """Matrix product with s8 or 4-bit weights. With `group_scale` (u8, 1…16) the 4-bit weight of input
     channel k is `weight[n, k] · group_scale[n, k // group]`. `acc_shift` brings a wide sum into s32.
     `row_sums` states Σw of each output, so that a packed matrix need not be read for it.
 
@@ -160,6 +160,10 @@ class LinearOp(AccumulatorOp):
         constant("row_sums", s32, "[outputs]", lambda op: (channels(op.result),)),
         *matrix("weight", lambda op: op.get("weight_bits")),
         constant("group_scale", u8, "[outputs, groups]", lambda op: (channels(op.result), op.groups)),
+        Limit(
+            "group_scale with 4-bit weights: with its factor a weight stays s8",
+            lambda op: op.group_scale is None or op.get("weight_bits") == 4,
+        ),
         Limit(
             "groups divide the inputs",
             lambda op: op.group_scale is None or (op.groups > 0 and channels(op.x) % op.groups == 0),

@@ -25,5 +25,4 @@
     }
 DOT_KIND(dot_s8, 8, 0)
 DOT_KIND(dot_s4, 4, 0)
-DOT_KIND(dot_s8_grouped, 8, 1)
 DOT_KIND(dot_s4_grouped, 4, 1)

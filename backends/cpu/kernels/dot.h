@@ -23,6 +23,6 @@ typedef struct {
 /* acc[r][b * 16 + j] for r < rows, b < blocks; row length TILE_BLOCKS * 16. At most TILE_ROWS rows,
  * `stride` bytes apart, and TILE_BLOCKS blocks from `block` on. */
 typedef void Dot(int rows, int blocks, const u8 *x, size_t stride, const Packed *w, int block, s32 *acc);
-Dot dot_s8, dot_s4, dot_s8_grouped, dot_s4_grouped;
+Dot dot_s8, dot_s4, dot_s4_grouped;
 
 #endif
