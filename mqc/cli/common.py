@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from mqc.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,10 +77,3 @@ def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[s
     for row in rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
     out.print(table)
-
-
-def read_text_file(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from mqc.cli.common import AsJson, Options, app, errors, out, progress, read_text_file, show
+from mqc.cli.common import AsJson, Options, app, errors, out, progress, show
 from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
+from mqc.files import read_text
 
 if TYPE_CHECKING:
     from mqc.arrays import Array
@@ -164,7 +166,7 @@ def sides(
 
 
 def _folder(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path} is no folder of dumps; to compare two files, give both")
     return path
 
@@ -180,10 +182,10 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
     folders = [folder_of(path) for path in paths]
-    saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
+    saved = [folder / CALIBRATION for folder in folders if os.path.isfile(folder / CALIBRATION)]
     if text is None and saved:
         return list(Calibration.load(saved[0]).part(windows, length))
-    tokenizers = [folder for folder in folders if (folder / TOKENIZER).is_file()]
+    tokenizers = [folder for folder in folders if os.path.isfile(folder / TOKENIZER)]
     if not tokenizers:
         raise InputError(f"none of {', '.join(map(str, folders))} holds {CALIBRATION} or {TOKENIZER}")
     if text is None:
@@ -191,7 +193,7 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
 
         content = packaged("calibration")
     else:
-        content = read_text_file(text)
+        content = read_text(text, InputError)
     ids = Tokenizer.read(tokenizers[0]).encode(content, start=False)
     return list(np.asarray(text_windows(ids, length, windows, 0)))
 
@@ -209,7 +211,7 @@ def base_recipe(paths: list[Path]) -> Recipe:
     from mqc.compiler.recipe import Recipe, load_recipe
 
     for folder in (folder_of(path) for path in paths):
-        if (folder / RECIPE).is_file():
+        if os.path.isfile(folder / RECIPE):
             return load_recipe(folder / RECIPE)
     return Recipe()
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
-from mqc.cli.common import progress, read_text_file, show
+from mqc.cli.common import progress, show
 from mqc.errors import InputError
+from mqc.files import read_text
 from mqc.runtime.perplexity import text_windows
 from mqc.runtime.program import Program
 
@@ -63,7 +64,7 @@ def show_perplexity(
 ) -> None:
     """The integer program's perplexity beside the float model's."""
     if text is not None:
-        content = read_text_file(text)
+        content = read_text(text, InputError)
     else:
         from mqc.data import text as packaged
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def opt(
     module, weights = read_module(path, random_weights)
     ctx = CompilerContext(weights)
     windows = calibration or folder_of(path) / CALIBRATION
-    if calibration is not None or windows.is_file():
+    if calibration is not None or os.path.isfile(windows):
         ctx.calibration = Calibration.load(windows)
     if verify_each:
         verify_fully(module, weights)
@@ -98,10 +99,10 @@ def diff_command(
     """What B changed against A, op by op, aligned by value names."""
     from fnmatch import fnmatchcase
 
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.debugging.ir_diff import diff, render
 
-    one, two = (parse_module(read_text(path), str(path)) for path in (before, after))
+    one, two = (parse_file(path) for path in (before, after))
     changes = [change for change in diff(one, two) if fnmatchcase(change.value, values)]
     if as_json:
         print(json.dumps({"changes": [dataclasses.asdict(change) for change in changes]}))
@@ -177,14 +178,14 @@ def verify_command(
     as_json: AsJson = False,
 ) -> None:
     """Check IR text: syntax, types, structure; and its weights by hash, and that no accumulator overflows."""
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.analysis.verification import verify_fully
     from mqc.ir.module import level, mqc_ops
 
     data, rows = {}, []
     for path in paths:
         if text_only:
-            module = parse_module(read_text(path), str(path))
+            module = parse_file(path)
         else:
             module, weights = read_module(path)
             verify_fully(module, weights)
@@ -201,11 +202,11 @@ def graph_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.debugging.ir_graph import select, svg
     from mqc.files import write_text
 
-    write_text(output, svg(select(parse_module(read_text(path), str(path)), values)))
+    write_text(output, svg(select(parse_file(path), values)))
 
 
 @ir.command("reduce")

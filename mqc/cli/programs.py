@@ -21,11 +21,10 @@ from mqc.cli.common import (
     app,
     out,
     progress,
-    read_text_file,
     show,
 )
 from mqc.errors import InputError
-from mqc.files import write_text
+from mqc.files import read_text, write_text
 from mqc.registry import backend_for
 from mqc.runtime.artifact import check_replaceable
 from mqc.runtime.program import Program
@@ -73,7 +72,7 @@ def compile_command(
     from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
 
-    text = read_text_file(calibration) if calibration is not None else None
+    text = read_text(calibration, InputError) if calibration is not None else None
     chosen = load_recipe(recipe, preset)
     if share is not None:
         chosen = replace(chosen, share=share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_source(name: str) -> Source:
     """
     if name == "demo":
         return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _load(name, {"kind": "folder", "id": str(Path(name).resolve())})
     return _load(name, {"kind": "huggingface", "id": name})
 
