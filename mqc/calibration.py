@@ -84,5 +84,5 @@ class Calibration:
     def part(self, count: int, length: int) -> Windows:
         """The first `length` tokens of `count` windows spread over all; all tokens, and all windows, where
         there are fewer."""
-        picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
+        picked = np.unique(np.linspace(0, len(self.windows) - 1, min(count, len(self.windows))).astype(int))
         return self.windows[picked, :length]

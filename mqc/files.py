@@ -124,8 +124,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     with _storage_errors(path):
         target = _behind_links(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(target.parent) as work:
+        with _folders_above(target), work_folder(target.parent) as work:
             made, aside = work / "new", work / "old" / target.name
             made.mkdir()
             yield made
@@ -188,6 +187,20 @@ def _storage_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _folders_above(path: Path) -> Iterator[None]:
+    """Make them; those that were made go again if the block fails."""
+    missing = [folder for folder in path.parents if not os.path.exists(folder)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def _behind_links(path: Path) -> Path:

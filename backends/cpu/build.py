@@ -127,8 +127,7 @@ def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequ
                 check=False,
             )
             if run.returncode:
-                first = "\n".join(run.stderr.splitlines()[:8])
-                raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
+                raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{run.stderr.strip()}")
             os.replace(made, result)
     except OSError as error:
         raise StorageError(

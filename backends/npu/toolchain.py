@@ -98,8 +98,7 @@ def _texts() -> dict[str, str]:
 def _run(command: list[str], folder: Path) -> None:
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if run.returncode:
-        first = "\n".join(run.stderr.splitlines()[:8])
-        raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
+        raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{run.stderr.strip()}")
 
 
 @cache

@@ -31,7 +31,7 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
         if "is not registered" in str(error):
             hint = "\na dialect of one's own is known by the entry-point group mqc.dialects of its package"
         raise IRError(f"{error}{hint}") from error  # starts with name:line:column
-    except MemoryError:
+    except (MemoryError, ModuleNotFoundError):  # no fault of the text
         raise
     except Exception as error:
         # Reading outside text must not end in a crash, whatever the parser trips over.

