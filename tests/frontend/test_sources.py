@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def saved(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> 
 def test_whole_files_load(tmp_path: Path, tied: bool) -> None:
     """Tied weights that the file does not repeat are not missing."""
     load_source(saved(tmp_path, dict, tie_word_embeddings=tied))
+
+
+def test_a_pipe_is_no_file_of_a_model(tmp_path: Path) -> None:
+    name = saved(tmp_path, dict)
+    (tmp_path / "notes").symlink_to("nothing")
+    load_source(name)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config\.json: it is a pipe, not a file"):
+        load_source(name)
 
 
 def test_all_that_a_library_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
