@@ -301,6 +301,8 @@ def try_command_lines(count: int, first: int = 0) -> tuple[Counter[str], list[st
                     fresh = _contents(sandbox)
                 said = outcome(line, sandbox, rng.choice(stdins))
                 found[said.split(":")[0]] += 1
+                if (seed + 1) % 1000 == 0:
+                    print(f"to seed {seed}: {dict(found)}", file=sys.__stderr__)
                 if said.startswith("WRONG"):
                     faults.append(f"seed {seed}, {[w[:60] for w in line]}: {said}")
                     print(ascii(faults[-1]), file=sys.__stderr__)
