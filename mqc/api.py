@@ -114,6 +114,7 @@ def compile(
     vocabulary = model.get_output_embeddings().weight.shape[0]
     module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)
+    steps.check(module)
     report("tracing", 1.0)
     del exported
     report("comparing with the model", 0.0)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mqc.errors import CalibrationError
-from mqc.files import replacing
+from mqc.files import check_regular, replacing
 
 Windows = npt.NDArray[np.int64]
 
@@ -67,6 +67,7 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote. Raises `CalibrationError`."""
+        check_regular(path, CalibrationError)
         try:
             with safe_open(path, framework="numpy") as file:
                 windows = file.get_tensor("windows")
@@ -91,4 +92,5 @@ class Calibration:
         return Calibration(left if len(left) else self.windows).part(count, length)
 
     def _spread(self, count: int) -> npt.NDArray[np.int64]:
+        count = min(count, len(self.windows))
         return np.unique(np.linspace(0, len(self.windows) - 1, count).astype(np.int64))

@@ -30,6 +30,11 @@ class ModelError(MqcError):
     """The model cannot be compiled: wrong kind, unknown structure, NaN or infinite weights."""
 
 
+def whole(error: Exception) -> str:
+    """All that another library's error says: lines behind the first are indented."""
+    return "\n  ".join(line for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
 class UnsupportedOpError(ModelError):
     """An op has no form at the level it must enter.
 

@@ -33,6 +33,13 @@ class Pass(ModulePass):
             raise TypeError(f"{self.name} needs an mqc.analysis.context.CompilerContext")
         self.run(ctx, op)
 
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        """Raise `RecipeError` if `module` shows now that the pass will fail, once those `before` it ran.
+
+        A pipeline asks all its passes first, so that nothing is calibrated in vain. By default none does.
+        """
+        return None
+
     @abstractmethod
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         """Transform `module` in place. Returns whether it was modified."""

@@ -7,12 +7,14 @@ move. The pages *Writing a pass*, *Adding an op* and *Writing a backend* use the
   `states`, `level`, `weight_refs`, `parse_module`, `print_module`, `read_dump`.
 - **Passes**: `Pass`, `CompilerContext` (`ctx.weights`, `ctx.calibration`), `WeightStore`, `Calibration`,
   `observe`, `lockstep`, `Instrument`.
-- **Ops**: `MqcOp`, `WeightAttr`, `State`, `EvaluationContext`, `tensor`, `channels`, `element_type`, element
-  types `u8` … `s32`; the ops themselves as `llm.SiluOp`, `int_ops.LinearOp`.
-- **Ops of level `llm`**: `LlmOp`, `ActivationOp`, `BinaryOp`, equivariance (`Fix`, `Tie`, `tie_all`),
-  rotations (`Alike`), quantized types (`UniformType`, `uniform`, `affine_range`).
+- **Ops**: `MqcOp`, `WeightAttr`, `State`, `rows_by_position`, `EvaluationContext`, `tensor`, `channels`,
+  `element_type`, element types `u8`, `s8`, `u16`, `s16`, `s32`; `Array` of NumPy; the ops themselves as
+  `llm.SiluOp`, `int_ops.LinearOp`.
+- **Ops of level `llm`**: `LlmOp`, `ActivationOp`, `BinaryOp`, equivariance (`Constraint`: `Fix`, `Tie`,
+  `tie_all`), rotations (`RotationRule`: `Alike`), quantized types (`UniformType`, `uniform`, `affine_range`).
 - **Ops of level `int`**: `IntOp`, `AccumulatorOp`, ports (`ACTIVATIONS`, `BYTES`, `ACCUMULATOR`, `INDEX`),
-  limits (`Limit`, `within`, `zero_of`, `scales`, `constant`, `same_channels`), `arithmetic`.
+  limits (`Limit`, `within`, `zero_of`, `scales`, `constant`, `same_channels`), `bits`, `limits`,
+  `arithmetic`.
 - **Kernels**: `CKernel`, `register_kernel`.
 - **Backends**: `Backend`, `Engine`, `Kernel`, `Limits`, `Modelled`, `ModelledRun`, `Ids`, `Logits`,
   `check_ids`, `thread_count`, `check_memory_plan`; `Evaluation`, `evaluate` and `OracleEngine` say what is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,7 +12,7 @@ from xdsl.ir import Attribute
 from xdsl.rewriter import Rewriter
 
 from mqc.analysis.context import CompilerContext
-from mqc.compiler.precision_rules import Rule, value_bits, weight_bits
+from mqc.compiler.precision_rules import Rule, check_groups, linears, value_bits, weight_bits
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import CalibrationError, PassError
 from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
@@ -86,6 +87,12 @@ class AssignPrecision(Pass):
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         return self.share > 0 or self.weights8 > 0
+
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        if self.weights8:
+            rules = [Rule.parse(rule) for rule in self.rules]
+            free = (op for op in linears(module) if not any(rule.selects_weight(op) for rule in rules))
+            check_groups(free, self.group)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         own = [Rule.parse(rule) for rule in self.rules]

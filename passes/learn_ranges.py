@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import ClassVar
@@ -16,6 +17,7 @@ from mqc.analysis.histogram import Histogram
 from mqc.analysis.ir_text import print_module
 from mqc.calibration import Windows
 from mqc.compiler.observation import prefix_rows
+from mqc.compiler.precision_rules import check_groups, grouped
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
@@ -111,6 +113,9 @@ class LearnRanges(Pass):
             if field.name.startswith("lr_"):
                 rate = getattr(self, field.name)
                 self.expect(rate >= 0, f"{field.name} must not be negative, got {rate}")
+
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        check_groups(grouped(module, self.weight_bits, self.keep8, before), self.group)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from xdsl.ir import SSAValue
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array
 from mqc.compiler.observation import lockstep
-from mqc.compiler.precision_rules import group_size, matrix_bits
+from mqc.compiler.precision_rules import check_groups, group_size, grouped, matrix_bits
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
@@ -71,6 +71,9 @@ class QuantizeWeights(Pass):
         self.expect(not (self.group and self.bits == 8), "groups need bits=4")
         self.expect_one_of("rounding", ("nearest", "feedback"))
         self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        check_groups(grouped(module, self.bits, self.keep8, before), self.group)
 
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import mqc
 from mqc.calibration import Calibration
 from mqc.compiler.dump import dump_files
-from mqc.compiler.recipe import load_recipe
+from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.errors import CalibrationError, InputError, ModelError, RecipeError, StorageError
 from mqc.frontend.trace import check_model
 from tests.models import tiny_model
@@ -54,6 +54,36 @@ def test_calibration_text_must_be_long_enough(text: str) -> None:
         mqc.compile(tiny_model("llama"), tokenizer=tokenizer(), calibration=text)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "match"),
+    [
+        (Recipe(weight_bits=4, group=64), "q_proj has 32 input channels, which groups of 64 do not divide"),
+        (Recipe(weight_bits=4, group=64), r"take group = 0 \(0: one scale"),
+        (Recipe(weight_bits=4, group=32), "down_proj has 48 input .* nor those of 1 more"),
+        (Recipe(weight_bits=4, group=32, keep8=("layers.0.*",)), r"layers\.1\.mlp\.down.*do not divide;"),
+        (Recipe(weight_bits=4, group=32, weights8=0.2, keep8=("layers.0.*",)), r"layers\.1\.mlp\.down_proj"),
+        (Recipe(weight_bits=4, group=64, learn="steps=1 lr_clipping=0.1"), "groups of 64"),
+    ],
+)  # fmt: skip
+def test_groups_that_do_not_fit_are_found_before_calibration(recipe: Recipe, match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        mqc.compile(tiny_model("llama"), tokenizer=tokenizer(), recipe=recipe, calibration="too short")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(weight_bits=4, group=32, keep8=("*.down_proj",)),
+        Recipe(weight_bits=4, group=32, keep8=("*.down_proj",), weights8=0.2),
+        Recipe(weight_bits=4, group=32, precision=("weight:%*.down_proj=8",)),
+        Recipe(weight_bits=4),
+    ],
+)
+def test_groups_that_fit_come_to_calibration(recipe: Recipe) -> None:
+    with pytest.raises(CalibrationError, match="at least 60 tokens"):
+        mqc.compile(tiny_model("llama"), tokenizer=tokenizer(), recipe=recipe, calibration="too short")
+
+
 def test_calibration_with_another_tokenizer() -> None:
     with pytest.raises(CalibrationError, match="outside"):
         Calibration.from_ids([70] * 100, 64, length=10)
@@ -77,6 +107,12 @@ def test_dump_folder_that_cannot_be_made(tmp_path: Path) -> None:
         mqc.compile(
             tiny_model("llama"), tokenizer=tokenizer(), calibration=TEXT, dump_ir=tmp_path / "file" / "d"
         )
+
+
+def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
+    recipe = Recipe(name="r", precision=('llm.silu=16  # \U0001f600 \x7f \x1b "',), keep8=("é*",))
+    (tmp_path / "r.toml").write_text(recipe.to_toml())
+    assert load_recipe(tmp_path / "r.toml") == recipe
 
 
 def test_recipe_file(tmp_path: Path) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.command_lines import try_command_lines
+from tests.import_graph import ROOT
+from tests.models import tiny_model
 from tests.runtime.conftest import program, saved  # noqa: F401  (fixtures)
 
 KEYS_BENCH = {
@@ -16,10 +22,15 @@ KEYS_BENCH = {
 }  # fmt: skip
 
 
-def mqc(*arguments: object) -> subprocess.CompletedProcess[str]:
+def mqc(
+    *arguments: object,
+    environment: dict[str, str] | None = None,
+    preexec_fn: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "mqc", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "mqc", *map(str, arguments)], capture_output=True, text=True, check=False,
+        env=environment, preexec_fn=preexec_fn,
+    )  # fmt: skip
 
 
 def data(*arguments: object) -> dict[str, object]:
@@ -89,3 +100,87 @@ def test_eval_without_a_float_model(saved: Path, tmp_path: Path) -> None:  # noq
     (tmp_path / "t").write_text("hello" * 60)
     run = mqc("eval", saved, "--text", tmp_path / "t", "--windows", 2, "--length", 20)
     assert run.returncode == 1 and "use --no-float" in run.stderr
+
+
+def without(tmp_path: Path, *packages: str) -> dict[str, str]:
+    """An environment in which some packages are not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nfor name in {packages!r}: sys.modules[name] = None\n"
+    )
+    return os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+#: What the extra `compile` brings.
+COMPILE = ("torch", "transformers", "scipy", "networkx", "accelerate", "gguf")
+
+
+def test_what_works_without_torch(saved: Path, tmp_path: Path) -> None:  # noqa: F811
+    text, ir = tmp_path / "text", saved / "program.mlir"
+    text.write_text("hello" * 60)
+    lines: list[list[object]] = [
+        ["info", saved], ["targets"], ["run", saved, "--prompt", "hello"],
+        ["eval", saved, "--text", text, "--windows", 1, "--length", 20, "--no-float"],
+        ["bench", saved, "--prompt-tokens", 4, "--new-tokens", 2],
+        ["ir", "verify", ir], ["ir", "run", ir], ["ir", "diff", ir, ir],
+        ["opt", ir, "--passes", "plan-memory", "-o", tmp_path / "o.mlir"],
+    ]  # fmt: skip
+    environment = without(tmp_path, *COMPILE)
+    for line in lines:
+        run = mqc(*line, environment=environment)
+        assert run.returncode == 0, (line, run.stderr)
+
+
+def test_what_needs_torch_says_how_to_get_it(saved: Path, tmp_path: Path) -> None:  # noqa: F811
+    llm = tmp_path / "llm.mlir"
+    llm.write_text((ROOT / "tests" / "filecheck" / "passes" / "fold_norm.mlir").read_text())
+    lines: list[list[object]] = [
+        ["compile", "demo", "-o", tmp_path / "d"], ["eval", saved, "--windows", 1, "--length", 20],
+        ["passes"], ["opt", llm, "--passes", "fold-norm"], ["ir", "verify", llm, "--text-only"],
+        ["debug", "compare", saved], ["ir", "graph", saved / "program.mlir", "-o", tmp_path / "g.svg"],
+    ]  # fmt: skip
+    environment = without(tmp_path, *COMPILE)
+    for line in lines:
+        run = mqc(*line, environment=environment)
+        assert run.returncode == 1 and "Traceback" not in run.stderr, (line, run.stderr)
+        assert "pip install 'mqc[compile]'" in run.stderr, (line, run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "megabytes"), [("ir", 150), ("run", 250), ("run", 400), ("compile", 800), ("compile", 1600)]
+)
+def test_too_little_memory_is_an_error(
+    saved: Path, tmp_path: Path, command: str, megabytes: int  # noqa: F811
+) -> None:  # fmt: skip
+    """Importing, reading and computing end at different places. Only C++ may abort: nobody can catch that."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    lines: dict[str, list[object]] = {
+        "ir": ["ir", "run", saved, "--random", 40],
+        "run": ["run", saved, "--prompt", "hello"],
+        "compile": ["compile", tmp_path / "model", "-o", tmp_path / "out.mqc"],
+    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = mqc(*lines[command], preexec_fn=limit, environment=environment)
+    assert run.returncode in (0, 1) or "bad_alloc" in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr, run.stderr
+    assert run.returncode == 0 or "error: " in run.stderr or "bad_alloc" in run.stderr, run.stderr
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_names_from_files_do_not_steer_the_terminal(saved: Path) -> None:  # noqa: F811
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["recipe"] = "\x1b[31m\u202e[/red][bold]"
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    shown = mqc("info", saved).stdout
+    assert "\\x1b[31m\\u202e[/red][bold]" in shown and "\x1b" not in shown
+    (saved / "manifest.json").write_text(json.dumps({**manifest, "recipe": "\ud800"}))
+    run = mqc("info", saved)
+    assert run.returncode == 1 and "surrogates not allowed" in run.stderr
+
+
+def test_random_command_lines() -> None:
+    _, faults = try_command_lines(300)
+    assert not faults

@@ -17,7 +17,7 @@ from mqc.debugging.compare import attribute, compare
 from mqc.debugging.precision_plan import propose
 from mqc.debugging.value_trace import Side, Trace
 from mqc.dialects.int_ops import RequantOp
-from mqc.errors import TargetError
+from mqc.errors import InputError, TargetError
 from mqc.ir.module import level, mqc_ops, returned_value
 from mqc.ir.op import MqcOp, channels, tensor
 from mqc.ir.weight_store import WeightStore
@@ -222,3 +222,9 @@ def test_pipelines_by_text_give_the_same_module(levels: Levels) -> None:
     ).run(ctx, module)
     lower_for_cpu(ctx, module)
     assert str(module) == str(levels.modules["int"])
+
+
+def test_a_backend_computes_integer_programs_only() -> None:
+    ctx, module = imported(tiny_model("llama"))
+    with pytest.raises(InputError, match="x is at level llm: a backend"):
+        Side("x", module, ctx.weights, backend("cpu"))

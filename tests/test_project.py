@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import networkx as nx
 import pytest
 
-from mqc import plugin
+from mqc import errors, plugin
 from tests.import_graph import ROOMS, ROOT, edges, imports, room, sources, with_table
 
 
@@ -57,6 +58,8 @@ assert all(hasattr(mqc.plugin, name) for name in known)
     assert done.returncode == 0, done.stderr
     assert all(hasattr(plugin, name) for name in plugin.__all__)
     assert set(plugin._WITH_TORCH) <= set(plugin.__all__)
+    told = set(re.findall(r"\w+", " ".join(re.findall("`(.+?)`", plugin.__doc__ or ""))))
+    assert set(plugin.__all__) <= told | set(vars(errors)), "the docstring lists the names too"
 
 
 def test_files_are_short() -> None:

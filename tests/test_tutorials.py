@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 import mqc
 from mqc import c_kernels
@@ -21,6 +23,7 @@ from mqc.analysis.ir_text import print_module
 from mqc.compiler.dump import read_dump
 from mqc.compiler.recipe import Recipe
 from mqc.frontend import sources
+from mqc.frontend.trace import check_model
 from mqc.ir.module import mqc_ops
 from tests.models import tiny_model
 from tests.test_api import tokenizer
@@ -49,6 +52,32 @@ def test_tutorials_import_from_the_public_places_only(name: str) -> None:
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqc"):
                 assert node.module == "mqc.plugin", f"{name} imports {node.module}"
+
+
+def test_text_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the errors of a model with images lead to compiles, and is its language model."""
+    parts = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    ids = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    sizes = {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 6, "max_position_embeddings": 64}
+    text = {**parts, **ids, **sizes}
+    images = {**parts, "image_size": 8, "patch_size": 4}
+    kinds = {"boi_token_index": 61, "eoi_token_index": 62, "image_token_index": 63, "mm_tokens_per_image": 4}
+    config = transformers.Gemma3Config(text_config=text, vision_config=images, **kinds)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "google" / "gemma-3-4b-it")
+    tokenizer().save_pretrained(tmp_path / "google" / "gemma-3-4b-it")
+    for refused in (model, model.model.language_model):
+        with pytest.raises(mqc.MqcError) as told:
+            check_model(refused)
+        assert "docs/text-models.md" in told.value.__notes__[-1]
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "text-models.md").read_text(), re.S)
+    exec(code, {})
+    alone = sources.load_source("gemma-3-text").model
+    some = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        assert torch.allclose(alone(some).logits, model(some).logits, atol=1e-5)
+    check_model(alone)
 
 
 def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

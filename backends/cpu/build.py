@@ -8,13 +8,13 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from mqc.backends.cpu.kernels import FOLDER, SOURCES, texts
 from mqc.errors import StorageError, TargetError, ToolchainError
+from mqc.files import work_folder
 
 #: Compiler flags by instruction set, best first.
 ISA_FLAGS = {
@@ -116,8 +116,8 @@ def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequ
         return result
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made, inputs = Path(work) / name, [Path(work) / file for file in sources]
+        with work_folder(folder) as work:
+            made, inputs = work / name, [work / file for file in sources]
             for path, text in zip(inputs, sources.values(), strict=True):
                 path.write_text(text, encoding="utf-8")
             run = subprocess.run(
@@ -127,8 +127,7 @@ def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequ
                 check=False,
             )
             if run.returncode:
-                first = "\n".join(run.stderr.splitlines()[:8])
-                raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
+                raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{run.stderr.strip()}")
             os.replace(made, result)
     except OSError as error:
         raise StorageError(

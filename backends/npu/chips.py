@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mqc.errors import InputError
+from mqc.files import read_text
 
 CHIPS = Path(__file__).with_name("chips.toml")
 #: What a value rests on.
@@ -68,8 +69,8 @@ def chips(path: Path = CHIPS) -> dict[str, Chip]:
     Raises `InputError` naming chip and field for what is missing, unknown or of another type.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = tomllib.loads(read_text(path, InputError))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read the chips of {path}: {error}") from error
     common = _values(path, "common", tables.pop("common", {}))
     found = {}

@@ -6,13 +6,13 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from mqc.backends.cpu.build import cache_folder
 from mqc.backends.npu import commands, kernels
 from mqc.errors import StorageError, ToolchainError
+from mqc.files import work_folder
 
 #: QEMU (7.2) knows no instruction newer than v67, and no floating point of HVX.
 FLAGS = [
@@ -75,8 +75,8 @@ def build() -> Path:
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-                made = Path(work) / "made"
+            with work_folder(folder.parent) as work:
+                made = work / "made"
                 names = [path.name for path in objects(made)]
                 _run([linker(), "-static", *names, "-o", "runtime"], made)
                 try:
@@ -98,8 +98,7 @@ def _texts() -> dict[str, str]:
 def _run(command: list[str], folder: Path) -> None:
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if run.returncode:
-        first = "\n".join(run.stderr.splitlines()[:8])
-        raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{first}")
+        raise ToolchainError(f"{command[0]} failed ({run.returncode}):\n{run.stderr.strip()}")
 
 
 @cache

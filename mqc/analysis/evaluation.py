@@ -12,7 +12,7 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.quant import uniform
-from mqc.ir.module import context_length, main_function, main_level, prefix_tokens, returned_value
+from mqc.ir.module import main_function, main_level, prefix_tokens, returned_value, room
 from mqc.ir.op import MqcOp, WeightAttr, channels
 from mqc.ir.weight_store import WeightStore
 from mqc.tokens import token_ids
@@ -84,8 +84,7 @@ def check_tokens(module: ModuleOp, ids: Array) -> Array:
 
     Raises `InputError` otherwise.
     """
-    room = context_length(module) - len(prefix_tokens(module))
-    return token_ids(ids, channels(returned_value(module)), room)
+    return token_ids(ids, channels(returned_value(module)), room(module))
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from xdsl.utils.exceptions import ParseError
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.verification import verify_module
 from mqc.errors import IRError
+from mqc.files import read_text
 
 # A string literal as MLIR's lexer takes it, or a comment.
 _STRING_OR_COMMENT = re.compile(r'"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|//[^\n]*')
@@ -30,6 +31,8 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
         if "is not registered" in str(error):
             hint = "\na dialect of one's own is known by the entry-point group mqc.dialects of its package"
         raise IRError(f"{error}{hint}") from error  # starts with name:line:column
+    except (MemoryError, ModuleNotFoundError):  # no fault of the text
+        raise
     except Exception as error:
         # Reading outside text must not end in a crash, whatever the parser trips over.
         raise IRError(f"{name}: malformed IR: {type(error).__name__}: {error}") from error
@@ -47,8 +50,6 @@ def print_module(module: ModuleOp) -> str:
     return str(module) + "\n"
 
 
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise IRError(f"{path}: cannot be read: {error}") from error
+def parse_file(path: Path) -> ModuleOp:
+    """Parse and verify the IR text of a file. Raises `IRError`."""
+    return parse_module(read_text(path, IRError), str(path))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+from importlib.metadata import requires
 
-from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
-from mqc.cli.common import OPTIONAL_VALUE, app, errors, printable
 from mqc.errors import InputError, MqcError, StorageError
 
-#: Packages that an installation may lack, and the extra that brings each.
-_EXTRAS = {
-    **dict.fromkeys(("torch", "transformers"), "compile"), **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
-    "lm_eval": "lm-eval",
-}  # fmt: skip
+#: What libraries say where there is not enough memory, under many names of errors.
+_NO_MEMORY = re.compile(
+    r"(allocat|map).*(memory|segment)|memory.*alloc|out of memory|start new thread", re.I | re.S
+)
 
 
 def main() -> None:
@@ -30,30 +29,60 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # torch asks for huge pages, for tensors of more than 2 MB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    arguments = [f"{a}=*" if a in OPTIONAL_VALUE else a for a in sys.argv[1:]]
-    debugging = "--debug" in arguments
+    debugging = "--debug" in sys.argv
     try:
-        app(args=[a for a in arguments if a != "--debug"])
+        _run([a for a in sys.argv[1:] if a != "--debug"])
     except BrokenPipeError:
         # Whoever read has enough. Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except (MqcError, OSError, MemoryError, ModuleNotFoundError) as error:
-        named = _named(error)
+    except BaseException as error:  # panics of Rust are no `Exception`
+        named = told(error)
         if debugging or named is None:
             raise
-        lines = [f"error: {type(named).__name__}: {named}", *getattr(named, "__notes__", [])]
-        errors.print(printable("\n".join(lines)), style="red", markup=False, highlight=False, soft_wrap=True)
+        _print(named)
+        if not isinstance(error, MqcError):
+            sys.unraisablehook = lambda _: None  # what libraries do at the end fails of the same cause
         sys.exit(1)
 
 
-def _named(error: Exception) -> MqcError | None:
+def _run(arguments: list[str]) -> None:
+    # Here, so that what fails as they are imported is told of too.
+    from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
+    from mqc.cli.common import OPTIONAL_VALUE, app
+
+    app(args=[f"{a}=*" if a in OPTIONAL_VALUE else a for a in arguments])
+
+
+def told(error: BaseException) -> MqcError | None:
     """The error as mqc tells it; None for one that is a fault of mqc."""
     if isinstance(error, MqcError):
         return error
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
-            return None
-        return InputError(f"this needs {package}: pip install 'mqc[{_EXTRAS[package]}]'")
-    return StorageError(str(error) or "there is not enough memory")
+        extra = _extra(package)
+        return InputError(f"this needs {package}: pip install 'mqc[{extra}]'") if extra else None
+    if isinstance(error, MemoryError) or (not isinstance(error, OSError) and _NO_MEMORY.search(str(error))):
+        return StorageError(f"there is not enough memory: {error}".removesuffix(": "))
+    if type(error).__name__ == "PanicException":
+        return StorageError(f"a library gave up: {error}; was there enough memory?")
+    return StorageError(str(error)) if isinstance(error, OSError) else None
+
+
+def _extra(package: str) -> str | None:
+    """The extra of mqc that brings a package."""
+    for text in requires("mqc") or ():
+        found = re.match(r"([\w.-]+).*extra == [\"'](.+)[\"']", text)
+        if found and found[1].replace("-", "_") == package:
+            return found[2]
+    return None
+
+
+def _print(error: MqcError) -> None:
+    lines = [f"error: {type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+    try:
+        from mqc.cli.common import errors, say
+
+        say("\n".join(lines), errors, "red")
+    except (MemoryError, ImportError):
+        print(*lines, sep="\n", file=sys.stderr)

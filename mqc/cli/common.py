@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from mqc.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +41,13 @@ Options = Annotated[
 VerifyEach = Annotated[
     bool, typer.Option("--verify-each", help="check weights and accumulators too, after each pass")
 ]
+
+
+def number(help: str, least: int = 1, most: int = 2**31 - 1) -> Any:
+    """An option that takes whole numbers in `[least, most]`."""
+    return typer.Option(help=help, min=least, max=most)
+
+
 #: Options whose value may be left out, on the command line as in MLIR's tools.
 OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
 
@@ -51,39 +55,37 @@ OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
 @contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
     """A progress display on stderr, one line a step."""
-    columns = TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=errors) as display:
+    text = TextColumn("{task.description:<24}", markup=False)
+    with Progress(text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=errors) as display:
         tasks: dict[str, Any] = {}
 
         def report(message: str, share: float) -> None:
             work = message.partition(":")[0]
             if work not in tasks:
-                tasks[work] = display.add_task(work, total=1.0)
-            display.update(tasks[work], completed=share, description=message)
+                tasks[work] = display.add_task(printable(work), total=1.0)
+            display.update(tasks[work], completed=share, description=printable(message))
 
         yield report
 
 
 def printable(text: str) -> str:
     """A text without what would steer a terminal: files from outside may hold it."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
-def show(data: dict[str, Any], as_json: bool, title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    """Print `data` as JSON, or `rows` as a table. `title` heads the columns, separated by `|`."""
+def say(text: str, console: Console = out, style: str | None = None) -> None:
+    """Print a text as it is: brackets are no markup, long lines are not folded."""
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(data: dict[str, Any], as_json: bool, heads: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print `data` as JSON, or `rows` as a table. `heads` stand over the columns behind the first."""
     if as_json:
         print(json.dumps(data))
         return
     table = Table(header_style="bold")
-    for i, head in enumerate(("", *title.split("|"))):
-        table.add_column(head, no_wrap=i == 0)
+    for i, head in enumerate(("", *heads)):
+        table.add_column(escape(printable(head)), no_wrap=i == 0)
     for row in rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
     out.print(table)
-
-
-def read_text_file(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from mqc.cli.common import AsJson, Options, app, errors, out, progress, read_text_file, show
+from mqc.cli.common import AsJson, Options, app, errors, number, progress, say, show
 from mqc.cli.modules import folder_of, is_program, read_module
 from mqc.errors import InputError
+from mqc.files import read_text
 
 if TYPE_CHECKING:
     from mqc.arrays import Array
@@ -41,11 +43,11 @@ def compare_command(
     backend: Backend = None,
     option: Options = None,
     text: Text = None,
-    windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
-    length: Annotated[int, typer.Option(help="tokens per window")] = 128,
+    windows: Annotated[int, number("windows to compare")] = 1,
+    length: Annotated[int, number("tokens per window")] = 128,
     threshold: Annotated[float, typer.Option(help="dB below which a value is bad")] = 10.0,
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
-    worst: Annotated[int, typer.Option(help="values to list")] = 12,
+    worst: Annotated[int, number("values to list")] = 12,
     plan: Annotated[Path | None, typer.Option(help="file for the recipe that mends what was found")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,15 +57,18 @@ def compare_command(
     against the target's engine. The KL that each op causes alone is measured for all ops, or, if a
     bad one was found, for the 48 with the largest local errors.
     """
-    from mqc.files import write_text
+    from mqc.files import check_writable, write_text
+    from mqc.ir.module import room
 
+    if plan is not None:
+        check_writable(plan)
     one, two = sides(reference, test, backend, option)
     paths = [path for path in (test, reference) if path is not None]
-    ids = token_windows(paths, text, windows, min(length, room(two)))
+    ids = token_windows(paths, text, windows, min(length, room(two.module)))
     result, mended = judge(one, two, ids, threshold, attribution)
     base = base_recipe(paths)
     if as_json:
-        show(_data(result, mended, base, threshold), True, "", [])
+        show(_data(result, mended, base, threshold), True, (), [])
     else:
         _print(result, mended, base, threshold, worst)
     if plan is None:
@@ -71,7 +76,7 @@ def compare_command(
     if mended is not None and (mended.precision or mended.keep8):
         write_text(plan, mended.recipe(base).to_toml())
     else:
-        errors.print(f"{plan} was not written: precision mends nothing here", highlight=False, soft_wrap=True)
+        say(f"{plan} was not written: precision mends nothing here", errors)
 
 
 @debug.command("report")
@@ -79,24 +84,26 @@ def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DUMPS", help="dump folder")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write")] = Path("report.html"),
     text: Text = None,
-    windows: Annotated[int, typer.Option(help="windows to compare")] = 1,
-    length: Annotated[int, typer.Option(help="tokens per window")] = 128,
+    windows: Annotated[int, number("windows to compare")] = 1,
+    length: Annotated[int, number("tokens per window")] = 128,
     threshold: Annotated[float, typer.Option(help="dB below which a value is bad")] = 10.0,
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
 ) -> None:
     """Write one HTML file: errors, ranges, histograms, plan, costs, graph, and what each pass did."""
     from mqc.debugging.precision_plan import Plan
     from mqc.debugging.report import Histograms, render
-    from mqc.files import write_text
+    from mqc.files import check_writable, write_text
+    from mqc.ir.module import room
 
+    check_writable(output)
     one, two = sides(folder, None, None)
-    ids = token_windows([folder], text, windows, min(length, room(two)))
+    ids = token_windows([folder], text, windows, min(length, room(two.module)))
     histograms = Histograms()
     result, mended = judge(one, two, ids, threshold, attribution, histograms.note)
     plan = mended or Plan((), (), 0.0, ())
     recipe = plan.recipe(base_recipe([folder])).to_toml()
     write_text(output, render(folder, result, histograms, plan, recipe, two, threshold))
-    errors.print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", highlight=False)
+    say(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", errors)
 
 
 def judge(
@@ -164,7 +171,7 @@ def sides(
 
 
 def _folder(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path} is no folder of dumps; to compare two files, give both")
     return path
 
@@ -180,10 +187,10 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
     from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
     folders = [folder_of(path) for path in paths]
-    saved = [folder / CALIBRATION for folder in folders if (folder / CALIBRATION).is_file()]
+    saved = [folder / CALIBRATION for folder in folders if os.path.isfile(folder / CALIBRATION)]
     if text is None and saved:
         return list(Calibration.load(saved[0]).part(windows, length))
-    tokenizers = [folder for folder in folders if (folder / TOKENIZER).is_file()]
+    tokenizers = [folder for folder in folders if os.path.isfile(folder / TOKENIZER)]
     if not tokenizers:
         raise InputError(f"none of {', '.join(map(str, folders))} holds {CALIBRATION} or {TOKENIZER}")
     if text is None:
@@ -191,16 +198,9 @@ def token_windows(paths: list[Path], text: Path | None, windows: int, length: in
 
         content = packaged("calibration")
     else:
-        content = read_text_file(text)
+        content = read_text(text, InputError)
     ids = Tokenizer.read(tokenizers[0]).encode(content, start=False)
     return list(np.asarray(text_windows(ids, length, windows, 0)))
-
-
-def room(side: Side) -> int:
-    """Tokens that fit behind the prefix."""
-    from mqc.ir.module import context_length, prefix_tokens
-
-    return context_length(side.module) - len(prefix_tokens(side.module))
 
 
 def base_recipe(paths: list[Path]) -> Recipe:
@@ -209,7 +209,7 @@ def base_recipe(paths: list[Path]) -> Recipe:
     from mqc.compiler.recipe import Recipe, load_recipe
 
     for folder in (folder_of(path) for path in paths):
-        if (folder / RECIPE).is_file():
+        if os.path.isfile(folder / RECIPE):
             return load_recipe(folder / RECIPE)
     return Recipe()
 
@@ -232,33 +232,31 @@ def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float)
 
 
 def _print(result: Comparison, plan: Plan | None, base: Recipe, threshold: float, worst: int) -> None:
-    out.print(f"{result.reference}  against  {result.test}, {result.tokens} tokens", highlight=False)
+    say(f"{result.reference}  against  {result.test}, {result.tokens} tokens")
     if all(math.isinf(v.sqnr_db) and v.sqnr_db > 0 for v in result.values):
-        out.print(f"all {len(result.values)} values are equal")
+        say(f"all {len(result.values)} values are equal")
         return
     listed = sorted(result.values, key=lambda v: v.local_db)[:worst]
     rows = [_row(value) for value in listed if not math.isinf(value.local_db)]
-    show({}, False, "op|type|local dB|cumul. dB|cosine|max error|clipped|used|KL alone", rows)
+    heads = "op", "type", "local dB", "cumul. dB", "cosine", "max error", "clipped", "used", "KL alone"
+    show({}, False, heads, rows)
     bad, below, most = result.first_bad(threshold), result.first_below(threshold), result.worst()
-    out.print(f"KL of the logits: {result.kl:.6f} nats per token")
-    out.print(
+    say(f"KL of the logits: {result.kl:.6f} nats per token")
+    say(
         f"first bad op (local error below {threshold:g} dB): {_where(bad)}\n"
         f"first value below {threshold:g} dB, earlier errors included: {_where(below)}\n"
-        f"largest local error: {_where(most)}",
-        highlight=False,
+        f"largest local error: {_where(most)}"
     )
     if any(v.kl for v in result.values):
         costly = sorted(result.values, key=lambda v: -(v.kl or 0))[:worst]
         total = sum(v.kl or 0 for v in result.values)
         rows = [(f"%{v.name}", short(v.type), f"{v.kl:.6f}", f"{(v.kl or 0) / total:.1%}") for v in costly]
-        show({}, False, "type|KL alone|share of the sum", rows)
+        show({}, False, ("type", "KL alone", "share of the sum"), rows)
     if plan is not None and (plan.precision or plan.keep8):
-        out.print(
-            f"a recipe that mends {plan.mended:.0%} of it (--plan FILE writes it, --recipe takes it):\n"
-        )
-        print(plan.recipe(base).to_toml())
+        say(f"a recipe that mends {plan.mended:.0%} of it (--plan FILE writes it, --recipe takes it):\n")
+        say(plan.recipe(base).to_toml())
     if plan is not None and plan.beyond:
-        errors.print(f"no precision mends: {', '.join('%' + name for name in plan.beyond[:worst])}")
+        say(f"no precision mends: {', '.join('%' + name for name in plan.beyond[:worst])}", errors)
 
 
 def _row(v: ValueReport) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import typer
 
-from mqc.cli.common import progress, read_text_file, show
+from mqc.cli.common import progress, show
 from mqc.errors import InputError
+from mqc.files import read_text
 from mqc.runtime.perplexity import text_windows
 from mqc.runtime.program import Program
 
@@ -48,7 +49,7 @@ def show_tasks(
     rows = [
         (task, metric, f"{value:.4f}") for task, values in found.items() for metric, value in values.items()
     ]
-    show(data, as_json, "metric|value", rows)
+    show(data, as_json, ("metric", "value"), rows)
 
 
 def show_perplexity(
@@ -63,7 +64,7 @@ def show_perplexity(
 ) -> None:
     """The integer program's perplexity beside the float model's."""
     if text is not None:
-        content = read_text_file(text)
+        content = read_text(text, InputError)
     else:
         from mqc.data import text as packaged
 
@@ -102,4 +103,4 @@ def show_perplexity(
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
-    show(data, as_json, f"perplexity, {windows} × {length} tokens", rows)
+    show(data, as_json, (f"perplexity, {windows} × {length} tokens",), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from mqc.cli.common import (
     VerifyEach,
     app,
     errors,
-    out,
+    number,
     progress,
+    say,
     show,
 )  # fmt: skip
 from mqc.cli.modules import folder_of, read_module
 from mqc.compiler.reproducer import REPRODUCER, reproducer_folder
 from mqc.errors import InputError
+from mqc.files import check_writable
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -70,11 +73,13 @@ def opt(
     from mqc.compiler.instruments import PrintIR
     from mqc.compiler.pass_manager import Pipeline
 
+    if output is not None:
+        check_writable(output)
     pipeline = Pipeline.parse(passes)
     module, weights = read_module(path, random_weights)
     ctx = CompilerContext(weights)
     windows = calibration or folder_of(path) / CALIBRATION
-    if calibration is not None or windows.is_file():
+    if calibration is not None or os.path.isfile(windows):
         ctx.calibration = Calibration.load(windows)
     if verify_each:
         verify_fully(module, weights)
@@ -98,23 +103,23 @@ def diff_command(
     """What B changed against A, op by op, aligned by value names."""
     from fnmatch import fnmatchcase
 
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.debugging.ir_diff import diff, render
 
-    one, two = (parse_module(read_text(path), str(path)) for path in (before, after))
+    one, two = (parse_file(path) for path in (before, after))
     changes = [change for change in diff(one, two) if fnmatchcase(change.value, values)]
     if as_json:
         print(json.dumps({"changes": [dataclasses.asdict(change) for change in changes]}))
     else:
-        print(render(changes))
+        say(render(changes))
 
 
 @ir.command("run")
 def run_command(
     path: File,
     ids: Annotated[str | None, typer.Option(help="token ids, separated by commas")] = None,
-    random: Annotated[int, typer.Option(help="number of random tokens, if no ids are given")] = 16,
-    seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
+    random: Annotated[int, number("number of random tokens, if no ids are given")] = 16,
+    seed: Annotated[int, number("of the random tokens", least=0)] = 0,
     values: Annotated[str | None, typer.Option(help="also show values whose name matches this glob")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="safetensors file for the logits and the values")
@@ -129,13 +134,17 @@ def run_command(
 
     from mqc.analysis.evaluation import evaluate
     from mqc.files import replacing
-    from mqc.ir.module import level, returned_value
+    from mqc.ir.module import level, returned_value, room
     from mqc.ir.op import MqcOp, channels
     from mqc.ir.weight_store import content_hash
 
+    if output is not None:
+        check_writable(output)
     module, weights = read_module(path, random_weights)
     vocabulary = channels(returned_value(module))
-    tokens = _tokens(ids) if ids else np.random.default_rng(seed).integers(0, vocabulary, random)
+    if ids is None and random > room(module):
+        raise InputError(f"--random {random} does not fit the context, which has room for {room(module)}")
+    tokens = _tokens(ids) if ids is not None else np.random.default_rng(seed).integers(0, vocabulary, random)
     kept: dict[str, Any] = {}
 
     def note(op: MqcOp, value: Any) -> None:
@@ -165,9 +174,9 @@ def run_command(
         )
         for name, f in facts.items()
     ]
-    show(data, as_json, "type|min|max|mean|sha256", rows)
+    show(data, as_json, ("type", "min", "max", "mean", "sha256"), rows)
     if not as_json:
-        out.print(f"likeliest next tokens: {', '.join(map(str, best))}")
+        say(f"likeliest next tokens: {', '.join(map(str, best))}")
 
 
 @ir.command("verify")
@@ -177,21 +186,21 @@ def verify_command(
     as_json: AsJson = False,
 ) -> None:
     """Check IR text: syntax, types, structure; and its weights by hash, and that no accumulator overflows."""
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.analysis.verification import verify_fully
     from mqc.ir.module import level, mqc_ops
 
     data, rows = {}, []
     for path in paths:
         if text_only:
-            module = parse_module(read_text(path), str(path))
+            module = parse_file(path)
         else:
             module, weights = read_module(path)
             verify_fully(module, weights)
         count = len(list(mqc_ops(module)))
         data[str(path)] = {"level": level(module), "ops": count}
         rows.append((str(path), level(module), str(count)))
-    show(data, as_json, "level|ops", rows)
+    show(data, as_json, ("level", "ops"), rows)
 
 
 @ir.command("graph")
@@ -201,11 +210,11 @@ def graph_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="SVG file to write")] = Path("graph.svg"),
 ) -> None:
     """Draw the ops whose value names match a glob, e.g. a layer, as SVG."""
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file
     from mqc.debugging.ir_graph import select, svg
     from mqc.files import write_text
 
-    write_text(output, svg(select(parse_module(read_text(path), str(path)), values)))
+    write_text(output, svg(select(parse_file(path), values)))
 
 
 @ir.command("reduce")
@@ -223,6 +232,7 @@ def reduce_command(
     from mqc.debugging.ir_reduce import reduce_module
     from mqc.ir.module import mqc_ops
 
+    check_writable(output)
     module, weights = read_module(path, random_weights)
     if "{}" not in command:
         raise InputError("the command must hold {}, which stands for the module's file")
@@ -241,7 +251,7 @@ def reduce_command(
 
         smallest = reduce_module(module, fails, lambda ops: report("reducing", 1 - ops / total))
     write_module(output, smallest, weights)
-    errors.print(f"{total} ops reduced to {len(list(mqc_ops(smallest)))} by {runs} runs: {output}")
+    say(f"{total} ops reduced to {len(list(mqc_ops(smallest)))} by {runs} runs: {output}", errors)
 
 
 def _tokens(text: str) -> Any:

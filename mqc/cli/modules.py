@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqc.errors import IRError
+from mqc.files import bounded
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -24,7 +26,7 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
 
     Raises `IRError` or `ArtifactError` for what does not verify, is missing, or was altered.
     """
-    from mqc.analysis.ir_text import parse_module, read_text
+    from mqc.analysis.ir_text import parse_file, parse_module
     from mqc.analysis.random_weights import fill_random
     from mqc.compiler.dump import dump_files, folder_weights
     from mqc.ir.module import weight_refs
@@ -33,10 +35,10 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
     if is_program(path):
         program = Program.load(path)
         return program.module, program.weights
-    if path.is_dir():
+    if os.path.isdir(path):
         path = dump_files(path)[-1]
-    text = sys.stdin.read() if str(path) == "-" else read_text(path)
-    module, weights = parse_module(text, str(path)), folder_weights(path.parent)
+    module = parse_module(_standard_input(), "-") if str(path) == "-" else parse_file(path)
+    weights = folder_weights(path.parent)
     if random_weights:
         fill_random(module, weights)
     for ref in weight_refs(module):
@@ -49,11 +51,18 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
     return module, weights
 
 
+def _standard_input() -> str:
+    try:
+        return bounded(sys.stdin.buffer).decode("utf-8")
+    except ValueError as error:
+        raise IRError(f"cannot read standard input as UTF-8 text: {error}") from error
+
+
 def is_program(path: Path) -> bool:
     """Whether a path is the folder of a compiled program."""
-    return (path / "manifest.json").is_file()
+    return os.path.isfile(path / "manifest.json")
 
 
 def folder_of(path: Path) -> Path:
     """The folder that holds what belongs to a module: a folder itself, or that of a file."""
-    return path if path.is_dir() else path.parent
+    return path if os.path.isdir(path) else path.parent

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,19 +21,22 @@ from mqc.cli.common import (
     PrintChange,
     VerifyEach,
     app,
-    out,
+    number,
     progress,
-    read_text_file,
+    say,
     show,
 )
 from mqc.errors import InputError
-from mqc.files import write_text
+from mqc.files import check_writable, read_text, write_text
 from mqc.registry import backend_for
 from mqc.runtime.artifact import check_replaceable
 from mqc.runtime.program import Program
 
+#: Control characters but the tab and the end of a line.
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
-Threads = Annotated[int | None, typer.Option(help="threads; all cores by default")]
+Threads = Annotated[int | None, number("threads; all cores by default")]
 
 
 @app.command("compile")
@@ -49,7 +54,7 @@ def compile_command(
     calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
     context: Annotated[
-        int | None, typer.Option(help="positions of the KV cache; 2,048 or what the model was made for")
+        int | None, number("positions of the KV cache; 2,048 or what the model was made for")
     ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="file for the recipe with the precision that was searched")
@@ -73,11 +78,17 @@ def compile_command(
     from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
 
-    text = read_text_file(calibration) if calibration is not None else None
+    text = read_text(calibration, InputError) if calibration is not None else None
     chosen = load_recipe(recipe, preset)
     if share is not None:
         chosen = replace(chosen, share=share)
     check_replaceable(output)
+    check_writable(output, folder=True)
+    if plan is not None:
+        check_writable(plan)
+    for folder in (checkpoints, dump_ir):
+        if folder is not None:
+            check_writable(folder / "file", folder=True)
     with progress() as report:
         program = compile(
             model, target, chosen, calibration=text, passes=passes, context=context,
@@ -101,9 +112,7 @@ def run(
     path: ProgramPath,
     prompt: Annotated[str | None, typer.Option(help="text to complete")] = None,
     chat: Annotated[str | None, typer.Option(help="message to answer, by the chat template")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="most tokens to add; 100, or what fits the context")
-    ] = None,
+    max_new_tokens: Annotated[int | None, number("most tokens to add; 100, or what fits the context")] = None,
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="take texts of control tokens in --chat for these tokens")
     ] = False,
@@ -114,9 +123,9 @@ def run(
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy; by default as the model's generation_config says")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="sample among the k most likely")] = None,
+    top_k: Annotated[int | None, number("sample among the k most likely")] = None,
     top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
-    seed: Annotated[int | None, typer.Option(help="for repeatable samples")] = None,
+    seed: Annotated[int | None, number("for repeatable samples", least=0)] = None,
     threads: Threads = None,
     option: Options = None,
     engine: Annotated[str, typer.Option(help="target, or oracle for the NumPy semantics")] = "target",
@@ -133,9 +142,14 @@ def run(
         chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
         chat_options=chat_options, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         engine=engine,
-        stream=None if as_json else lambda piece: print(piece, end="", flush=True),
+        stream=None if as_json else lambda piece: print(shown(piece), end="", flush=True),
     )  # fmt: skip
     print(json.dumps({"text": text}) if as_json else "")
+
+
+def shown(piece: str) -> str:
+    """What a model says, without what would steer a terminal if one shows it."""
+    return _STEERS.sub(lambda c: ascii(c[0])[1:-1], piece) if sys.stdout.isatty() else piece
 
 
 def _chat_options(texts: list[str], parse_special: bool) -> dict[str, Any]:
@@ -158,12 +172,12 @@ def eval_command(
     path: ProgramPath,
     tasks: Annotated[str | None, typer.Option(help="lm-eval's tasks, by commas, not perplexity")] = None,
     include_path: Annotated[Path | None, typer.Option(help="folder with tasks of your own")] = None,
-    limit: Annotated[int | None, typer.Option(help="documents per task; all by default")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="examples; the task's number by default")] = None,
+    limit: Annotated[int | None, number("documents per task; all by default")] = None,
+    num_fewshot: Annotated[int | None, number("examples; the task's number by default", least=0)] = None,
     text: Annotated[Path | None, typer.Option(help="text file; WikiText-2 test by default")] = None,
-    windows: Annotated[int, typer.Option(help="windows to score")] = 30,
-    skip: Annotated[int, typer.Option(help="windows to leave out first")] = 0,
-    length: Annotated[int, typer.Option(help="tokens per window")] = 512,
+    windows: Annotated[int, number("windows to score")] = 30,
+    skip: Annotated[int, number("windows to leave out first", least=0)] = 0,
+    length: Annotated[int, number("tokens per window", least=2)] = 512,
     no_float: Annotated[bool, typer.Option("--no-float", help="skip the float model")] = False,
     threads: Threads = None,
     option: Options = None,
@@ -184,8 +198,8 @@ def eval_command(
 @app.command()
 def bench(
     path: ProgramPath,
-    prompt_tokens: Annotated[int, typer.Option(help="tokens of the prompt")] = 512,
-    new_tokens: Annotated[int, typer.Option(help="tokens to decode")] = 64,
+    prompt_tokens: Annotated[int, number("tokens of the prompt")] = 512,
+    new_tokens: Annotated[int, number("tokens to decode")] = 64,
     threads: Threads = None,
     option: Options = None,
     as_json: AsJson = False,
@@ -210,7 +224,7 @@ def bench(
         ("int8 peak", f"{data['int8_peak_mac_s'] / 1e9:.1f} GMAC/s"),
         ("threads", str(data["threads"])),
     ]
-    show(data, as_json, f"{prompt_tokens} + {new_tokens} tokens", rows)
+    show(data, as_json, (f"{prompt_tokens} + {new_tokens} tokens",), rows)
 
 
 def _show_modelled(data: dict[str, Any], as_json: bool) -> None:
@@ -231,7 +245,7 @@ def _show_modelled(data: dict[str, Any], as_json: bool) -> None:
         ]
     names = [c["chip"] for c in chips]
     tokens = f"{data['prompt_tokens']} + {data['new_tokens']} tokens"
-    show(data, as_json, "|".join(f"{n}, modelled, {tokens}" for n in names), rows)
+    show(data, as_json, [f"{n}, modelled, {tokens}" for n in names], rows)
     if as_json:
         return
     runs = [c[run]["seconds_by_op"] for c in chips for run in ("prefill", "decode")]
@@ -239,8 +253,8 @@ def _show_modelled(data: dict[str, Any], as_json: bool) -> None:
         {kind for run in runs for kind in run}, key=lambda kind: -max(r.get(kind, 0) for r in runs)
     )
     rows = [(kind, *(f"{r.get(kind, 0) * 1e3:.3f}" for r in runs)) for kind in kinds]
-    title = "|".join(f"{n}, {run}, modelled ms per token" for n in names for run in ("prefill", "decode"))
-    show({}, False, title, rows)
+    heads = [f"{n}, {run}, modelled ms per token" for n in names for run in ("prefill", "decode")]
+    show({}, False, heads, rows)
 
 
 @app.command()
@@ -251,6 +265,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the files that go to the target, e.g. ONNX models."""
+    check_replaceable(output, exported=True)
+    check_writable(output, folder=True)
     program = Program.load(path)
     known = backend_for(program.target).export_options
     with progress() as report:
@@ -260,7 +276,7 @@ def export(
     files = sorted(file for file in output.rglob("*") if file.is_file())
     data = {str(file.relative_to(output)): file.stat().st_size for file in files}
     rows = [(name, f"{size / 1e6:.2f} MB") for name, size in data.items()]
-    show({"path": str(output), "files": data}, as_json, str(output), rows)
+    show({"path": str(output), "files": data}, as_json, (str(output),), rows)
 
 
 @app.command()
@@ -297,7 +313,7 @@ def _describe(path: Path, as_json: bool) -> None:
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
-    show(data, as_json, str(path), rows)
+    show(data, as_json, (str(path),), rows)
 
 
 @app.command()
@@ -317,7 +333,7 @@ def targets(as_json: AsJson = False) -> None:
         (n, str(d["backend"]), ", ".join(d["options"]), ", ".join(d["export_options"]) or "no export")
         for n, d in data.items()
     ]
-    show({"targets": data}, as_json, "backend|options of run, eval and bench|options of export", rows)
+    show({"targets": data}, as_json, ("backend", "options of run, eval and bench", "options of export"), rows)
 
 
 @app.command()
@@ -333,9 +349,9 @@ def passes(as_json: AsJson = False) -> None:
         data[name] = {"requires": found.requires, "ensures": found.ensures, "summary": summary}
     rows = [(n, f"{d['requires']} → {d['ensures']}  {d['summary']}") for n, d in data.items()]
     pipelines = {name: str(recipe.pipeline("cpu")) for name, recipe in RECIPES.items()}
-    show({"passes": data, "pipelines": pipelines}, as_json, "level, summary", rows)
+    show({"passes": data, "pipelines": pipelines}, as_json, ("level, summary",), rows)
     if not as_json:
-        out.print(f"pipeline of recipe w8a8 on cpu:\n{pipelines['w8a8']}", markup=False, highlight=False)
+        say(f"pipeline of recipe w8a8 on cpu:\n{pipelines['w8a8']}")
 
 
 def _folder_bytes(path: Path) -> int:

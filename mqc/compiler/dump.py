@@ -9,7 +9,7 @@ from pathlib import Path
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
-from mqc.analysis.ir_text import parse_module, print_module, read_text
+from mqc.analysis.ir_text import parse_file, print_module
 from mqc.compiler.instruments import Instrument
 from mqc.errors import IRError, StorageError
 from mqc.files import replacing, write_text
@@ -77,7 +77,7 @@ def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:
 
     Raises `IRError` if the text does not parse or verify, `ArtifactError` if a weight is missing.
     """
-    module = parse_module(read_text(path), str(path))
+    module = parse_file(path)
     weights = folder_weights(path.parent)
     for ref in weight_refs(module):
         weights[ref]

@@ -93,6 +93,11 @@ class Pipeline:
     def without(self, name: str) -> Pipeline:
         return self.replace(name)
 
+    def check(self, module: ModuleOp) -> None:
+        """Raise `RecipeError` if a pass says that it cannot work on what `module` will become."""
+        for i, p in enumerate(self.passes):
+            p.check(module, self.passes[:i])
+
     def run(
         self,
         ctx: CompilerContext,
@@ -116,6 +121,7 @@ class Pipeline:
         invalid module; errors of the user's making (`MqcError`) as they are.
         """
         instruments = list(instruments)
+        self.check(module)
         for number, p in enumerate(self.passes, 1):
             if level(module) != p.requires:
                 raise PassError(
@@ -148,7 +154,7 @@ def _apply(p: Pass, number: int, ctx: CompilerContext, module: ModuleOp, fully: 
     """Run a pass and verify what it left; whether it modified the module."""
     try:
         modified = p.run(ctx, module)
-    except (MqcError, KeyboardInterrupt):
+    except (MqcError, MemoryError, ModuleNotFoundError):  # no fault of the pass
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]

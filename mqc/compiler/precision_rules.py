@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from xdsl.dialects.builtin import ModuleOp
+
 from mqc.dialects.llm import LinearOp
 from mqc.errors import RecipeError
-from mqc.ir.module import gives_logits
+from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp
+from mqc.numerics.products import GROUPS
 
 WEIGHT = "weight:"
 
@@ -77,12 +80,38 @@ def group_size(op: LinearOp, group: int) -> int:
 
     Raises `RecipeError` if groups do not fit.
     """
-    inputs = op.weight.shape[1]
-    if group and inputs % group:
-        raise RecipeError(
-            f"%{op.value_name} has {inputs} input channels, which groups of {group} do not divide"
-        )
-    return group or inputs
+    check_groups([op], group)
+    return group or op.weight.shape[1]
+
+
+def check_groups(ops: Iterable[LinearOp], group: int) -> None:
+    """Raise `RecipeError` unless groups of `group` input channels divide the matrices of all ops."""
+    unfit = [op for op in ops if group and op.weight.shape[1] % group]
+    if not unfit:
+        return
+    fitting = [str(g) for g in GROUPS if g and not any(op.weight.shape[1] % g for op in unfit)]
+    others = f", nor those of {len(unfit) - 1} more matrices" if len(unfit) > 1 else ""
+    choices = " or ".join([*fitting, "0"])
+    raise RecipeError(
+        f"the matrix of %{unfit[0].value_name} has {unfit[0].weight.shape[1]} input channels, which groups "
+        f"of {group} do not divide{others}; take group = {choices} (0: one scale per output channel), or "
+        "name them in keep8, so that they keep 8 bits"
+    )
+
+
+def linears(module: ModuleOp) -> Iterator[LinearOp]:
+    """The linears but the one that gives the logits, which keeps 8 bits."""
+    return (op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op))
+
+
+def grouped(
+    module: ModuleOp, bits: int, keep8: Iterable[str], before: Iterable[object]
+) -> Iterator[LinearOp]:
+    """The linears whose matrices will get 4 bits, by `matrix_bits` and the rules of passes `before`."""
+    rules = [Rule.parse(text) for p in before for text in getattr(p, "rules", ())]
+    for op in linears(module):
+        if (weight_bits(rules, op) or 4) == matrix_bits(op, bits, keep8) == 4:
+            yield op
 
 
 def value_bits(rules: Iterable[Rule], op: MqcOp) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.precision_rules import WEIGHT
 from mqc.errors import RecipeError
+from mqc.files import read_text
 from mqc.registry import backend as find_backend
 from mqc.registry import backends, pass_class, pass_names
 
@@ -98,10 +100,11 @@ class Recipe:
         lines = []
         for entry in fields(self):
             value = getattr(self, entry.name)
-            # JSON's strings, numbers and lists are TOML's too.
+            # JSON's strings, numbers and lists are TOML's too, but for surrogates and DEL.
             if value is not None and entry.name != "name":
                 indent = 4 if isinstance(value, tuple) and len(value) > 4 else None
-                lines.append(f"{entry.name} = {json.dumps(value, indent=indent)}")
+                text = json.dumps(value, indent=indent, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{entry.name} = {text}")
         return "\n".join(lines) + "\n"
 
 
@@ -157,6 +160,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Recipes are small; a larger file is none.
+_LIMIT_BYTES = 1 << 20
 _TUPLES = {"keep8": str, "prefix": int, "precision": str}
 
 
@@ -176,13 +181,13 @@ def load_recipe(name: str | Path | Recipe, preset: str | None = None) -> Recipe:
     if str(name) in RECIPES:
         return RECIPES[str(name)]
     path = Path(name)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise RecipeError(
             f"there is no recipe {str(name)!r}; known: {', '.join(RECIPES)}, or the path of a TOML file"
         )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(read_text(path, RecipeError, _LIMIT_BYTES))
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     return _from_table(path, data)
 

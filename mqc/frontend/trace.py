@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from mqc.errors import ModelError, UnsupportedOpError
+from mqc.errors import ModelError, UnsupportedOpError, whole
 
 #: Name under which the attention function is registered with transformers.
 ATTENTION = "mqc"
@@ -80,9 +80,14 @@ def check_model(model: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} is an encoder-decoder model; mqc compiles decoder-only LLMs")
     if getattr(config, "vision_config", None) or getattr(config, "audio_config", None):
-        raise ModelError(f"{kind} takes images or audio; compile its language model alone")
+        wrong = ModelError(f"{kind} takes images or audio, which mqc does not compile")
+        wrong.add_note("to compile its language model, save that alone: docs/text-models.md")
+        raise wrong
     if model.get_output_embeddings() is None:
-        raise ModelError(f"{kind} has no language-model head; load it with AutoModelForCausalLM")
+        wrong = ModelError(f"{kind} has no language-model head, which gives the logits")
+        wrong.add_note("load the model with AutoModelForCausalLM")
+        wrong.add_note("if that gives a model that takes images or audio: docs/text-models.md")
+        raise wrong
     for name in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
         if (getattr(config, name, 0) or 0) > 1:
             raise ModelError(f"{kind} is a mixture of experts ({name}), which mqc does not support yet")
@@ -158,9 +163,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     except UnsupportedOpError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"torch.export cannot trace {type(model).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"torch.export cannot trace {type(model).__name__}: {whole(error)}") from error
     finally:
         logger.setLevel(level)
         model.config._attn_implementation = previous

@@ -106,6 +106,11 @@ def context_length(module: ModuleOp) -> int:
     return int(plain(module.attributes["mqc.context"]))
 
 
+def room(module: ModuleOp) -> int:
+    """Positions behind the prefix."""
+    return context_length(module) - len(prefix_tokens(module))
+
+
 def prefix_tokens(module: ModuleOp) -> tuple[int, ...]:
     """Tokens whose keys and values stand in the cache before the first prompt token."""
     stated = module.attributes.get("mqc.prefix")

@@ -18,6 +18,7 @@ from xdsl.ir import Attribute
 
 from mqc.arrays import Array
 from mqc.errors import ArtifactError
+from mqc.files import check_regular
 from mqc.ir.op import WeightAttr, s8, s16, s32, u8, u16
 
 _ELEMENTS: dict[str, tuple[Attribute, str]] = {
@@ -138,6 +139,7 @@ class WeightStore:
 
         Shapes, dtypes and offsets are checked here; contents against `WeightAttr.hash` by `check`.
         """
+        check_regular(path, ArtifactError)
         try:
             with safe_open(path, framework="numpy") as file:
                 file.keys()

@@ -13,11 +13,11 @@ from xdsl.dialects.builtin import ModuleOp
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array
 from mqc.calibration import Windows
-from mqc.compiler.precision_rules import Rule, group_size, value_bits, weight_bits
+from mqc.compiler.precision_rules import Rule, group_size, linears, value_bits, weight_bits
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import RecipeError
-from mqc.ir.module import gives_logits, mqc_ops
+from mqc.ir.module import mqc_ops
 from mqc.ir.op import MqcOp
 from mqc.learning.sensitivity import Noise, sensitivities
 from mqc.numerics.weight_rounding import best_steps, round_nearest
@@ -84,14 +84,14 @@ def search_weights(
     Args:
         group: input channels per group of the 4-bit weights, 0 for one step a row.
     """
-    linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op)]
+    every = list(linears(module))
     choices = [
         Choice(f"weight:%{op.value_name}", op, op.macs(), _weight_noise(ctx, op, group))
-        for op in linears
+        for op in every
         if not any(rule.selects_weight(op) for rule in pinned)
     ]
-    kept = sum(op.macs() for op in linears if weight_bits(pinned, op) == 8)
-    budget = share * sum(op.macs() for op in linears) - kept
+    kept = sum(op.macs() for op in every if weight_bits(pinned, op) == 8)
+    budget = share * sum(op.macs() for op in every) - kept
     return _spend(ctx, module, choices, budget, windows, (4, 8))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mqc.arrays import Array
 from mqc.errors import ArtifactError
-from mqc.files import replacing
+from mqc.files import check_regular, replacing
 
 #: Share of the learning rate that is left at the end, as in the published recipe (1e-3 to 1e-4).
 _LAST = 0.1
@@ -102,8 +102,9 @@ class Checkpoint:
 
     def load(self) -> tuple[int, dict[str, torch.Tensor]]:
         """Steps done, and tensors by name. `(0, {})` if there is no file. Raises `ArtifactError`."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.exists(self.path):
             return 0, {}
+        check_regular(self.path, ArtifactError)
         try:
             with safe_open(self.path, framework="pt") as file:
                 step = (file.metadata() or {})["step"]

@@ -13,12 +13,9 @@ Nothing in it is executed: the C program is emitted again from the verified IR.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ from mqc.analysis.ir_text import parse_module, print_module
 from mqc.analysis.values import check_values
 from mqc.backend import check_options
 from mqc.errors import ArtifactError, IRError, StorageError
+from mqc.files import check_regular, json_object, read_text, replacing_folder
 from mqc.ir.module import level, prefix_tokens, weight_refs
 from mqc.ir.weight_store import WeightStore
 from mqc.registry import backend_for
@@ -117,36 +115,24 @@ def _metadata(parts: Parts) -> dict[str, str]:
 
 def _write_folder(path: Path, fill: Callable[[Path], None], manifest: dict[str, Any]) -> None:
     """A folder with what `fill` writes and a manifest; it appears whole or not at all."""
-    work: Path | None = None
-    try:
-        check_replaceable(path, exported=_EXPORT in manifest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    check_replaceable(path, exported=_EXPORT in manifest)
+    with replacing_folder(path) as work:
         fill(work)
         files = {str(f.relative_to(work)): _describe(f) for f in sorted(work.rglob("*")) if f.is_file()}
         _write(work / _MANIFEST, json.dumps({**manifest, "files": files}, indent=2) + "\n")
-        os.chmod(work, 0o755)
-        _replace(work, path)
-        work = None
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if work is not None:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(work)
 
 
 def check_replaceable(path: Path, exported: bool = False) -> None:
     """Raise `StorageError` unless `path` is free, or a program (`exported`: an export) and nothing else."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json_object(read_text(path / _MANIFEST, StorageError, _MANIFEST_LIMIT_BYTES))
         ours = set(_FILES) <= set(manifest["files"]) or _EXPORT in manifest
         kind_differs = ours and exported != (_EXPORT in manifest)
         known = {_MANIFEST, *manifest["files"]}
         foreign = sorted({str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - known)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (StorageError, OSError, ValueError, KeyError, TypeError):
         ours, foreign, kind_differs = False, [], False
     if not ours:
         raise StorageError(f"{path} exists and is not an mqc program; choose another path")
@@ -155,23 +141,6 @@ def check_replaceable(path: Path, exported: bool = False) -> None:
         raise StorageError(f"{path} holds {held}; choose another path")
     if foreign:
         raise StorageError(f"{path} also holds {foreign[0]}, which is not mqc's; move it away first")
-
-
-def _replace(work: Path, path: Path) -> None:
-    """Rename `work` to `path`; what stood there comes back if that fails."""
-    if not path.exists():
-        os.rename(work, path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    try:
-        os.rename(path, aside / "program")
-        os.rename(work, path)
-    except BaseException:
-        if not path.exists() and (aside / "program").exists():
-            os.rename(aside / "program", path)
-        os.rmdir(aside)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read(folder: Path) -> Parts:
@@ -184,7 +153,7 @@ def read(folder: Path) -> Parts:
     for name in {*_FILES, *tokenizer_files}:
         _check(folder / name, manifest["files"].get(name))
     try:
-        text = (folder / "program.mlir").read_text(encoding="utf-8")
+        text = read_text(folder / "program.mlir", ArtifactError)
         module = parse_module(text, str(folder / "program.mlir"), CompilerContext())
         if level(module) not in ("int", "htp"):
             raise ArtifactError(f"{folder}: program.mlir is at level {level(module)}, not int or htp")
@@ -203,15 +172,18 @@ def read(folder: Path) -> Parts:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / _MANIFEST
-    if not file.is_file():
+    if not os.path.isdir(folder):
+        raise ArtifactError(
+            f"{folder} is not an mqc program: "
+            + ("it is no folder" if os.path.lexists(folder) else "there is no such folder")
+        )
+    if not os.path.exists(file):
         raise ArtifactError(f"{folder} is not an mqc program: it has no {_MANIFEST}")
-    if file.stat().st_size > _MANIFEST_LIMIT_BYTES:
-        raise ArtifactError(f"{file} is too large to be a manifest")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        manifest = json_object(read_text(file, ArtifactError, _MANIFEST_LIMIT_BYTES))
+    except ValueError as error:
         raise ArtifactError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest.get("files"), dict):
         raise ArtifactError(f"{file} is not a manifest of mqc")
     if _EXPORT in manifest:
         raise ArtifactError(
@@ -247,8 +219,9 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 def _check(file: Path, stated: Any) -> None:
-    if not isinstance(stated, dict) or not file.is_file():
+    if not isinstance(stated, dict) or not os.path.exists(file):
         raise ArtifactError(f"{file} is missing from the program")
+    check_regular(file, ArtifactError)
     size = file.stat().st_size
     if size != stated.get("bytes"):
         raise ArtifactError(f"{file} is truncated or altered: {size} bytes, not {stated.get('bytes')}")

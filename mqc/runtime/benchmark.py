@@ -13,7 +13,7 @@ import numpy as np
 
 from mqc.dialects.int_ops import LinearOp
 from mqc.errors import InputError
-from mqc.ir.module import mqc_ops
+from mqc.ir.module import mqc_ops, room
 from mqc.registry import backend_for
 from mqc.runtime.program import Program
 
@@ -25,7 +25,7 @@ def modelled(program: Program, prompt_tokens: int = 512, new_tokens: int = 64) -
 
     Raises `InputError` if the tokens do not fit the context.
     """
-    _check(prompt_tokens, new_tokens)
+    _check(program, prompt_tokens, new_tokens)
     found = backend_for(program.target).modelled(program.module, prompt_tokens, new_tokens)
     if found is None:
         return None
@@ -33,9 +33,14 @@ def modelled(program: Program, prompt_tokens: int = 512, new_tokens: int = 64) -
     return {"modelled": chips, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
 
 
-def _check(prompt_tokens: int, new_tokens: int) -> None:
+def _check(program: Program, prompt_tokens: int, new_tokens: int) -> None:
     if prompt_tokens < 1 or new_tokens < 1:
         raise InputError("bench needs at least one prompt token and one new token")
+    if prompt_tokens + new_tokens > room(program.module):
+        raise InputError(
+            f"{prompt_tokens} + {new_tokens} tokens do not fit the context, which has room for "
+            f"{room(program.module)}; lower --prompt-tokens or --new-tokens"
+        )
 
 
 def measure(
@@ -51,7 +56,7 @@ def measure(
     read bandwidth over the bytes of weights that every token reads.
     Raises `InputError` if the tokens do not fit the context.
     """
-    _check(prompt_tokens, new_tokens)
+    _check(program, prompt_tokens, new_tokens)
     engine = program.engine()
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, engine.vocabulary, prompt_tokens).astype(np.int32)

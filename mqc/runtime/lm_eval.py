@@ -6,6 +6,7 @@ extra of this package, so this module is imported only where it is needed.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections import defaultdict
@@ -91,7 +92,7 @@ def _is_metric(key: str, value: Any) -> bool:
 
 def _load(names: Sequence[str], include_path: Path | None) -> Any:
     """lm-eval's tasks and groups by name."""
-    if include_path is not None and not include_path.is_dir():
+    if include_path is not None and not os.path.isdir(include_path):
         raise InputError(f"--include-path {include_path} is not a folder")
     manager = TaskManager(include_path=include_path, include_defaults=False)
     # Reading lm-eval's own 14,000 files takes 10 s. A group of one's own may name tasks of theirs.

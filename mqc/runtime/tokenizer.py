@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 
 from mqc.errors import ArtifactError, InputError
+from mqc.files import json_object, read_text, reason
 from mqc.runtime.chat_template import render
 
 Message = Mapping[str, Any]
@@ -39,6 +40,11 @@ class Tokenizer:
         self.files = dict(files)
         if TOKENIZER not in files:
             raise ArtifactError(f"there is no {TOKENIZER}")
+        for name, text in files.items():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ArtifactError(f"{name} is no valid Unicode: {error}") from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(files[TOKENIZER])
         except Exception as error:  # the library raises bare Exception
@@ -92,13 +98,12 @@ class Tokenizer:
 
         Raises `ArtifactError` if one cannot be read.
         """
-        if names is None:
-            places = (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*"))
-            names = filter(is_tokenizer_file, (str(path.relative_to(folder)) for path in places))
         try:
-            return cls({name: (folder / name).read_text(encoding="utf-8") for name in names})
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{folder}: the tokenizer cannot be read: {error}") from error
+            places = (*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")) if names is None else ()
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"cannot read the tokenizer in {folder}: {reason(error)}") from error
+        found = filter(is_tokenizer_file, (str(path.relative_to(folder)) for path in places))
+        return cls({name: read_text(folder / name, ArtifactError) for name in names or found})
 
     def behind(self, prefix: Sequence[int]) -> Tokenizer:
         """The tokenizer of texts that stand behind a prefix: start tokens that it begins with are there."""
@@ -236,12 +241,9 @@ def start_tokens(tokenizer: Any) -> list[int]:
 
 def _json_object(files: Mapping[str, str], name: str) -> dict[str, Any]:
     try:
-        data = json.loads(files.get(name, "{}"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} is not readable JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{name} is not a JSON object")
-    return data
+        return json_object(files.get(name, "{}"))
+    except ValueError as error:
+        raise ArtifactError(f"{name} is not a JSON object: {error}") from error
 
 
 def _ids(values: Any, name: str, vocabulary: int | None = None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mqc.errors import ModelError
 from mqc.frontend.sources import load_source
+from mqc.frontend.trace import trace
 from tests.models import tiny_model
 from tests.test_api import tokenizer
 
@@ -29,6 +31,30 @@ def saved(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> 
 def test_whole_files_load(tmp_path: Path, tied: bool) -> None:
     """Tied weights that the file does not repeat are not missing."""
     load_source(saved(tmp_path, dict, tie_word_embeddings=tied))
+
+
+def test_a_pipe_is_no_file_of_a_model(tmp_path: Path) -> None:
+    name = saved(tmp_path, dict)
+    (tmp_path / "notes").symlink_to("nothing")
+    load_source(name)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config\.json: it is a pipe, not a file"):
+        load_source(name)
+
+
+def test_all_that_a_library_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("first line\n\nsecond line")
+
+    name = saved(tmp_path, dict)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(ModelError, match=r"first line\n  second line") as told:
+        load_source(name)
+    assert "a folder with config.json" in told.value.__notes__[0]
+    monkeypatch.setattr("torch.export.export", fail)
+    with pytest.raises(ModelError, match=r"first line\n  second line"):
+        trace(tiny_model("llama"))
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model."])

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mqc.cli import app
+from mqc.cli.programs import app
 from mqc.errors import InputError
 from mqc.runtime import lm_eval
 from mqc.runtime.lm_eval import ProgramLM, evaluate_tasks

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mqc.errors import InputError
+from mqc.errors import ArtifactError, InputError
 from mqc.runtime.sampling import Sampling
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import CONFIG, GENERATION, TEMPLATE, TOKENIZER, Tokenizer
+from tests.runtime.conftest import byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -182,3 +183,18 @@ def test_sampling_is_what_the_model_states(
 def test_no_valid_unicode() -> None:
     with pytest.raises(InputError, match="Unicode"):
         Tokenizer.from_huggingface(MADE["bytes"]).encode("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (CONFIG, '{"bos_token": "\\ud800"}'),
+        (GENERATION, '{"x": ["\\udfff"]}'),
+        (TEMPLATE, "\ud800"),
+        (TOKENIZER, byte_tokenizer().files[TOKENIZER].replace("<eos>", "\\ud800")),
+    ],
+)
+def test_files_that_are_no_unicode(name: str, text: str) -> None:
+    """Such a text could be neither encoded nor saved."""
+    with pytest.raises(ArtifactError, match=name):
+        Tokenizer(byte_tokenizer().files | {name: text})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
-from mqc.analysis.ir_text import parse_module, read_text
+from mqc.analysis.ir_text import parse_file
 from mqc.arrays import Array
 from mqc.compiler.dump import dump_files
 from mqc.debugging.ir_diff import Change, diff
@@ -132,9 +132,9 @@ def _cost(op: MqcOp, weights: WeightStore) -> dict[str, Any]:
 def _passes(folder: Path) -> list[dict[str, Any]]:
     files = dump_files(folder)
     result = []
-    before = parse_module(read_text(files[0]), str(files[0]))
+    before = parse_file(files[0])
     for path in files[1:]:
-        after = parse_module(read_text(path), str(path))
+        after = parse_file(path)
         changes = diff(before, after)
         count = {kind: sum(c.kind == kind for c in changes) for kind in ("added", "removed", "changed")}
         result.append({"name": path.stem, **count, "changes": [_change(c) for c in changes[:CHANGES]]})
