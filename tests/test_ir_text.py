@@ -101,3 +101,16 @@ def test_located_errors(texts: list[str]) -> None:
     wrong[line] = wrong[line].replace("zero_point = ", "zero_point = 99999")
     with pytest.raises(IRError, match=r"int.embedding %\S+: zero_point in the range of the result"):
         parse_module("\n".join(wrong), "mutated.mlir")
+
+
+@pytest.mark.parametrize("kind", ["i646316220679", "si99999", "tensor<4xui646316220679>"])
+def test_an_integer_type_of_many_bits_is_refused_at_once(kind: str) -> None:
+    text = f"builtin.module attributes {{a = 1 : {kind}}} {{\n}}\n"
+    with pytest.raises(IRError, match=r"t:1: s?u?i\d+ has more bits"):
+        parse_module(text, "t")
+
+
+def test_names_may_look_like_types() -> None:
+    text = '"builtin.module"() ({\n  %maxi12345 = "test.op"() {i = "i99999"} : () -> i32\n}) : () -> ()\n'
+    with pytest.raises(IRError, match="not registered"):
+        parse_module(text, "t")

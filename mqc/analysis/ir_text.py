@@ -14,13 +14,16 @@ from mqc.analysis.verification import verify_module
 from mqc.errors import IRError
 from mqc.files import read_text
 
+# An integer type of 1000 bits or more, in a line without strings and names.
+_WIDE_TYPE = re.compile(r"(?:\b|(?<=x))[su]?i\d{4,}")
+_NAME = re.compile(r"[%@#^][\w.$-]*")
 # A string literal as MLIR's lexer takes it, or a comment.
 _STRING_OR_COMMENT = re.compile(r'"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|//[^\n]*')
 
 
 def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = None) -> ModuleOp:
     """Parse and verify IR text. Raises `IRError` with the place in the text."""
-    _check_quotes(text, name)
+    _check_lines(text, name)
     try:
         module = Parser(ctx or CompilerContext(), text, name).parse_module()
         verify_module(module)
@@ -39,11 +42,15 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
     return module
 
 
-def _check_quotes(text: str, name: str) -> None:
-    """Refuse strings that do not end as they should: xDSL's lexer takes exponential time on them."""
+def _check_lines(text: str, name: str) -> None:
+    """Refuse what xDSL takes without a bound: time for strings that do not end as they should, memory for
+    integers of many bits."""
     for number, line in enumerate(text.split("\n"), 1):
-        if '"' in _STRING_OR_COMMENT.sub("", line):
+        bare = _STRING_OR_COMMENT.sub("", line)
+        if '"' in bare:
             raise IRError(f"{name}:{number}: a string does not end on its line, or holds a bad escape")
+        if (wide := _WIDE_TYPE.search(_NAME.sub("", bare))) is not None:
+            raise IRError(f"{name}:{number}: {wide[0]} has more bits than any type of mqc")
 
 
 def print_module(module: ModuleOp) -> str:
