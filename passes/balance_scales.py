@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.equivalence_groups import EquivalenceGroups, apply_scales, discover
 from mqc.arrays import Array
-from mqc.calibration import Windows
 from mqc.compiler.observation import observe
 from mqc.dialects.llm import LinearOp
 from mqc.errors import CalibrationError
@@ -22,9 +20,6 @@ from mqc.pass_base import Pass
 
 #: One 8-bit step of a value, relative to its largest channel: calibration says nothing of channels below it.
 FLOOR = 1 / 256
-
-#: Lowest and highest element of every channel `[C]` of every value.
-Ranges = dict[SSAValue, tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -60,48 +55,53 @@ class BalanceScales(Pass):
         if ctx.calibration is None:
             raise CalibrationError("balance-scales needs calibration text")
         groups = discover(module)
-        length = ctx.calibration.windows.shape[1]
-        ranges = _channel_ranges(ctx, module, ctx.calibration.part(self.windows, length))
-        scales = _closed_form(ctx, groups, ranges, self.alpha)
+        magnitudes = _channel_magnitudes(ctx, module, self.windows)
+        scales = _closed_form(ctx, groups, magnitudes, self.alpha)
         return apply_scales(ctx.weights, module, groups, scales)
 
 
-def _channel_ranges(ctx: CompilerContext, module: ModuleOp, windows: Windows) -> Ranges:
-    found: dict[SSAValue, tuple[Any, Any]] = {}
+def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> dict[SSAValue, Array]:
+    """Largest magnitude of every channel of every value."""
+    assert ctx.calibration is not None
+    magnitudes: dict[SSAValue, Any] = {}
 
     def note(op: MqcOp, result: Any) -> None:
-        low, high = (x.double().numpy() for x in torch.aminmax(result, dim=0))
-        seen = found.get(op.results[0])
-        found[op.results[0]] = (
-            (low, high) if seen is None else (np.minimum(seen[0], low), np.maximum(seen[1], high))
-        )
+        peak = result.abs().amax(0).double().numpy()
+        value = op.results[0]
+        seen = magnitudes.get(value)
+        magnitudes[value] = peak if seen is None else np.maximum(seen, peak)
 
+    windows = ctx.calibration.part(count, ctx.calibration.windows.shape[1])
     observe(ctx, module, windows, note, BalanceScales.name)
-    return found
+    return magnitudes
 
 
-def _closed_form(ctx: CompilerContext, groups: EquivalenceGroups, ranges: Ranges, alpha: float) -> Array:
-    logs = {sign: np.zeros(groups.count) for sign in (1, -1)}
-    members = {sign: np.zeros(groups.count) for sign in (1, -1)}
-    present = {sign: np.zeros(groups.count, np.bool_) for sign in (1, -1)}
+def _closed_form(
+    ctx: CompilerContext,
+    groups: EquivalenceGroups,
+    magnitudes: dict[SSAValue, Array],
+    alpha: float,
+) -> Array:
+    logs = {1: np.zeros(groups.count), -1: np.zeros(groups.count)}
+    members = {1: np.zeros(groups.count), -1: np.zeros(groups.count)}
+    reciprocal = np.zeros(groups.count, np.bool_)
     weights = np.zeros(groups.count)
     for value, (group, sign) in groups.channels.items():
-        low, high = ranges[value]
-        peak = np.maximum(-low, high)
-        relative = np.maximum(peak / max(float(peak.max()), 1e-30), FLOOR)
+        peak = magnitudes[value]
+        relative = peak / max(float(peak.max()), 1e-30)
+        reciprocal[group[(group >= 0) & (sign < 0)]] = True
         for s in (1, -1):
-            chosen = (group >= 0) & (sign == s)
-            seen = chosen & (relative > FLOOR)
+            seen = (group >= 0) & (sign == s) & (relative > FLOOR)
             np.add.at(logs[s], group[seen], np.log(relative[seen]))
             np.add.at(members[s], group[seen], 1)
-            present[s][group[chosen]] = True
         for use in value.uses:
             if isinstance(use.operation, LinearOp):
                 column = np.abs(ctx.weights[use.operation.weight]).max(0)
                 free = group >= 0
                 np.maximum.at(weights, group[free], column[free])
-    unseen = {s: np.where(present[s], np.log(FLOOR), 0.0) for s in (1, -1)}
-    plus, minus = (np.where(members[s] > 0, logs[s] / np.maximum(members[s], 1), unseen[s]) for s in (1, -1))
+    plus, minus = (
+        np.where(members[s] > 0, logs[s] / np.maximum(members[s], 1), np.log(FLOOR)) for s in (1, -1)
+    )
     smooth = alpha * plus - (1 - alpha) * np.log(np.maximum(weights, 1e-8))
     meeting = (plus - minus) / 2
-    return np.exp(np.clip(np.where(present[-1], meeting, smooth), -10, 10)).astype(np.float32)
+    return np.exp(np.clip(np.where(reciprocal, meeting, smooth), -10, 10)).astype(np.float32)

@@ -139,10 +139,9 @@ class Emitter:
         Runtime's option `x64quantprecision` refuses one that two products share.
         """
         g, k, n = self.graph, channels(op.x), channels(op.result)
-        if op.get("weight_bits") == 8 and op.group_scale is None:
+        if op.get("weight_bits") == 8:
             return g.weight(op.weight, meaning=self.names[op])
-        kind = TensorProto.INT8 if op.get("weight_bits") == 8 else TensorProto.INT4
-        packed = g.weight(op.weight, kind, (k, n), meaning=self.names[op])
+        packed = g.weight(op.weight, TensorProto.INT4, (k, n), meaning=self.names[op])
         if op.group_scale is None:
             return g.op("Cast", packed, to=TensorProto.INT8)
         factor = self.weights[op.group_scale].T.astype(np.int32)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
@@ -52,14 +52,16 @@ class _Numbers:
     def rows(self, of: Number, total: int, first: int, count: int) -> Number:
         return of if count == total else self.of("rows", of, first, count)
 
-    def properties(self, op: MqcOp, *names: str) -> tuple[Any, ...]:
-        return tuple(op.get(name) for name in names)
+
+def _integers(*ops: MqcOp) -> tuple[tuple[str, int], ...]:
+    """Integer properties by name: an `htp` op has those of the `int` ops that it carries out."""
+    named = ((k, v) for op in ops for k, v in op.properties.items())
+    return tuple(sorted((k, v.value.data) for k, v in named if isinstance(v, IntegerAttr)))
 
 
-_ADD = tuple(f"{x}_{what}" for x in "ab" for what in ("zero", "multiplier", "shift"))
-_ROPE = ("head_dim", "interleaved", "x_zero")
-_NORM = ("x_zero", "epsilon", "groups")
-_MUL = ("a_zero", "b_zero", "acc_shift")
+def _outcome(op: int_ops.AttentionOp | htp_attention.MatMulValuesOp) -> tuple[int, ...]:
+    """How weighted sums of values become the result of attention."""
+    return tuple(op.get(name) for name in ("v_zero", "multiplier", "shift", "zero_point"))
 
 
 def check_static_functions(module: ModuleOp, weights: WeightStore) -> None:
@@ -97,39 +99,39 @@ class _Main:
         return self.n.of("constant", ref)
 
     def number(self, op: MqcOp) -> Number:
-        of, value, kind = self.n.of, self.value, element_type(op.results[0])
+        of, value = self.n.of, self.value
+        end = (_integers(op), element_type(op.results[0]))
         match op:
             case int_ops.EmbeddingOp():
                 tables = (self.constant(ref) for ref in (op.table, op.multiplier, op.shift))
-                return of("embedding", value[op.indices], *tables, op.get("zero_point"), kind)
+                return of("embedding", value[op.indices], *tables, *end)
             case int_ops.RequantOp():
                 return self.rescaled(op)
             case int_ops.LutOp():
-                return of("lut", value[op.x], self.constant(op.table), op.get("segment_bits"), kind)
+                return of("lut", value[op.x], self.constant(op.table), *end)
             case int_ops.AddOp():
-                numbers = value[op.a], value[op.b]
-                return of("add", *numbers, self.n.properties(op, *_ADD), op.get("zero_point"), kind)
+                return of("add", value[op.a], value[op.b], *end)
             case int_ops.AttentionOp():
                 return self.attention(op)
         return of("unknown to htp", op)
 
     def rescaled(self, op: int_ops.RequantOp) -> Number:
-        of, value, acc = self.n.of, self.value, op.accumulator
-        end = (op.get("zero_point"), element_type(op.result))
+        of, value, acc, kind = self.n.of, self.value, op.accumulator, element_type(op.result)
+        if acc is None:
+            return of("unknown to htp", op)
         if isinstance(acc, int_ops.LinearOp):
             sizes = sizes_of(acc)
-            form = (sizes.bits, sizes.group, acc.get("acc_shift"), *end)
+            form = (sizes.bits, sizes.group, acc.get("acc_shift"), op.get("zero_point"), kind)
             return of("linear", value[acc.x], self.constant(acc.weight), *form)
         packed = pack_scale(self.weights[op.multiplier], self.weights[op.shift])
-        scale = of("scale", packed.shape, packed.tobytes())
+        end = (of("scale", packed.shape, packed.tobytes()), _integers(acc, op), kind)
         if isinstance(acc, int_ops.NormOp):
-            kind = of(type(acc).name)
-            return of("norm", kind, value[acc.x], scale, self.n.properties(acc, *_NORM), *end)
+            return of(acc.name, value[acc.x], *end)
         if isinstance(acc, int_ops.RopeOp):
             tables = (of("row of", value[acc.positions], self.constant(ref)) for ref in (acc.cos, acc.sin))
-            return of("rope", value[acc.x], *tables, scale, self.n.properties(acc, *_ROPE), *end)
+            return of("rope", value[acc.x], *tables, *end)
         if isinstance(acc, int_ops.MulOp):
-            return of("mul", value[acc.a], value[acc.b], scale, self.n.properties(acc, *_MUL), *end)
+            return of("mul", value[acc.a], value[acc.b], *end)
         return of("unknown to htp", op)
 
     def attention(self, op: int_ops.AttentionOp) -> Number:
@@ -141,9 +143,8 @@ class _Main:
             if prefix is not None:
                 self.prefix.add(self.n.of("written", *form, self.constant(prefix)))
         self.kept.update(written)
-        scores = self.n.properties(op, "window", "score_multiplier", "score_shift")
-        end = (op.get("v_zero"), *self.n.properties(op, "multiplier", "shift", "zero_point"))
-        heads = []
+        scores = [op.get(name) for name in ("window", "score_multiplier", "score_shift")]
+        end, heads = _outcome(op), []
         for head in range(op.get("heads")):
             keys, values = (self.n.rows(w, op.get("kv_heads"), head // group, 1) for w in written)
             seen = self.n.of("scores", self.value[op.q], keys, head, dim)
@@ -266,25 +267,21 @@ class _Function:
 
     def elementwise(self, op: MqcOp) -> Number:
         of, whole = self.n.of, self.whole
-        end = (op.get("zero_point"), element_type(op.results[0]))
+        end = (_integers(op), element_type(op.results[0]))
         match op:
             case htp_compute.GatherTokensOp():
                 return of("embedding", *(whole(v) for v in op.operands), *end)
             case htp_compute.NormOp():
                 assert op.CARRIES is not None
-                kind = of(op.CARRIES.name)
-                properties = self.n.properties(op, *_NORM)
-                return of("norm", kind, whole(op.x), self.scale(op.scale), properties, *end)
+                return of(op.CARRIES.name, whole(op.x), self.scale(op.scale), *end)
             case htp_compute.RotaryEmbeddingOp():
-                rotated = (whole(op.x), whole(op.cos), whole(op.sin), self.scale(op.scale))
-                return of("rope", *rotated, self.n.properties(op, *_ROPE), *end)
+                return of("rope", whole(op.x), whole(op.cos), whole(op.sin), self.scale(op.scale), *end)
             case htp_compute.MultiplyOp():
-                numbers = (whole(op.a), whole(op.b), self.scale(op.scale))
-                return of("mul", *numbers, self.n.properties(op, *_MUL), *end)
+                return of("mul", whole(op.a), whole(op.b), self.scale(op.scale), *end)
             case htp_compute.AddOp():
-                return of("add", whole(op.a), whole(op.b), self.n.properties(op, *_ADD), *end)
+                return of("add", whole(op.a), whole(op.b), *end)
             case htp_compute.NeuronOp():
-                return of("lut", whole(op.x), whole(op.table), op.get("segment_bits"), end[1])
+                return of("lut", whole(op.x), whole(op.table), *end)
         raise self.fail(op.results[0], "is no op that can be compared with @main")
 
     def product(self, op: htp_compute.FullyConnectedOp) -> Parts:
@@ -320,14 +317,13 @@ class _Function:
         what, *rest = self.n.key(self.whole(op.x))
         if what != "all scores" or len(rest[0]) != op.get("heads") or rest[1] != op.get("window"):
             raise self.fail(op.result, "reads no scores of its heads and window")
-        form = self.n.properties(op, "window", "multiplier", "shift")
-        return self.n.of("probabilities", rest[0], form)
+        return self.n.of("probabilities", rest[0], *map(op.get, ("window", "multiplier", "shift")))
 
     def weighted(self, op: htp_attention.MatMulValuesOp) -> Parts:
         what, *rest = self.n.key(self.whole(op.p))
-        if what != "probabilities" or len(rest[0]) != op.get("heads") or rest[1][0] != op.get("window"):
+        if what != "probabilities" or len(rest[0]) != op.get("heads") or rest[1] != op.get("window"):
             raise self.fail(op.result, "reads no probabilities of its heads and window")
-        end = (op.get("v_zero"), *self.n.properties(op, "multiplier", "shift", "zero_point"))
+        end = _outcome(op)
         values = self.whole(op.values)
-        heads = tuple(self.n.of("head", seen, *rest[1], values, *end) for seen in rest[0])
+        heads = tuple(self.n.of("head", seen, *rest[1:], values, *end) for seen in rest[0])
         return self.add(op.dest, [(op.get("head"), op.get("heads"), self.n.of("heads", heads))])

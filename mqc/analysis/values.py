@@ -30,6 +30,7 @@ def check_values(module: ModuleOp, weights: WeightStore) -> None:
     if main_level(module) == "int":
         check_accumulators(module, weights)
     if static_functions(module):
+        # Programs of other targets load no `htp` ops.
         from mqc.analysis.htp_equivalence import check_static_functions
 
         check_static_functions(module, weights)
