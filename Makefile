@@ -13,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c co
 # Compile the embedded model, measure it on WikiText-2, and ask it a question.
 demo: $(DEMO)
 	$(BIN)/mqc compile demo -o build/smollm2.mqc
-	$(BIN)/mqc eval build/smollm2.mqc
+	$(BIN)/mqc eval build/smollm2.mqc --windows 10
 	$(BIN)/mqc bench build/smollm2.mqc
 	$(BIN)/mqc run build/smollm2.mqc --chat "What is the capital of France?" --max-new-tokens 20
 

@@ -23,6 +23,8 @@ from mqc.pass_base import Pass
 
 #: Another prefix token must lower the score by this, about what a thousand tokens of text tell apart.
 _WORTHWHILE = 0.01
+#: Windows of calibration text to score on. Half of the candidates, those worse on half of these, see no more.
+_WINDOWS = 4
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,24 @@ class AbsorbPrefix(Pass):
         calibration = ctx.calibration
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
-        sample = calibration.part(4, 256)
-        best = calibration.start
-        best_score, suspects = _score(ctx, module, sample, best)
+        sample = calibration.part(_WINDOWS, 256)
+        best = _Trial(ctx, module, calibration.start)
+        best.see(sample)
         for _ in range(self.most):
-            prefixes = [(*best, token) for token in _candidates(calibration, suspects)]
-            scored = [(*_score(ctx, module, sample, prefix), prefix) for prefix in prefixes]
-            score, suspects, prefix = min(scored, key=lambda entry: entry[0])
-            if score > best_score - _WORTHWHILE:
+            tried = [
+                _Trial(ctx, module, (*best.prefix, token))
+                for token in _candidates(calibration, best.suspects())
+            ]
+            for trial in tried:
+                trial.see(sample[: _WINDOWS // 2])
+            tried = sorted(tried, key=_Trial.score)[: (len(tried) + 1) // 2]
+            for trial in tried:
+                trial.see(sample[_WINDOWS // 2 :])
+            found = min(tried, key=_Trial.score)
+            if found.score() > best.score() - _WORTHWHILE:
                 break
-            best, best_score = prefix, score
-        return best
+            best = found
+        return best.prefix
 
 
 def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
@@ -104,37 +113,46 @@ def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
     return list(dict.fromkeys([*start, *outliers, *frequent]))
 
 
-def _score(
-    ctx: CompilerContext, module: ModuleOp, sample: Windows, prefix: tuple[int, ...]
-) -> tuple[float, list[int]]:
-    """How much a model loses behind a prefix, and the tokens that carry outliers.
+class _Trial:
+    """A prefix, and what was seen behind it."""
 
-    The score is the mean, over values that linears read or write, of log2(largest magnitude of
-    any token / median of the tokens' largest magnitudes): the bits a static range wastes; plus the
-    loss of the text in nats a token.
-    """
-    largest: dict[MqcOp, list[Array]] = {}
-    losses: list[float] = []
-    logits = returned_value(module)
-    rows = np.array([[*prefix, *window] for window in sample], np.int64)
+    def __init__(self, ctx: CompilerContext, module: ModuleOp, prefix: tuple[int, ...]) -> None:
+        self.prefix = prefix
+        self._ctx, self._module = ctx, module
+        self._peaks: dict[MqcOp, list[Array]] = {}
+        self._losses: list[float] = []
+        self._tokens: list[int] = []
 
-    def note(op: MqcOp, result: torch.Tensor) -> None:
-        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
-        behind = result[len(prefix) :]
-        if isinstance(op, LinearOp | AddOp) or read:
-            largest.setdefault(op, []).append(behind.abs().amax(-1).double().numpy())
-        if op.results[0] is logits:
-            following = torch.from_numpy(sample[len(losses), 1:])
-            losses.append(float(F.cross_entropy(behind[:-1], following)) if len(following) else 0.0)
+    def see(self, windows: Windows) -> None:
+        """Evaluate the float module over windows, each behind the prefix by itself."""
+        logits = returned_value(self._module)
+        following = iter(torch.from_numpy(windows[:, 1:].astype(np.int64)))
 
-    observe(ctx, module, rows, note, AbsorbPrefix.name)
-    ratios = [
-        np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
-        for peaks in (np.concatenate(p) for p in largest.values())
-    ]
-    residual = [np.stack(p) for op, p in largest.items() if isinstance(op, AddOp)]
-    flat = sample.reshape(-1)
-    suspects = []
-    for peaks in residual:
-        suspects += flat[np.argsort(peaks.reshape(-1))[-4:]].tolist()
-    return float(np.mean(ratios) + np.mean(losses)), suspects
+        def note(op: MqcOp, result: torch.Tensor) -> None:
+            read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
+            behind = result[len(self.prefix) :]
+            if isinstance(op, LinearOp | AddOp) or read:
+                self._peaks.setdefault(op, []).append(behind.abs().amax(-1).double().numpy())
+            if op.results[0] is logits:
+                next_tokens = next(following)
+                loss = float(F.cross_entropy(behind[:-1], next_tokens)) if len(next_tokens) else 0.0
+                self._losses.append(loss)
+
+        rows = np.array([[*self.prefix, *window] for window in windows], np.int64)
+        observe(self._ctx, self._module, rows, note, AbsorbPrefix.name)
+        self._tokens += windows.reshape(-1).tolist()
+
+    def score(self) -> float:
+        """The mean, over values that linears read or write, of log2(largest magnitude of any token / median
+        of the tokens' largest magnitudes): the bits that a static range wastes; plus the loss of the text in
+        nats a token."""
+        ratios = [
+            np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
+            for peaks in (np.concatenate(p) for p in self._peaks.values())
+        ]
+        return float(np.mean(ratios) + np.mean(self._losses))
+
+    def suspects(self) -> list[int]:
+        """The tokens that carry outliers: four of the residual stream's largest behind each sum."""
+        residual = [np.concatenate(p) for op, p in self._peaks.items() if isinstance(op, AddOp)]
+        return [self._tokens[place] for peaks in residual for place in np.argsort(peaks)[-4:]]

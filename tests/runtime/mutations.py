@@ -1,6 +1,6 @@
 """Damaged programs on disk, all sizes and hashes repaired: each is refused, or computes what the oracle does.
 
-    python -m tests.runtime.mutations [COUNT] [TARGET…]    # COUNT of each kind and target, 10,000 by default
+    python -m tests.runtime.mutations [COUNT] [TARGET|KIND…]    # 10,000 of each kind and target, or of these
 
 What is not: another exception than an `MqcError`, other logits than the oracle's on the same files, more than
 a minute. The seed of each mutation is printed with its fault.
@@ -195,12 +195,13 @@ def main(count: int, chosen: list[str]) -> int:
 
     targets = {"cpu-int8": lower_for_cpu, "onnx-int8": lower_for_onnx, "npu-int8": lower_for_npu}
     wrong = 0
-    for target in chosen or targets:
+    kinds = [kind for kind in KINDS if kind in chosen] or KINDS
+    for target in [target for target in targets if target in chosen] or targets:
         lower = targets[target]
         program: Program = compiled(target, lower)
         with tempfile.TemporaryDirectory() as parent:
             program.save(Path(parent) / "p.mqc")
-            for kind in KINDS:
+            for kind in kinds:
                 found, faults = try_mutations(Path(parent) / "p.mqc", kind, count)
                 wrong += len(faults)
                 print(target, kind, dict(found), *faults[:5], sep="\n  ", flush=True)
