@@ -99,14 +99,14 @@ def test_almost_all_activations_have_eight_bits(
 def test_learning_helps_and_fits_in_memory(
     compiled: Compiled, assigned: Path, measured: dict[str, Any], tmp_path: Path
 ) -> None:
-    """With 40 steps. Without, the ratio is 1.145; by rounding weights to nearest 2.03."""
-    learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95)
-    few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
+    """With 20 steps. Without, the ratio is 1.154; by rounding weights to nearest 2.03."""
+    learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95, windows=16)
+    few = replace(learned, tune=re.sub(r"steps=\d+", "steps=20", learned.tune))
     assert few != learned
     passes, out = passes_after("assign-precision", few), tmp_path / "out.mlir"
     peak = peak_gib("mqc", "opt", assigned, "--passes", passes, "-o", out)
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
-    assert program.perplexity(text("test"), WINDOWS) <= 1.13 * measured["float_prefix_ppl"]
+    assert program.perplexity(text("test"), WINDOWS) <= 1.14 * measured["float_prefix_ppl"]
     assert program.size_bytes < 130e6

@@ -12,10 +12,12 @@ INLINE void pause_briefly(void) {
 }
 
 void barrier(const Run *r) {
-    if (r->threads == 1) return;
+    /* Once the last thread is here, the next call may change the run: nothing of it is read after arriving. */
+    int threads = r->threads;
+    if (threads == 1) return;
     Barrier *b = r->barrier;
     int round = atomic_load_explicit(&b->round, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == r->threads - 1) {
+    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&b->round, round + 1, memory_order_release);
         return;
