@@ -33,7 +33,7 @@ def test_no_report(sanitizers: str, tmp_path: Path) -> None:
     assert all(os.path.isabs(library) for library in libraries), f"gcc has not all of {names}"
     log = tmp_path / "report"
     done = subprocess.run(
-        ["setarch", "-R", sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        ["setarch", "-R", sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,
         env=os.environ
         | {
