@@ -100,6 +100,7 @@ def compile(
         report("loading the model", 0.0)
         source = load_source(str(model))
         model, tokenizer, origin = source.model, tokenizer or source.tokenizer, dict(source.info)
+        del source
         report("loading the model", 1.0)
     if tokenizer is None:
         raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
@@ -121,6 +122,7 @@ def compile(
     check_against_model(model, module, ctx.weights)
     report("comparing with the model", 1.0)
     origin["hash"] = model_hash(model)
+    del model  # passes replace weights: what only the model holds is freed
     text = _packaged_text() if calibration is None else calibration
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(512, positions - 4)

@@ -265,8 +265,9 @@ class RopeOp(LlmOp):
         heads = x.view(len(x), -1, self.get("head_dim"))
         rotated = heads[..., : 2 * cos.shape[-1]]
         pairs = (-1, 2) if self.get("interleaved") else (2, -1)
-        first, second = rotated.unflatten(-1, pairs).unbind(pairs.index(2) - 2)
-        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pairs.index(2) - 2)
+        axis = pairs.index(2) - 2
+        first, second = rotated.view(*rotated.shape[:-1], *pairs).unbind(axis)
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), axis)
         return torch.cat((turned.flatten(-2), heads[..., rotated.shape[-1] :]), -1).view_as(x)
 
     def equivariance(self) -> list[Constraint]:
@@ -329,7 +330,8 @@ class AttentionOp(LlmOp):
             visible &= age < self.get("window")
         if self.softcap is None:
             queries, keys, values = (
-                x.view(1, len(x), n, -1).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+                x.view(1, len(x), n, -1).transpose(1, 2)
+                for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
             )
             y = F.scaled_dot_product_attention(
                 queries, keys, values, visible, scale=self.get("scale"), enable_gqa=heads != kv_heads

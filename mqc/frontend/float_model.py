@@ -1,8 +1,7 @@
-"""Perplexity of the float model, to stand beside the integer program's."""
+"""The float model, to stand beside the integer program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from mqc.errors import ModelError
 from mqc.frontend.sources import load_source, model_hash
-from mqc.runtime.perplexity import Ids, perplexity
+from mqc.runtime.perplexity import Ids
 
 
 def source_model(manifest: dict[str, Any]) -> Any:
@@ -31,18 +30,9 @@ def source_model(manifest: dict[str, Any]) -> Any:
     return model
 
 
-def float_perplexity(
-    model: Any,
-    windows: Sequence[Ids],
-    prefix: tuple[int, ...] = (),
-    progress: Callable[[float], None] = lambda share: None,
-) -> float:
-    """Perplexity of a transformers model, `prefix` in front of each window and not scored."""
-
-    def logits(window: Ids) -> npt.NDArray[np.float32]:
-        ids = torch.tensor([[*prefix, *window.tolist()]])
-        with torch.no_grad():
-            result: npt.NDArray[np.float32] = model(ids).logits[0, len(prefix) :].float().numpy()
-        return result
-
-    return perplexity(logits, windows, progress)
+def float_logits(model: Any, window: Ids, prefix: tuple[int, ...] = ()) -> npt.NDArray[np.float32]:
+    """Logits `[tokens, vocabulary]` of a transformers model for a window behind `prefix`."""
+    ids = torch.tensor([[*prefix, *window.tolist()]])
+    with torch.no_grad():
+        result: npt.NDArray[np.float32] = model(ids).logits[0, len(prefix) :].float().numpy()
+    return result

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,8 @@ def _demo_folder() -> Path:
 
 @contextmanager
 def _header_read_once() -> Iterator[None]:
-    """transformers parses a GGUF file's header for the config, the weights and the tokenizer: seconds each."""
-    import gguf
-
+    """transformers parses a GGUF file's header for config, weights and tokenizer: seconds each."""
+    gguf: Any = import_module("gguf")
     with _READING:
         reader = gguf.GGUFReader
         gguf.GGUFReader = functools.cache(reader)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from mqc.errors import ModelError, UnsupportedOpError, whole
+from mqc.errors import ModelError, UnsupportedOpError
 
 #: Name under which the attention function is registered with transformers.
 ATTENTION = "mqc"
@@ -130,6 +134,25 @@ def _without_dynamic_scaling(model: PreTrainedModel) -> None:
             module.rope_type = {k: "default" if "dynamic" in v else v for k, v in kind.items()}
 
 
+def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
+    """What a failure of torch.export says of the model: why, and the module and line where it stopped."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        why = "decides by values that it computes from the tokens"
+    elif isinstance(error, UserError | ConstraintViolationError):
+        why = "does not do the same for every number of tokens"
+    else:
+        why = "does something that cannot be traced"
+    paths = {id(module): path for path, module in model.named_modules()}
+    stopped = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = paths.get(id(frame.f_locals.get("self")))
+        if path is not None:
+            stopped = f": {path or 'the model'}, at {Path(frame.f_code.co_filename).name}:{line}"
+    wrong = ModelError(f"{type(model).__name__} cannot be compiled, since its code {why}{stopped}")
+    wrong.add_note("what torch.export said is the error's __cause__")
+    return wrong
+
+
 def trace(model: PreTrainedModel) -> ExportedProgram:
     """Export `logits(input_ids, position_ids)`, both `[1, tokens]`, with dynamic length.
 
@@ -163,7 +186,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     except UnsupportedOpError:
         raise
     except Exception as error:
-        raise ModelError(f"torch.export cannot trace {type(model).__name__}: {whole(error)}") from error
+        raise _untraceable(model, error) from error
     finally:
         logger.setLevel(level)
         model.config._attn_implementation = previous

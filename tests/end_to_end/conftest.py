@@ -21,8 +21,7 @@ from mqc.compiler.recipe import Recipe
 from mqc.ir.weight_store import WeightStore
 from tests.end_to_end.processes import command, peak_gib
 
-#: Windows of 512 tokens of the test text on which programs and the float model are compared. The ratio of
-#: their perplexities is within 0.1 % of that on 30 windows.
+#: Windows of 512 tokens of the test text on which programs and the float model are compared.
 WINDOWS = 10
 
 
@@ -77,7 +76,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     return Compiled(folder / "cpu.mqc", folder / "ir", logits, float(peak.read_text()))
 
 
-@pytest.fixture(scope="session")
-def measured(compiled: Compiled) -> dict[str, Any]:
-    """What `mqc eval` says of the default program, and of the float model with and without its prefix."""
-    return command("eval", compiled.path, "--windows", WINDOWS)
+def beside_float(program: mqc.Program, folder: Path, windows: int) -> dict[str, Any]:
+    """What `mqc eval` says of a program and the float model.
+
+    Another order of summation, as other machines have, moves `rounding_kl` by a few percent of itself. Of
+    `ratio` it moves the excess over 1 by half, where that is small.
+    """
+    program.save(folder)
+    return command("eval", folder, "--windows", windows)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from mqc.compiler.dump import read_dump
 from mqc.compiler.recipe import load_recipe
 from mqc.data import text
 from mqc.runtime.oracle import OracleEngine
-from tests.end_to_end.conftest import WINDOWS, Compiled, passes_after
+from tests.end_to_end.conftest import WINDOWS, Compiled, beside_float, passes_after
 from tests.end_to_end.processes import command, peak_gib
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2 measured")]
@@ -30,12 +29,15 @@ PREFIX = 216, 282
 QUESTION = "What is the capital of France?"
 
 
-def test_perplexity_and_mac_share(compiled: Compiled, measured: dict[str, Any]) -> None:
+def test_perplexity_and_mac_share(compiled: Compiled) -> None:
+    """0.0068 to 0.0072 nats were measured, and ratios of perplexities of 1.0064 to 1.0123."""
+    measured = command("eval", compiled.path, "--windows", WINDOWS)
     # 4.6 were seen on a CPU without AVX-512, and less than 4 on others.
     assert 0.5 < compiled.peak_gib < 6, f"compilation took {compiled.peak_gib:.2f} GiB"
     assert measured["prefix"] == [*PREFIX]
     assert measured["float_ppl"] == pytest.approx(33.563, abs=0.01)
-    assert measured["int_ppl"] <= 1.010 * measured["float_prefix_ppl"]
+    assert measured["rounding_kl"] <= 0.009 and measured["rounding_greedy"] >= 0.93
+    assert measured["ratio"] <= 1.010 + 3 * measured["ratio_error"]
     assert measured["mac_share_8bit"] >= 0.75
 
 
@@ -81,32 +83,26 @@ def assigned(compiled: Compiled) -> Path:
     return out
 
 
-def test_almost_all_activations_have_eight_bits(
-    compiled: Compiled, assigned: Path, measured: dict[str, Any]
-) -> None:
-    """The bound of the perplexity, times the float model's, where nothing is learned. 1.0197 was measured;
-    half a percent is left for machines that add in another order. By rounding to nearest between the
-    extremes it is 1.51 (with two prefix tokens)."""
+def test_almost_all_activations_have_eight_bits(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
+    """Where nothing is learned: 0.0216 nats were measured, and a ratio of perplexities of 1.0195 on ten
+    windows. By rounding to nearest between the extremes that is 1.51 (with two prefix tokens)."""
     chosen = replace(load_recipe("w8a8"), prefix=PREFIX, share=0.95)
     program = compiled.after(assigned, passes_after("assign-precision", chosen))
-    perplexity = program.perplexity(text("test"), WINDOWS)
     assert mac_share_8bit(program.module) >= 0.95
-    assert perplexity <= 1.025 * measured["float_prefix_ppl"]
-    assert perplexity <= 1.030 * measured["float_ppl"]
+    assert beside_float(program, tmp_path / "share.mqc", 4)["rounding_kl"] <= 0.025
     assert program.size_bytes < 170e6
 
 
-def test_learning_helps_and_fits_in_memory(
-    compiled: Compiled, assigned: Path, measured: dict[str, Any], tmp_path: Path
-) -> None:
-    """With 20 steps. Without, the ratio is 1.154; by rounding weights to nearest 2.03."""
+def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
+    """With 40 steps. On ten windows the ratio is 1.157 without them; by rounding weights to nearest 2.03."""
     learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95, windows=16)
-    few = replace(learned, tune=re.sub(r"steps=\d+", "steps=20", learned.tune))
+    few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
     passes, out = passes_after("assign-precision", few), tmp_path / "out.mlir"
     peak = peak_gib("mqc", "opt", assigned, "--passes", passes, "-o", out)
     assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
-    assert program.perplexity(text("test"), WINDOWS) <= 1.14 * measured["float_prefix_ppl"]
+    measured = beside_float(program, tmp_path / "learned.mqc", WINDOWS)
+    assert measured["ratio"] <= 1.14 and measured["rounding_kl"] <= 0.19
     assert program.size_bytes < 130e6

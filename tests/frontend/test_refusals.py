@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -40,6 +42,41 @@ def test_mixture_of_experts() -> None:
     )  # fmt: skip
     with pytest.raises(ModelError, match="mixture of experts"):
         trace(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "told"),
+    [
+        (
+            "falcon",
+            {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "alibi": False},
+            r"that cannot be traced: transformer\.h\.0\.self_attention, at modeling_falcon\.py:\d+\n",
+        ),
+        (
+            "mamba2",
+            {
+                "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 2, "head_dim": 8, "n_groups": 1,
+                "state_size": 4,
+            },
+            "does not do the same for every number of tokens\n",
+        ),
+        (
+            "dbrx",
+            {
+                "d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 64,
+                "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0},
+                "ffn_config": {"ffn_hidden_size": 8, "moe_num_experts": 2, "moe_top_k": 1},
+            },
+            r"values that it computes from the tokens: .*experts, at modeling_dbrx\.py:\d+\n",
+        ),
+    ],
+)  # fmt: skip
+def test_code_that_cannot_be_traced(kind: str, sizes: dict[str, Any], told: str) -> None:
+    """In our words, with the module; torch.export's are the cause."""
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](vocab_size=16, **sizes))
+    with pytest.raises(ModelError, match=told) as caught:
+        trace(model)
+    assert "export" not in str(caught.value) and caught.value.__cause__ is not None
 
 
 def test_model_without_head() -> None:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from mqc.errors import ModelError
 from mqc.frontend.sources import load_source
-from mqc.frontend.trace import trace
 from tests.models import tiny_model
 from tests.test_api import tokenizer
 
@@ -52,9 +51,6 @@ def test_all_that_a_library_says_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ModelError, match=r"first line\n  second line") as told:
         load_source(name)
     assert "a folder with config.json" in told.value.__notes__[0]
-    monkeypatch.setattr("torch.export.export", fail)
-    with pytest.raises(ModelError, match=r"first line\n  second line"):
-        trace(tiny_model("llama"))
 
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model."])
