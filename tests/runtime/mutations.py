@@ -1,9 +1,10 @@
 """Damaged programs on disk, all sizes and hashes repaired: each is refused, or computes what the oracle does.
 
-    python -m tests.runtime.mutations [COUNT] [TARGET|KIND…]    # 10,000 of each kind and target, or of these
+    python -m tests.runtime.mutations [FIRST:]COUNT [TARGET|KIND…]    # 10,000 of each kind and target
 
-What is not: another exception than an `MqcError`, other logits than the oracle's on the same files, more than
-a minute. The seed of each mutation is printed with its fault.
+The seeds are FIRST (0) and those that follow. A line for each thousand says how many were refused and right,
+and with which seeds something else came out: another exception than an `MqcError`, other logits than the
+oracle's on the same files, or nothing within a minute.
 """
 
 from __future__ import annotations
@@ -171,14 +172,14 @@ def outcome(folder: Path) -> str:
 
 
 def try_mutations(
-    saved: Path, kind: str, count: int, compare: Callable[[Path], str] = outcome
+    saved: Path, kind: str, seeds: range, compare: Callable[[Path], str] = outcome
 ) -> tuple[Counter[str], list[str]]:
     """How many mutations of a saved program were refused and right, and what was wrong."""
     found: Counter[str] = Counter()
     faults = []
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "p.mqc"
-        for seed in range(count):
+        for seed in seeds:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(saved, folder)
             what = KINDS[kind](folder, np.random.default_rng(seed))
@@ -189,24 +190,25 @@ def try_mutations(
     return found, faults
 
 
-def main(count: int, chosen: list[str]) -> int:
+def main(seeds: range, chosen: list[str]) -> int:
     from tests.compiled import lower_for_cpu, lower_for_npu, lower_for_onnx
     from tests.runtime.conftest import compiled
 
     targets = {"cpu-int8": lower_for_cpu, "onnx-int8": lower_for_onnx, "npu-int8": lower_for_npu}
-    wrong = 0
     kinds = [kind for kind in KINDS if kind in chosen] or KINDS
+    wrong = 0
     for target in [target for target in targets if target in chosen] or targets:
-        lower = targets[target]
-        program: Program = compiled(target, lower)
+        program: Program = compiled(target, targets[target])
         with tempfile.TemporaryDirectory() as parent:
             program.save(Path(parent) / "p.mqc")
             for kind in kinds:
-                found, faults = try_mutations(Path(parent) / "p.mqc", kind, count)
-                wrong += len(faults)
-                print(target, kind, dict(found), *faults[:5], sep="\n  ", flush=True)
+                for part in (seeds[i : i + 1000] for i in range(0, len(seeds), 1000)):
+                    found, faults = try_mutations(Path(parent) / "p.mqc", kind, part)
+                    wrong += len(faults)
+                    print(target, kind, part, dict(found), *faults[:5], sep="\n  ", flush=True)
     return int(wrong > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, sys.argv[2:]))
+    first, _, count = (sys.argv[1] if len(sys.argv) > 1 else "10000").rpartition(":")
+    sys.exit(main(range(int(first or 0), int(first or 0) + int(count)), sys.argv[2:]))

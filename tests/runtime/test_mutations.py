@@ -15,7 +15,7 @@ from tests.runtime.mutations import KINDS, try_mutations
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_damaged_is_wrong(saved: Path, kind: str) -> None:
-    found, faults = try_mutations(saved, kind, 25)
+    found, faults = try_mutations(saved, kind, range(25))
     assert not faults and found["refused"] > 0
 
 
