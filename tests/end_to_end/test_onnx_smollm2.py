@@ -79,8 +79,16 @@ def test_openvino(programs: tuple[mqc.Program, mqc.Program], cpu_perplexity: flo
 
 
 def test_the_whole_model_on_htp(programs: tuple[mqc.Program, mqc.Program]) -> None:
-    """All nodes run on HTP (a fall back to the CPU is an error); the answer is the CPU program's."""
+    """All nodes run on HTP (a fall back to the CPU is an error), as near to the CPU program as on the CPU.
+
+    The prompt takes 32 tokens at once and five one by one. 23.0 dB were measured, and 23.0 dB on the CPU.
+    """
     pytest.importorskip("onnxruntime_qnn")
     cpu, onnx = programs
+    ids = cpu.tokenizer.chat(QUESTION)
+    assert len(ids) == 37
+    want = cpu.logits(ids)
+    onnx.configure(style="qdq")
+    on_cpu = sqnr(onnx.logits(ids), want)
     onnx.configure(style="qdq", runtime="npu", tokens=(32, 1), context=128, provider="QNNExecutionProvider")
-    assert onnx.generate(QUESTION, 8, chat=True) == cpu.generate(QUESTION, 8, chat=True)
+    assert sqnr(onnx.logits(ids), want) > on_cpu - 3 > 15
