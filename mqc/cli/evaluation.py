@@ -13,7 +13,7 @@ import typer
 from mqc.cli.common import progress, show
 from mqc.errors import InputError
 from mqc.files import read_text
-from mqc.runtime.perplexity import Ids, divergences, losses, perplexity, text_windows
+from mqc.runtime.perplexity import Ids, divergences, log_probabilities, losses, perplexity, text_windows
 from mqc.runtime.program import Program
 
 FOR_PERPLEXITY = ("text", "windows", "skip", "length", "no_float")
@@ -125,7 +125,7 @@ def _integer_alone(program: Program, parts: list[Ids]) -> dict[str, Any]:
 def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
     """The figures, window by window: of the float model as it is, behind the prefix, and of the program.
 
-    Memory: the logits of a window, three times.
+    Memory: the log probabilities of a window, three times, and its logits.
     """
     from mqc.frontend.float_model import float_logits, source_model
 
@@ -136,12 +136,14 @@ def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
         loss: dict[str, list[float]] = {"float": [], "float_prefix": [], "int": []}
         apart: dict[str, list[tuple[float, float]]] = {"prefix": [], "int": [], "rounding": []}
         for number, window in enumerate(parts, 1):
-            plain = float_logits(model, window)
-            behind = float_logits(model, window, program.prefix) if program.prefix else plain
-            logits = program.logits(window.tolist())
-            for name, given in zip(loss, (plain, behind, logits), strict=True):
+            plain = log_probabilities(float_logits(model, window))
+            behind = plain
+            if program.prefix:
+                behind = log_probabilities(float_logits(model, window, program.prefix))
+            integer = log_probabilities(program.logits(window.tolist()))
+            for name, given in zip(loss, (plain, behind, integer), strict=True):
                 loss[name].append(float(losses(given, window).mean()))
-            for name, pair in zip(apart, ((plain, behind), (plain, logits), (behind, logits)), strict=True):
+            for name, pair in zip(apart, ((plain, behind), (plain, integer), (behind, integer)), strict=True):
                 kl, equal = divergences(*pair)
                 apart[name].append((float(kl.mean()), float(equal.mean())))
             report("windows", number / len(parts))

@@ -43,44 +43,41 @@ def perplexity(
     """
     total, count = 0.0, 0
     for number, window in enumerate(windows, 1):
-        loss = losses(logits_of(window), window)
+        loss = losses(log_probabilities(logits_of(window)), window)
         total, count = total + float(loss.sum()), count + len(loss)
         progress(number / len(windows))
     return float(np.exp(total / count))
 
 
-def losses(logits: Logits, window: Ids) -> Floats:
+def log_probabilities(logits: Logits) -> Logits:
+    """log softmax of logits `[tokens, vocabulary]`, in nats."""
+    result = np.empty_like(logits)
+    for rows in _blocks(len(logits)):
+        x = logits[rows] - logits[rows].max(-1, keepdims=True)
+        log_sum = np.log(np.exp(x).sum(-1, keepdims=True, dtype=np.float64))
+        np.subtract(x, log_sum.astype(np.float32), out=result[rows])
+    return result
+
+
+def losses(log_p: Logits, window: Ids) -> Floats:
     """Negative log likelihood, in nats, of each token of a window but its first: `[tokens − 1]`.
 
     Args:
-        logits: real logits `[tokens, vocabulary]` of the window.
+        log_p: log probabilities `[tokens, vocabulary]` behind each token of the window.
     """
-    parts = []
-    for rows in _blocks(len(window) - 1):
-        x = logits[rows]
-        parts.append(_log_sum(x) - x[np.arange(len(x)), window[1:][rows]])
-    return np.concatenate(parts)
+    return -log_p[np.arange(len(window) - 1), window[1:]].astype(np.float64)
 
 
-def divergences(reference: Logits, logits: Logits) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """KL(reference ‖ logits) of each token's prediction, in nats, and whether their likeliest tokens are
-    equal: `[tokens]` each. Both logits are `[tokens, vocabulary]`."""
-    kl, equal = [], []
-    for rows in _blocks(len(logits)):
-        p, q = reference[rows], logits[rows]
-        log_p = p - _log_sum(p)[:, None].astype(np.float32)
-        log_q = q - _log_sum(q)[:, None].astype(np.float32)
-        kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1, dtype=np.float64))
-        equal.append(p.argmax(-1) == q.argmax(-1))
-    return np.concatenate(kl), np.concatenate(equal)
+def divergences(log_p: Logits, log_q: Logits) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """KL(p ‖ q) of each token's prediction, in nats, and whether their likeliest tokens are equal:
+    `[tokens]` each. Both log probabilities are `[tokens, vocabulary]`."""
+    kl = [
+        (np.exp(log_p[rows]) * (log_p[rows] - log_q[rows])).sum(-1, dtype=np.float64)
+        for rows in _blocks(len(log_p))
+    ]
+    return np.concatenate(kl), log_p.argmax(-1) == log_q.argmax(-1)
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Slices of 64 rows: copies of the logits stay small."""
+    """Slices of 64 rows: what is computed between arrays stays small."""
     return (slice(start, min(start + 64, count)) for start in range(0, count, 64))
-
-
-def _log_sum(x: Logits) -> Floats:
-    """log of the sum of exp over the last axis."""
-    top = x.max(-1, keepdims=True)
-    return np.asarray(np.log(np.exp(x - top).sum(-1, dtype=np.float64)) + top[:, 0], np.float64)

@@ -94,7 +94,7 @@ def test_almost_all_activations_have_eight_bits(compiled: Compiled, assigned: Pa
 
 
 def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
-    """With 40 steps. On ten windows the ratio is 1.157 without them; by rounding weights to nearest 2.03."""
+    """With 40 steps. 1.116 was measured, 1.157 without them, and 2.03 by rounding weights to nearest."""
     learned = replace(load_recipe("w4a8", "learned"), prefix=PREFIX, share=0.95, windows=16)
     few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
@@ -104,5 +104,5 @@ def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, t
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
     measured = beside_float(program, tmp_path / "learned.mqc", WINDOWS)
-    assert measured["ratio"] <= 1.14 and measured["rounding_kl"] <= 0.19
+    assert measured["ratio"] <= 1.13 and measured["rounding_kl"] <= 0.165
     assert program.size_bytes < 130e6

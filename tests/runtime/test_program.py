@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mqc.errors import ArtifactError, InputError
-from mqc.runtime.perplexity import divergences, perplexity, text_windows
+from mqc.runtime.perplexity import divergences, log_probabilities, perplexity, text_windows
 from mqc.runtime.program import Program
 from mqc.runtime.sampling import Sampling
 from mqc.runtime.tokenizer import CONFIG, GENERATION, TOKENIZER, Tokenizer
@@ -179,7 +179,7 @@ def test_divergence_is_that_of_torch() -> None:
     rng = np.random.default_rng(1)
     p, q = (rng.normal(size=(150, 40)).astype(np.float32) * 4 for _ in range(2))
     q[:75] = p[:75] + rng.normal(size=(75, 40)).astype(np.float32) / 100
-    kl, equal = divergences(p, q)
+    kl, equal = divergences(log_probabilities(p), log_probabilities(q))
     logs = [torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (q, p)]
     want = torch.nn.functional.kl_div(*logs, reduction="none", log_target=True).sum(-1)
     np.testing.assert_allclose(kl, want.numpy(), rtol=1e-3, atol=1e-6)
