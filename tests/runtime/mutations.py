@@ -2,9 +2,9 @@
 
     python -m tests.runtime.mutations [FIRST:]COUNT [TARGET|KIND…]    # 10,000 of each kind and target
 
-The seeds are FIRST (0) and those that follow. A line for each thousand says how many were refused and right,
-and with which seeds something else came out: another exception than an `MqcError`, other logits than the
-oracle's on the same files, or nothing within a minute.
+The seeds are FIRST (0) and those that follow. There is a process for each core. A line for each
+250 says how many were refused and right, and with which seeds something else came out: another exception than
+an `MqcError`, other logits than the oracle's on the same files, or nothing within a minute.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import mqc
-from mqc.runtime.program import Program
 
 IDS = [5, 1, 7, 30, 2]
 SECONDS = 60
@@ -194,18 +196,25 @@ def main(seeds: range, chosen: list[str]) -> int:
     from tests.compiled import lower_for_cpu, lower_for_npu, lower_for_onnx
     from tests.runtime.conftest import compiled
 
-    targets = {"cpu-int8": lower_for_cpu, "onnx-int8": lower_for_onnx, "npu-int8": lower_for_npu}
-    kinds = [kind for kind in KINDS if kind in chosen] or KINDS
+    lower = {"cpu-int8": lower_for_cpu, "onnx-int8": lower_for_onnx, "npu-int8": lower_for_npu}
+    targets = [target for target in lower if target in chosen] or list(lower)
+    kinds = [kind for kind in KINDS if kind in chosen] or list(KINDS)
+    parts = [seeds[i : i + 250] for i in range(0, len(seeds), 250)]
     wrong = 0
-    for target in [target for target in targets if target in chosen] or targets:
-        program: Program = compiled(target, targets[target])
-        with tempfile.TemporaryDirectory() as parent:
-            program.save(Path(parent) / "p.mqc")
-            for kind in kinds:
-                for part in (seeds[i : i + 1000] for i in range(0, len(seeds), 1000)):
-                    found, faults = try_mutations(Path(parent) / "p.mqc", kind, part)
-                    wrong += len(faults)
-                    print(target, kind, part, dict(found), *faults[:5], sep="\n  ", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as parent,
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+    ):
+        for target in targets:
+            compiled(target, lower[target]).save(Path(parent) / target)
+        work = {
+            pool.submit(try_mutations, Path(parent) / target, kind, part): (target, kind, part)
+            for part, target, kind in product(parts, targets, kinds)
+        }
+        for future in as_completed(work):
+            found, faults = future.result()
+            wrong += len(faults)
+            print(*work[future], dict(found), *faults[:5], sep="\n  ", flush=True)
     return int(wrong > 0)
 
 
