@@ -56,8 +56,16 @@ class IntegerForm(Emitter):
         biased = g.op("Add", x, self.constant(_BIAS + (1 << (shift - 1))))
         return g.op("Sub", self.shift(biased, self.constant(shift, np.uint64)), self.constant(_BIAS >> shift))
 
-    def requantize(self, acc: str, multiplier: Any, shift: Any, zero: int, rows: str | None = None) -> str:
-        """`arithmetic.requantize` of int64 `acc`, plus the zero point; int64, not clamped.
+    def requantize(
+        self,
+        acc: str,
+        multiplier: Any,
+        shift: Any,
+        zero: int = 0,
+        within: tuple[int, int] | None = None,
+        rows: str | None = None,
+    ) -> str:
+        """`arithmetic.requantize` of int64 `acc`, plus the zero point; int64, clamped to `within` if given.
 
         Multipliers and shifts are one, one per channel, or with `rows` one for each row index.
         """
@@ -72,20 +80,31 @@ class IntegerForm(Emitter):
 
         if left.any():
             widened = g.op("Mul", acc, constant(np.left_shift(1, left)))
-            acc = g.op("Clip", widened, self.constant(a.INT32_MIN), self.constant(a.INT32_MAX))
+            acc = self.clamp(widened, (a.INT32_MIN, a.INT32_MAX), small=False)
         biased = g.op("Add", g.op("Mul", acc, constant(multiplier)), self.constant(_BIAS + (1 << 30)))
         t, offset = self.shift(biased, self.constant(31, np.uint64)), np.full_like(shift, _BIAS >> 31)
         if right.any():
             half = np.where(right > 0, np.left_shift(1, np.maximum(right - 1, 0)), 0)
             t = self.shift(g.op("Add", t, constant(_BIAS - offset + half)), constant(right, np.uint64))
             offset = np.right_shift(_BIAS, right)
-        return g.op("Add", t, constant(zero - offset))
+        y = g.op("Add", t, constant(zero - offset))
+        return y if within is None else self.clamp(y, within, small=bool(right.min() > 0))
 
     def narrow(self, x: str, value: SSAValue) -> None:
-        """Clamp int64 `x` to the type of `value`, and make it that value."""
-        low, high = limits(value)
-        clipped = self.graph.op("Clip", x, self.constant(low), self.constant(high))
-        self.finish(clipped, value)
+        """Clamp int64 |x| < 2^31 to the type of `value`, and make it that value."""
+        self.finish(self.clamp(x, limits(value)), value)
+
+    def clamp(self, x: str, within: tuple[int, int], small: bool = True) -> str:
+        """Clip of int64 `x`, where `small` says that |x| < 2^31.
+
+        From there on ONNX Runtime's Clip, Min and Max are wrong on x86, its comparisons right
+        (microsoft/onnxruntime#25280).
+        """
+        g, (lowest, highest) = self.graph, map(self.constant, within)
+        if small:
+            return g.op("Clip", x, lowest, highest)
+        above = g.op("Where", g.op("Less", x, lowest), lowest, x)
+        return g.op("Where", g.op("Greater", above, highest), highest, above)
 
     def finish(self, x: str, value: SSAValue) -> None:
         """Make `x`, which is in range, the value."""
@@ -103,7 +122,9 @@ class IntegerForm(Emitter):
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
         row = self.wide(self.graph.op("Gather", self.graph.weight(op.table), self.values[op.indices], axis=0))
         m, s = self.weights[op.multiplier], self.weights[op.shift]
-        self.narrow(self.requantize(row, m, s, op.get("zero_point"), rows=self.values[op.indices]), op.result)
+        rows = self.values[op.indices]
+        y = self.requantize(row, m, s, op.get("zero_point"), limits(op.result), rows)
+        self.finish(y, op.result)
 
     def linear(self, op: int_ops.LinearOp) -> None:
         g, n = self.graph, channels(op.result)
@@ -149,7 +170,7 @@ class IntegerForm(Emitter):
     def requant(self, op: int_ops.RequantOp) -> None:
         m, s = self.weights[op.multiplier], self.weights[op.shift]
         acc = self.wide(self.values[op.x])
-        self.narrow(self.requantize(acc, m, s, op.get("zero_point")), op.result)
+        self.finish(self.requantize(acc, m, s, op.get("zero_point"), limits(op.result)), op.result)
 
     def norm(self, op: int_ops.NormOp) -> None:
         g, groups = self.graph, op.get("groups")
@@ -255,12 +276,12 @@ class IntegerForm(Emitter):
         shown = g.op("Where", visible, scores, lowest)
         largest = g.op("ReduceMax", shown, self.constant(np.array([-1])), keepdims=1)
         below = self.wide(g.op("Where", visible, g.op("Sub", largest, scores), self.constant(0, np.int32)))
-        below = self.requantize(below, op.get("score_multiplier"), op.get("score_shift"), 0)
-        p = self.softmax(g.op("Min", below, self.constant(65535)), visible)
+        score = op.get("score_multiplier"), op.get("score_shift")
+        p = self.softmax(self.requantize(below, *score, within=(0, 65535)), visible)
         values = g.op("Transpose", v, perm=[1, 0, 2])
         acc = self.merge(op, self.plane_product(self.flat_heads(op, p), values, op.get("v_zero")))
-        scaled = self.requantize(acc, op.get("multiplier"), op.get("shift"), op.get("zero_point"))
-        self.narrow(scaled, op.result)
+        scale = op.get("multiplier"), op.get("shift")
+        self.finish(self.requantize(acc, *scale, op.get("zero_point"), limits(op.result)), op.result)
 
     def softmax(self, differences: str, visible: str) -> str:
         """`arithmetic.softmax`: uint64 probabilities with 15 fraction bits."""
@@ -305,7 +326,7 @@ class IntegerForm(Emitter):
             d = g.op(
                 "Mul", self.deviation(value, op.get(f"{name}_zero")), self.constant(1 << a.ADD_LEFT_SHIFT)
             )
-            terms.append(self.requantize(d, op.get(f"{name}_multiplier"), op.get(f"{name}_shift"), 0))
+            terms.append(self.requantize(d, op.get(f"{name}_multiplier"), op.get(f"{name}_shift")))
         total = self.shift_right_round(g.op("Add", *terms), a.ADD_FRACTION_BITS)
         self.narrow(g.op("Add", total, self.constant(op.get("zero_point"))), op.result)
 

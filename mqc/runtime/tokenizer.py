@@ -115,12 +115,15 @@ class Tokenizer:
     # ---- text
 
     def encode(self, text: str, start: bool = True) -> list[int]:
-        """Token ids of a text; with `start`, behind the tokens that begin every sequence."""
+        """Token ids of a text; with `start`, behind the tokens that begin every sequence.
+
+        Raises `InputError` for text that is no valid Unicode or that the tokenizer has no tokens for.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the text is no valid Unicode: {error}") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = _encoded(self._tokenizer, text)
         return [*self.start, *ids] if start else ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -218,11 +221,19 @@ class Tokenizer:
             elif piece:
                 for k, text in enumerate(hidden):
                     piece = piece.replace(chr(_PRIVATE + k), text)
-                ids += self._without_control.encode(piece, add_special_tokens=False).ids
+                ids += _encoded(self._without_control, piece)
         return ids
 
     def _id(self, text: str | None) -> int | None:
         return None if text is None else self._tokenizer.token_to_id(text)
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"the tokenizer cannot encode the text: {error}") from error
+    return ids
 
 
 def is_tokenizer_file(name: str) -> bool:

@@ -129,6 +129,24 @@ def linear(x: Any, out: Any, k: int, n: int, bits: int = 8, group: int = 0) -> C
     return build
 
 
+def any_shift(out: Any) -> Callable[[Lab], ModuleOp]:
+    """Every shift that there is, one a channel: most saturate, in the left shift or in the result."""
+
+    def build(lab: Lab) -> ModuleOp:
+        acc = lab.add(
+            int_ops.MulOp, [lab.activation(u16, 63), lab.activation(u16, 63)], tensor(s32, 63),
+            a_zero=lab.zero(u16), b_zero=lab.zero(u16), acc_shift=2,
+        )  # fmt: skip
+        multiplier = lab.rng.integers(2**30, 2**31, 63) * lab.rng.choice([1, -1], 63)
+        value = lab.add(
+            int_ops.RequantOp, [acc], tensor(out, 63), multiplier=lab.weight(multiplier, np.int32),
+            shift=lab.weight(np.arange(-31, 32), np.int8), zero_point=lab.zero(out),
+        )  # fmt: skip
+        return lab.finish(value)
+
+    return build
+
+
 def norm(kind: Any, x: Any, out: Any, width: int, groups: int = 1) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
         acc = lab.add(
@@ -235,6 +253,8 @@ CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "linear-s4-u16": linear(u16, u16, 64, 64, bits=4),
     "linear-s4-groups": linear(u8, u16, 96, 40, bits=4, group=32),
     "linear-s4-groups-u16": linear(u16, u8, 128, 80, bits=4, group=64),
+    "requant-any-shift-u8": any_shift(u8),
+    "requant-any-shift-u16": any_shift(u16),
     "rms-norm": norm(int_ops.RmsNormOp, u16, u8, 75),
     "rms-norm-heads": norm(int_ops.RmsNormOp, u8, u16, 60, groups=5),
     "layer-norm": norm(int_ops.LayerNormOp, u16, u16, 75),

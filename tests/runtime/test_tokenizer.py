@@ -198,3 +198,15 @@ def test_files_that_are_no_unicode(name: str, text: str) -> None:
     """Such a text could be neither encoded nor saved."""
     with pytest.raises(ArtifactError, match=name):
         Tokenizer(byte_tokenizer().files | {name: text})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.BPE({"a": 0}, [], unk_token="<u>"), models.WordLevel({"a": 0}), models.Unigram([("a", 0.0)])],
+)
+def test_text_that_a_tokenizer_has_no_tokens_for(model: models.Model) -> None:
+    tokenizer = Tokenizer({TOKENIZER: RawTokenizer(model).to_str(), TEMPLATE: CHATML})
+    assert tokenizer.encode("a") == [0]
+    for call in (tokenizer.encode, tokenizer.chat):
+        with pytest.raises(InputError, match="the tokenizer cannot encode the text: "):
+            call("b")
