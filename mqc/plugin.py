@@ -6,7 +6,7 @@ move. The pages *Writing a pass*, *Adding an op* and *Writing a backend* use the
 - **Modules**: `main_function`, `mqc_ops`, `ops_by_name`, `returned_value`, `context_length`, `prefix_tokens`,
   `states`, `level`, `weight_refs`, `parse_module`, `print_module`, `read_dump`.
 - **Passes**: `Pass`, `CompilerContext` (`ctx.weights`, `ctx.calibration`), `WeightStore`, `Calibration`,
-  `observe`, `lockstep`, `Instrument`.
+  `observe`, `Instrument`.
 - **Ops**: `MqcOp`, `WeightAttr`, `State`, `rows_by_position`, `EvaluationContext`, `tensor`, `channels`,
   `element_type`, element types `u8`, `s8`, `u16`, `s16`, `s32`; `Array` of NumPy; the ops themselves as
   `llm.SiluOp`, `int_ops.LinearOp`.
@@ -109,7 +109,7 @@ from mqc.pass_base import Pass
 from mqc.runtime.oracle import OracleEngine
 
 if TYPE_CHECKING:
-    from mqc.compiler.observation import lockstep, observe
+    from mqc.compiler.observation import observe
     from mqc.dialects import llm
     from mqc.dialects.equivariance import Constraint, Fix, Tie, tie_all
     from mqc.dialects.llm_core import LlmOp
@@ -118,7 +118,6 @@ if TYPE_CHECKING:
 
 #: Where the names stand that need torch; a module's own name stands for itself.
 _WITH_TORCH = {
-    "lockstep": "mqc.compiler.observation",
     "observe": "mqc.compiler.observation",
     "llm": "mqc.dialects",
     "Constraint": "mqc.dialects.equivariance",
@@ -141,7 +140,7 @@ __all__ = [
     "State", "StorageError", "TargetError", "Tie", "ToolchainError", "UniformType", "UnsupportedOpError",
     "WeightAttr", "WeightStore", "affine_range", "arithmetic", "bits", "channels", "check_ids",
     "check_memory_plan", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
-    "limits", "llm", "lockstep", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
+    "limits", "llm", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
     "prefix_tokens", "print_module", "read_dump", "register_kernel", "returned_value", "rows_by_position",
     "s8", "s16", "s32", "same_channels", "scales", "states", "tensor", "thread_count", "tie_all", "u8",
     "u16", "uniform", "weight_refs", "within", "zero_of",

@@ -23,8 +23,10 @@ from mqc.pass_base import Pass
 
 #: Another prefix token must lower the score by this, about what a thousand tokens of text tell apart.
 _WORTHWHILE = 0.01
-#: Windows of calibration text to score on. Half of the candidates, those worse on half of these, see no more.
-_WINDOWS = 4
+#: Windows of calibration text to score on, and their tokens. All candidates see the beginnings, where the
+#: outliers are; the best few see the whole.
+_WINDOWS, _TOKENS = 4, 128
+_BEGINNING, _FEW = 32, 3
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,15 @@ class AbsorbPrefix(Pass):
         calibration = ctx.calibration
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
-        sample = calibration.part(_WINDOWS, 256)
-        best = _Trial(ctx, module, calibration.start)
-        best.see(sample)
+        sample = calibration.part(_WINDOWS, _TOKENS)
+        best = _Trial(ctx, module, calibration.start, sample)
         for _ in range(self.most):
+            candidates = _candidates(calibration, best.suspects())
             tried = [
-                _Trial(ctx, module, (*best.prefix, token))
-                for token in _candidates(calibration, best.suspects())
+                _Trial(ctx, module, (*best.prefix, token), sample[:, :_BEGINNING]) for token in candidates
             ]
-            for trial in tried:
-                trial.see(sample[: _WINDOWS // 2])
-            tried = sorted(tried, key=_Trial.score)[: (len(tried) + 1) // 2]
-            for trial in tried:
-                trial.see(sample[_WINDOWS // 2 :])
-            found = min(tried, key=_Trial.score)
+            tried = sorted(tried, key=_Trial.score)[:_FEW]
+            found = min((_Trial(ctx, module, t.prefix, sample) for t in tried), key=_Trial.score)
             if found.score() > best.score() - _WORTHWHILE:
                 break
             best = found
@@ -114,33 +111,31 @@ def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
 
 
 class _Trial:
-    """A prefix, and what was seen behind it."""
+    """What is seen when the float module evaluates windows, each behind a prefix by itself."""
 
-    def __init__(self, ctx: CompilerContext, module: ModuleOp, prefix: tuple[int, ...]) -> None:
+    def __init__(
+        self, ctx: CompilerContext, module: ModuleOp, prefix: tuple[int, ...], windows: Windows
+    ) -> None:
         self.prefix = prefix
-        self._ctx, self._module = ctx, module
+        self._tokens = windows.reshape(-1)
         self._peaks: dict[MqcOp, list[Array]] = {}
         self._losses: list[float] = []
-        self._tokens: list[int] = []
-
-    def see(self, windows: Windows) -> None:
-        """Evaluate the float module over windows, each behind the prefix by itself."""
-        logits = returned_value(self._module)
-        following = iter(torch.from_numpy(windows[:, 1:].astype(np.int64)))
+        rows = np.array([[*prefix, *window] for window in windows], np.int64)
+        logits = returned_value(module)
+        groups = iter(windows)
 
         def note(op: MqcOp, result: torch.Tensor) -> None:
+            behind = result.view(-1, rows.shape[1], result.shape[1])[:, len(prefix) :]
             read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
-            behind = result[len(self.prefix) :]
             if isinstance(op, LinearOp | AddOp) or read:
-                self._peaks.setdefault(op, []).append(behind.abs().amax(-1).double().numpy())
-            if op.results[0] is logits:
-                next_tokens = next(following)
-                loss = float(F.cross_entropy(behind[:-1], next_tokens)) if len(next_tokens) else 0.0
-                self._losses.append(loss)
+                peaks = torch.maximum(behind.amax(-1), -behind.amin(-1))
+                self._peaks.setdefault(op, []).append(peaks.double().numpy().reshape(-1))
+            if op.results[0] is logits and windows.shape[1] > 1:
+                for predicted in behind:
+                    following = torch.from_numpy(next(groups)[1:].astype(np.int64))
+                    self._losses.append(float(F.cross_entropy(predicted[:-1], following)))
 
-        rows = np.array([[*self.prefix, *window] for window in windows], np.int64)
-        observe(self._ctx, self._module, rows, note, AbsorbPrefix.name)
-        self._tokens += windows.reshape(-1).tolist()
+        observe(ctx, module, rows, AbsorbPrefix.name, after=note, logits=True)
 
     def score(self) -> float:
         """The mean, over values that linears read or write, of log2(largest magnitude of any token / median
@@ -150,9 +145,9 @@ class _Trial:
             np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
             for peaks in (np.concatenate(p) for p in self._peaks.values())
         ]
-        return float(np.mean(ratios) + np.mean(self._losses))
+        return float(np.mean(ratios) + np.mean(self._losses or [0.0]))
 
     def suspects(self) -> list[int]:
         """The tokens that carry outliers: four of the residual stream's largest behind each sum."""
         residual = [np.concatenate(p) for op, p in self._peaks.items() if isinstance(op, AddOp)]
-        return [self._tokens[place] for peaks in residual for place in np.argsort(peaks)[-4:]]
+        return [int(self._tokens[place]) for peaks in residual for place in np.argsort(peaks)[-4:]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -66,13 +67,13 @@ def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> d
     magnitudes: dict[SSAValue, Any] = {}
 
     def note(op: MqcOp, result: Any) -> None:
-        peak = result.abs().amax(0).double().numpy()
+        peak = torch.maximum(result.amax(0), -result.amin(0)).double().numpy()
         value = op.results[0]
         seen = magnitudes.get(value)
         magnitudes[value] = peak if seen is None else np.maximum(seen, peak)
 
     windows = ctx.calibration.part(count, ctx.calibration.windows.shape[1])
-    observe(ctx, module, windows, note, BalanceScales.name)
+    observe(ctx, module, windows, BalanceScales.name, after=note)
     return magnitudes
 
 
@@ -87,6 +88,8 @@ def _closed_form(
     reciprocal = np.zeros(groups.count, np.bool_)
     weights = np.zeros(groups.count)
     for value, (group, sign) in groups.channels.items():
+        if not (group >= 0).any():
+            continue
         peak = magnitudes[value]
         relative = peak / max(float(peak.max()), 1e-30)
         reciprocal[group[(group >= 0) & (sign < 0)]] = True

@@ -50,7 +50,7 @@ class ObserveRanges(Pass):
         def note(op: MqcOp, result: Any) -> None:
             histograms[op].add(result)
 
-        observe(ctx, module, windows, note, self.name)
+        observe(ctx, module, windows, self.name, after=note, logits=True)
         for op, rows in prefix_rows(ctx, module):
             histograms[op].add(rows)
         for op, histogram in histograms.items():

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array
-from mqc.compiler.observation import lockstep
+from mqc.compiler.observation import Operands, observe
 from mqc.compiler.precision_rules import check_groups, group_size, grouped, matrix_bits
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
 from mqc.ir.module import mqc_ops
-from mqc.ir.op import WeightAttr, attr
+from mqc.ir.op import MqcOp, WeightAttr, attr
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.products import GROUPS, per_input
-from mqc.numerics.weight_rounding import best_steps, least_scale, round_nearest, round_with_feedback
+from mqc.numerics.weight_rounding import (
+    Hessian,
+    best_steps,
+    least_scale,
+    round_nearest,
+    round_with_feedback,
+)
 from mqc.pass_base import Pass
 
 #: Largest integer factor of a group: 4-bit weight · factor then fits in s8.
 MAX_GROUP_FACTOR = 16
+
+#: Float matrices with their learned steps, if any: the integers and scales that they became.
+Done = dict[tuple[WeightAttr, WeightAttr | None], tuple[WeightAttr, WeightAttr]]
 
 
 @dataclass(frozen=True)
@@ -80,27 +88,28 @@ class QuantizeWeights(Pass):
         return self.rounding == "feedback"
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
-        done: dict[tuple[WeightAttr, WeightAttr | None], tuple[WeightAttr, WeightAttr]] = {}
-        count = sum(isinstance(op, LinearOp) for op in mqc_ops(module))
         tables = {op.table for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
-        for i, (op, hessian) in enumerate(self._linears(ctx, module)):
-            if self.keep_reference:
-                op.properties["reference"] = op.weight
-            learned = op.weight_step
-            op.properties.pop("weight_step", None)
-            step = None if learned is None else ctx.weights[learned]
-            if matrix_bits(op, self.bits, self.keep8) == 4:
-                self._quantize4(ctx.weights, op, step, hessian)
-            else:
-                matrix = op.weight, learned
-                if matrix not in done:
-                    floor = _bias_floor(ctx.weights, op)
-                    # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
-                    feedback = None if op.weight in tables else hessian
-                    done[matrix] = _quantize8(ctx.weights, op.weight, floor, step, feedback)
-                op.properties["weight"], op.properties["weight_scale"] = done[matrix]
-                op.properties["weight_bits"] = attr(8)
-            ctx.progress(self.name, (i + 1) / count)
+        done: Done = {}
+        hessians: dict[SSAValue, Hessian] = {}
+
+        def quantize(op: MqcOp, operands: Sequence[Operands]) -> None:
+            if not isinstance(op, LinearOp):
+                return
+            if operands and op.x not in hessians:
+                hessians.clear()  # ops with the same input stand together
+                hessians[op.x] = Hessian.of([x for (x,) in operands])
+            # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
+            self._quantize(ctx.weights, op, None if op.weight in tables else hessians.get(op.x), done)
+
+        if self.rounding == "feedback":
+            assert ctx.calibration is not None
+            windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
+            observe(ctx, module, windows, self.name, before=quantize)
+        else:
+            linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
+            for i, op in enumerate(linears, 1):
+                quantize(op, ())
+                ctx.progress(self.name, i / len(linears))
         for table in mqc_ops(module):
             if isinstance(table, EmbeddingOp):
                 if self.keep_reference:
@@ -111,31 +120,28 @@ class QuantizeWeights(Pass):
                 table.properties["table"], table.properties["table_scale"] = done[matrix]
         return True
 
-    def _linears(
-        self, ctx: CompilerContext, module: ModuleOp
-    ) -> Iterator[tuple[LinearOp, torch.Tensor | None]]:
-        """The linears in order; with feedback, each with the mean of x·xᵀ over its inputs."""
-        if self.rounding == "nearest":
-            yield from ((op, None) for op in mqc_ops(module) if isinstance(op, LinearOp))
+    def _quantize(self, weights: WeightStore, op: LinearOp, hessian: Hessian | None, done: Done) -> None:
+        if self.keep_reference:
+            op.properties["reference"] = op.weight
+        learned = op.weight_step
+        op.properties.pop("weight_step", None)
+        step = None if learned is None else weights[learned]
+        if matrix_bits(op, self.bits, self.keep8) == 4:
+            self._quantize4(weights, op, step, hessian)
             return
-        assert ctx.calibration is not None
-        windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
-        shared: tuple[SSAValue, torch.Tensor] | None = None
-        for op, operands in lockstep(ctx, module, windows):
-            if isinstance(op, LinearOp):
-                if shared is None or shared[0] is not op.x:
-                    total = sum(x.T @ x for (x,) in operands)
-                    assert isinstance(total, torch.Tensor)
-                    shared = op.x, total / sum(len(x) for (x,) in operands)
-                yield op, shared[1]
+        matrix = op.weight, learned
+        if matrix not in done:
+            done[matrix] = _quantize8(weights, op.weight, _bias_floor(weights, op), step, hessian)
+        op.properties["weight"], op.properties["weight_scale"] = done[matrix]
+        op.properties["weight_bits"] = attr(8)
 
     def _quantize4(
-        self, weights: WeightStore, op: LinearOp, step: Array | None, hessian: torch.Tensor | None
+        self, weights: WeightStore, op: LinearOp, step: Array | None, hessian: Hessian | None
     ) -> None:
         weight = weights[op.weight]
         size = group_size(op, self.group)
         groups = weight.shape[1] // size
-        importance = None if hessian is None else hessian.diagonal().numpy()
+        importance = None if hessian is None else hessian.mean_squares
         if step is None:
             step = best_steps(weight, size, 4, importance)
         elif step.shape[1] != groups:
@@ -176,7 +182,7 @@ def _quantize8(
     ref: WeightAttr,
     floor: Array | None = None,
     step: Array | None = None,
-    hessian: torch.Tensor | None = None,
+    hessian: Hessian | None = None,
 ) -> tuple[WeightAttr, WeightAttr]:
     weight = weights[ref]
     scale = np.abs(weight).max(1) / 127 if step is None else step[:, 0]

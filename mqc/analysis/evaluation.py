@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class Evaluation:
         quantized = uniform(value)
         return real if quantized is None else quantized.fake_quantize(real)
 
+    def unused_after(self, op: MqcOp) -> Sequence[SSAValue]:
+        """Operands of an op that no later op reads."""
+        return self._last_use.get(op, ())
+
     def run(self, ids: Any, positions: Any, observe: Observer | None = None) -> Any:
         """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence.
 
@@ -74,7 +78,7 @@ class Evaluation:
             values[op.results[0]] = result
             if observe is not None:
                 observe(op, result)
-            for operand in self._last_use.get(op, ()):
+            for operand in self.unused_after(op):
                 values.pop(operand, None)
         raise AssertionError("a verified function ends in func.return")
 

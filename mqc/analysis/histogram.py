@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Bins over [-limit, limit].
 BINS = 4096
+#: Work space that stays in the cache: fresh memory for each tensor costs more than what is done in it.
+_SCALED, _BINNED = torch.empty(1 << 18), torch.empty(1 << 18, dtype=torch.int32)
 
 
 class Histogram:
@@ -41,9 +43,11 @@ class Histogram:
             self.counts = np.zeros(BINS)
             self.counts[quarter : 3 * quarter] = merged
             self.limit *= 2
-        # A third of the time of torch.histc. The factor is a power of two; the largest value may round up.
-        bins = ((x.float() + self.limit) * (BINS / (2 * self.limit))).to(torch.int32).clamp_(0, BINS - 1)
-        self.counts += torch.bincount(bins.reshape(-1), minlength=BINS).numpy()
+        for part in torch.split(x.reshape(-1), len(_SCALED)):
+            # Faster than torch.histc. The factor is a power of two; the largest value may round up.
+            scaled = torch.add(part, self.limit, out=_SCALED[: len(part)]).mul_(BINS / (2 * self.limit))
+            bins = _BINNED[: len(part)].copy_(scaled).clamp_(0, BINS - 1)
+            self.counts += torch.bincount(bins, minlength=BINS).numpy()
 
     @property
     def centers(self) -> Floats:

@@ -9,11 +9,14 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
-from mqc.analysis.evaluation import Evaluation, Observer
+from mqc.analysis.evaluation import Evaluation
 from mqc.calibration import Windows
 from mqc.dialects.llm import AttentionOp
 from mqc.ir.module import main_function, mqc_ops, returned_value
 from mqc.ir.op import MqcOp
+
+#: Rows that are computed together, as many windows as that is; more are no faster.
+_ROWS = 512
 
 
 def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp, torch.Tensor]]:
@@ -26,55 +29,67 @@ def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp,
                 yield value.owner, torch.from_numpy(ctx.weights[ref])
 
 
-def lockstep(
-    ctx: CompilerContext, module: ModuleOp, windows: Windows
-) -> Iterator[tuple[MqcOp, list[tuple[torch.Tensor, ...]]]]:
-    """Evaluate a float module over all windows at once, op by op: each op with its operands in every
-    window, before it is evaluated, so that it may be changed first.
-
-    Each window follows the module's prefix. The last op is not evaluated: nothing reads the logits.
-    Memory: the values that are alive between two ops, of all windows.
-    """
-    evaluations = [Evaluation(module, ctx.weights) for _ in windows]
-    block = main_function(module).body.block
-    values: list[dict[SSAValue, torch.Tensor]] = [
-        dict(zip(block.args, (torch.from_numpy(window), e.position + torch.arange(len(window))), strict=True))
-        for e, window in zip(evaluations, windows, strict=True)
-    ]
-    last_use = {operand: op for op in block.ops for operand in op.operands}
-    returned = returned_value(module)
-    with torch.no_grad():
-        for op in mqc_ops(module):
-            operands = [tuple(v[operand] for operand in op.operands) for v in values]
-            yield op, operands
-            if op.results[0] is returned:
-                return
-            for e, v, given in zip(evaluations, values, operands, strict=True):
-                v[op.results[0]] = op.evaluate(e, *given)
-                for operand in set(op.operands):
-                    if last_use[operand] is op:
-                        del v[operand]
+Operands = tuple[torch.Tensor, ...]
 
 
 def observe(
     ctx: CompilerContext,
     module: ModuleOp,
     windows: Windows,
-    observer: Observer,
     title: str,
-    before_window: Callable[[], None] = lambda: None,
+    *,
+    before: Callable[[MqcOp, list[Operands]], None] = lambda op, operands: None,
+    after: Callable[[MqcOp, torch.Tensor], None] = lambda op, result: None,
+    logits: bool = False,
 ) -> None:
-    """Evaluate a float module over windows, calling `observer` with every op and its result.
+    """Evaluate a float module over all windows, op by op, so that each weight is read once.
 
-    Each window follows the module's prefix. Time is that of a float forward pass over all tokens;
-    memory that of one window.
+    Each window follows the module's prefix. Rows of several windows, one below the other, are computed
+    together. Time is that of a float forward pass over all tokens; memory that of the values that are alive
+    between two ops, of all windows.
+
+    Args:
+        windows: token ids `[windows, tokens]`.
+        title: what `ctx.progress` is told.
+        before: called with every op and its operands in each group of windows, before it is evaluated; it may
+            change the op.
+        after: called with every op and its result `[windows · tokens, channels]` of one group after another.
+        logits: whether the op that gives the logits is evaluated.
     """
     evaluation = Evaluation(module, ctx.weights)
+    length = windows.shape[1]
+    together = max(_ROWS // length, 1)
+    positions = evaluation.position + torch.arange(length)
+    block = main_function(module).body.block
+    values: list[dict[SSAValue, torch.Tensor]] = [
+        dict(zip(block.args, (group.reshape(-1), positions.repeat(len(group))), strict=True))
+        for group in torch.split(torch.from_numpy(windows), together)
+    ]
+    ops, returned = list(mqc_ops(module)), returned_value(module)
     with torch.no_grad():
-        for i, window in enumerate(windows):
-            evaluation.reset()
-            before_window()
-            start = evaluation.position
-            positions = torch.arange(start, start + len(window))
-            evaluation.run(torch.from_numpy(window), positions, observer)
-            ctx.progress(title, (i + 1) / len(windows))
+        for number, op in enumerate(ops, 1):
+            operands = [tuple(v[operand] for operand in op.operands) for v in values]
+            before(op, operands)
+            last = op.results[0] is returned
+            if last and not logits:
+                return
+            for v, given in zip(values, operands, strict=True):
+                result = _rows(op, evaluation, given, length)
+                after(op, result)
+                for operand in evaluation.unused_after(op):
+                    v.pop(operand, None)
+                if not last:
+                    v[op.results[0]] = result
+            ctx.progress(title, number / len(ops))
+
+
+def _rows(op: MqcOp, evaluation: Evaluation, operands: Operands, length: int) -> torch.Tensor:
+    """The op's result in windows of some length, one below the other."""
+    if not op.states():
+        result: torch.Tensor = op.evaluate(evaluation, *operands)
+        return result
+    parts = []
+    for window in zip(*(torch.split(x, length) for x in operands), strict=True):
+        evaluation.reset()
+        parts.append(op.evaluate(evaluation, *window))
+    return torch.cat(parts)

@@ -93,7 +93,9 @@ class UniformType(ParametrizedAttribute, TypeAttribute):
         """Round to the grid of this type; the gradient passes straight through inside the range."""
         import torch
 
-        inside = torch.clamp(x / self.real_scale, self.low - self.zero, self.high - self.zero)
+        inside = (x / self.real_scale).clamp_(self.low - self.zero, self.high - self.zero)
+        if not inside.requires_grad:
+            return inside.round_().mul_(self.real_scale)
         return (inside + (torch.round(inside) - inside).detach()) * self.real_scale
 
 

@@ -39,7 +39,7 @@ def load_source(name: str) -> Source:
     Raises `ModelError` if it cannot be found or is no decoder LLM.
     """
     if name == "demo":
-        with _header_read_once():
+        with _gguf_read_once():
             return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
     if os.path.isdir(name):
         for path in Path(name).iterdir():
@@ -57,16 +57,20 @@ def _demo_folder() -> Path:
 
 
 @contextmanager
-def _header_read_once() -> Iterator[None]:
-    """transformers parses a GGUF file's header for config, weights and tokenizer: seconds each."""
+def _gguf_read_once() -> Iterator[None]:
+    """transformers parses a GGUF file's header for config, weights and tokenizer, and makes the table of
+    tensor names for every module: seconds each."""
     gguf: Any = import_module("gguf")
+    names = ("GGUFReader", "get_tensor_name_map")
     with _READING:
-        reader = gguf.GGUFReader
-        gguf.GGUFReader = functools.cache(reader)
+        originals = [getattr(gguf, name) for name in names]
         try:
+            for name, original in zip(names, originals, strict=True):
+                setattr(gguf, name, functools.cache(original))
             yield
         finally:
-            gguf.GGUFReader = reader
+            for name, original in zip(names, originals, strict=True):
+                setattr(gguf, name, original)
 
 
 def _load(name: str, info: dict[str, str], **options: Any) -> Source:

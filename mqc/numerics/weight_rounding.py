@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -9,7 +12,7 @@ from mqc.arrays import Array
 
 #: Steps that are tried, as shares of the one that covers the largest weight.
 _SHARES = np.linspace(1.0, 0.45, 23, dtype=np.float32)
-#: Share of the mean diagonal that is added to a Hessian, as GPTQ's code does.
+#: Share of the mean diagonal that is added to a Hessian's.
 _DAMPING = 0.01
 #: Input channels that are rounded before the error is carried to all others.
 _BLOCK = 128
@@ -57,7 +60,44 @@ def round_nearest(weight: Array, step: Array, bits: int) -> Array:
     return np.clip(np.rint(weight / step), low, high).astype(np.int8)
 
 
-def round_with_feedback(weight: Array, step: Array, bits: int, hessian: torch.Tensor) -> Array:
+class Hessian:
+    """Mean products of the input channels of matrices, f32 `[inputs, inputs]`.
+
+    Memory: one matrix more once `factor` was asked for, two while it is computed.
+    """
+
+    def __init__(self, products: torch.Tensor) -> None:
+        self._products = products
+
+    @classmethod
+    def of(cls, inputs: Sequence[torch.Tensor]) -> Hessian:
+        """Over inputs `[tokens, inputs]`."""
+        total: Array = np.zeros((inputs[0].shape[1],) * 2, np.float32)
+        for x in map(torch.Tensor.numpy, inputs):
+            total += x.T @ x  # NumPy sees that the product is symmetric, and computes half of it
+        return cls(torch.from_numpy(total / sum(map(len, inputs))))
+
+    @property
+    def mean_squares(self) -> Array:
+        """Of each input channel, `[inputs]`."""
+        return np.asarray(self._products.diagonal().numpy())
+
+    @cached_property
+    def factor(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order of the input channels, largest mean square first, and the upper Cholesky factor U of the
+        inverse in this order, `H⁻¹ = Uᵀ·U`; damped as GPTQ's code does."""
+        diagonal = self._products.diagonal()
+        order = torch.argsort(diagonal, descending=True)
+        back = order.flip(0)
+        h = self._products[back[:, None], back]
+        h.diagonal().add_(max(_DAMPING * float(diagonal.mean()), 1e-12))
+        # With the channels turned round, U is the inverse of a factor of H itself.
+        lower = torch.linalg.cholesky(h)
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h)), upper=False)
+        return order, inverse.flip(0, 1)
+
+
+def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian) -> Array:
     """s8 `[outputs, inputs]` with a small `tr((W − Q)·H·(W − Q)ᵀ)`: GPTQ (arXiv 2210.17323, algorithm 1).
 
     Input channels are rounded one after the other, the largest `H_kk` first; what each loses is made up
@@ -65,27 +105,25 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: torch.Te
 
     Args:
         weight, step: `[outputs, inputs]`; step also broadcast to it.
-        hessian: `X·Xᵀ` of the inputs, f32 `[inputs, inputs]`, in any unit.
 
-    Time: outputs · inputs²; memory: a copy of the matrix and three of the Hessian.
+    Time: outputs · inputs²; memory: two copies of the matrix.
     """
     low, high = bounds(bits)
-    diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True)
-    h = hessian[order][:, order]
-    h += torch.eye(len(h)) * max(_DAMPING * float(diagonal.mean()), 1e-12)
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    order, upper = hessian.factor
     # Input channels become rows, each contiguous.
     rest = torch.from_numpy(weight).T[order]
-    steps = torch.from_numpy(np.broadcast_to(step, weight.shape).copy()).T[order]
+    steps = torch.tensor(step).expand(weight.shape).T[order]
     result = torch.empty(rest.shape, dtype=torch.int8)
+    pivots = upper.diagonal().tolist()
     for begin in range(0, len(rest), _BLOCK):
         end = min(begin + _BLOCK, len(rest))
         errors = torch.empty(end - begin, rest.shape[1])
         for k in range(begin, end):
-            q = torch.clamp(torch.round(rest[k] / steps[k]), low, high)
-            error = (rest[k] - q * steps[k]) / upper[k, k]
-            rest[k:end] -= upper[k, k:end, None] * error
-            result[order[k]], errors[k - begin] = q, error
-        rest[end:] -= upper[begin:end, end:].T @ errors
-    return np.ascontiguousarray(result.T.numpy())
+            q = torch.div(rest[k], steps[k]).round_().clamp_(low, high)
+            error = torch.addcmul(rest[k], q, steps[k], value=-1, out=errors[k - begin]).div_(pivots[k])
+            rest[k + 1 : end].addr_(upper[k, k + 1 : end], error, alpha=-1)
+            result[k] = q
+        rest[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
+    back = torch.empty_like(result)
+    back[order] = result
+    return np.ascontiguousarray(back.T.numpy())

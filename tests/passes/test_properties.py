@@ -22,7 +22,7 @@ from mqc.errors import CalibrationError, RecipeError
 from mqc.ir.module import mqc_ops, prefix_tokens
 from mqc.ir.op import channels, plain
 from mqc.ir.weight_store import WeightStore
-from mqc.numerics.weight_rounding import best_steps, round_nearest, round_with_feedback
+from mqc.numerics.weight_rounding import Hessian, best_steps, round_nearest, round_with_feedback
 from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 from tests.compiled import imported, lower_for_cpu, quantized
 from tests.models import ARCHITECTURES, tiny_model
@@ -88,8 +88,8 @@ def test_feedback_lowers_the_error_of_the_result(n: int, k: int, seed: int) -> N
     x = (rng.normal(size=(400, max(k // 2, 1))) @ rng.normal(size=(max(k // 2, 1), k))).astype(np.float32)
     x += 0.1 * rng.normal(size=x.shape).astype(np.float32)
     weight = rng.normal(size=(n, k)).astype(np.float32)
-    hessian = torch.from_numpy(x.T @ x / len(x))
-    step = best_steps(weight, k, 4, hessian.diagonal().numpy())
+    hessian = Hessian.of(torch.from_numpy(x).split(150))
+    step = best_steps(weight, k, 4, hessian.mean_squares)
     near, fed = round_nearest(weight, step, 4), round_with_feedback(weight, step, 4, hessian)
     assert fed.min() >= -8 and fed.max() <= 7
 
@@ -102,7 +102,7 @@ def test_feedback_lowers_the_error_of_the_result(n: int, k: int, seed: int) -> N
 def test_feedback_without_correlation_rounds_to_nearest() -> None:
     weight = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
     step = best_steps(weight, 33, 4)
-    fed = round_with_feedback(weight, step, 4, torch.eye(33))
+    fed = round_with_feedback(weight, step, 4, Hessian(torch.eye(33)))
     assert (fed == round_nearest(weight, step, 4)).all()
 
 
