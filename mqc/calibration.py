@@ -84,6 +84,13 @@ class Calibration:
     def part(self, count: int, length: int) -> Windows:
         """The first `length` tokens of `count` windows spread over all; all tokens, and all windows, where
         there are fewer."""
+        return self.windows[self._spread(count), :length]
+
+    def others(self, taken: int, count: int, length: int) -> Windows:
+        """`part` of the windows that `part(taken, …)` leaves out; of all where it leaves none."""
+        left = np.delete(self.windows, self._spread(taken), axis=0)
+        return Calibration(left if len(left) else self.windows).part(count, length)
+
+    def _spread(self, count: int) -> npt.NDArray[np.int64]:
         count = min(count, len(self.windows))
-        picked = np.unique(np.linspace(0, len(self.windows) - 1, count).astype(int))
-        return self.windows[picked, :length]
+        return np.unique(np.linspace(0, len(self.windows) - 1, count).astype(np.int64))

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.equivalence_groups import EquivalenceGroups, apply_scales, discover
+from mqc.analysis.evaluation import Evaluation
 from mqc.arrays import Array
-from mqc.compiler.observation import observe
+from mqc.calibration import Windows
+from mqc.compiler.observation import Operands, in_windows, observe
 from mqc.dialects.llm import LinearOp
+from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError
+from mqc.ir.module import returned_value
 from mqc.ir.op import MqcOp
+from mqc.numerics.weight_rounding import round_nearest
 from mqc.pass_base import Pass
 
 #: One 8-bit step of a value, relative to its largest channel: calibration says nothing of channels below it.
 FLOOR = 1 / 256
+#: What scales may cost before they are withdrawn, in dB of SQNR: below that it is the windows' noise.
+TOLERANCE = 0.5
+#: Windows that the check takes, and tokens of each; logits are computed for every eighth of them.
+CHECKED, EVERY = (2, 256), 8
+
+#: Lowest and highest element of every channel `[C]` of every value.
+Ranges = dict[SSAValue, tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,11 @@ class BalanceScales(Pass):
     A is the geometric mean over the group's channels, each relative to its value's largest one. Channels that
     calibration hardly sees, below one 8-bit step of their value, do not count beside others, such as a dead
     query head beside the heads that share its keys; alone they count as one step.
+
+    Scales must prove themselves: each op that reads scaled values is evaluated on other windows with 8-bit
+    operands and weights, with the scales and without. Scales that some value has together stand and fall
+    together: they are withdrawn if they raise the noise of these ops' results, relative to the results and
+    added up, by more than 0.5 dB.
 
     Options:
         alpha: how much of the magnitude moves into the weights, 0 to 1.
@@ -56,31 +76,30 @@ class BalanceScales(Pass):
         if ctx.calibration is None:
             raise CalibrationError("balance-scales needs calibration text")
         groups = discover(module)
-        magnitudes = _channel_magnitudes(ctx, module, self.windows)
-        scales = _closed_form(ctx, groups, magnitudes, self.alpha)
-        return apply_scales(ctx.weights, module, groups, scales)
+        length = ctx.calibration.windows.shape[1]
+        ranges = _channel_ranges(ctx, module, ctx.calibration.part(self.windows, length))
+        scales = _closed_form(ctx, groups, ranges, self.alpha)
+        others = ctx.calibration.others(self.windows, *CHECKED)
+        worse = _noisier(ctx, module, groups, ranges, scales, others)
+        return apply_scales(ctx.weights, module, groups, np.where(worse, np.float32(1), scales))
 
 
-def _channel_magnitudes(ctx: CompilerContext, module: ModuleOp, count: int) -> dict[SSAValue, Array]:
-    """Largest magnitude of every channel of every value."""
-    assert ctx.calibration is not None
-    magnitudes: dict[SSAValue, Any] = {}
+def _channel_ranges(ctx: CompilerContext, module: ModuleOp, windows: Windows) -> Ranges:
+    found: Ranges = {}
 
-    def note(op: MqcOp, result: Any) -> None:
-        peak = torch.maximum(result.amax(0), -result.amin(0)).double().numpy()
-        value = op.results[0]
-        seen = magnitudes.get(value)
-        magnitudes[value] = peak if seen is None else np.maximum(seen, peak)
+    def note(op: MqcOp, result: torch.Tensor) -> None:
+        low, high = result.amin(0).double().numpy(), result.amax(0).double().numpy()
+        seen = found.get(op.results[0], (low, high))
+        found[op.results[0]] = np.minimum(seen[0], low), np.maximum(seen[1], high)
 
-    windows = ctx.calibration.part(count, ctx.calibration.windows.shape[1])
     observe(ctx, module, windows, BalanceScales.name, after=note)
-    return magnitudes
+    return found
 
 
 def _closed_form(
     ctx: CompilerContext,
     groups: EquivalenceGroups,
-    magnitudes: dict[SSAValue, Array],
+    ranges: Ranges,
     alpha: float,
 ) -> Array:
     logs = {1: np.zeros(groups.count), -1: np.zeros(groups.count)}
@@ -90,7 +109,7 @@ def _closed_form(
     for value, (group, sign) in groups.channels.items():
         if not (group >= 0).any():
             continue
-        peak = magnitudes[value]
+        peak = np.maximum(-ranges[value][0], ranges[value][1])
         relative = peak / max(float(peak.max()), 1e-30)
         reciprocal[group[(group >= 0) & (sign < 0)]] = True
         for s in (1, -1):
@@ -108,3 +127,74 @@ def _closed_form(
     smooth = alpha * plus - (1 - alpha) * np.log(np.maximum(weights, 1e-8))
     meeting = (plus - minus) / 2
     return np.exp(np.clip(np.where(reciprocal, meeting, smooth), -10, 10)).astype(np.float32)
+
+
+def _noisier(
+    ctx: CompilerContext,
+    module: ModuleOp,
+    groups: EquivalenceGroups,
+    ranges: Ranges,
+    scales: Array,
+    windows: Windows,
+) -> Array:
+    """Whether a scale is one of those that raise the noise of the ops that read their values, by group."""
+    site = _sites(groups)
+    noise = np.zeros((2, groups.count))  # by site, without and with scales
+    evaluation = Evaluation(module, ctx.weights)
+    length, logits = windows.shape[1], returned_value(module)
+
+    def judge(op: MqcOp, operands: list[Operands]) -> None:
+        touched = [value for value in op.operands if groups.scale_of(value, scales) is not None]
+        if not touched:
+            return
+        power, errors = 0.0, np.zeros(2)
+        if op.results[0] is logits:
+            operands = [tuple(x[::EVERY] for x in given) for given in operands]
+        for given in operands:
+            exact = in_windows(op, evaluation, given, length)
+            power += float(exact.norm()) ** 2
+            for i, chosen in enumerate((np.ones_like(scales), scales)):
+                divisors = [groups.scale_of(value, chosen) for value in op.operands]
+                rounded = tuple(
+                    x if scale is None else _rounded(x, ranges[value], scale)
+                    for value, x, scale in zip(op.operands, given, divisors, strict=True)
+                )
+                if isinstance(op, LinearOp) and divisors[0] is not None:
+                    bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
+                    weight = _rounded_weight(ctx.weights[op.weight], divisors[0])
+                    result = F.linear(rounded[0], weight, bias)
+                else:
+                    result = in_windows(op, evaluation, rounded, length)
+                errors[i] += float((result - exact).norm()) ** 2
+        places = {int(site[groups.channels[value][0].max()]) for value in touched}
+        noise[:, sorted(places)] += (errors / max(power, 1e-30))[:, None]
+
+    observe(ctx, module, windows, BalanceScales.name, before=judge)
+    worse: Array = noise[1] > noise[0] * 10 ** (TOLERANCE / 10)
+    return worse[site]
+
+
+def _rounded(x: torch.Tensor, limits: tuple[Array, Array], scale: Array) -> torch.Tensor:
+    """A value `[tokens, C]` as its 8-bit type has it, with each channel divided by its scale meanwhile."""
+    low, high = float((limits[0] / scale).min()), float((limits[1] / scale).max())
+    factor = torch.from_numpy(scale)
+    return affine_range(low, high, 8).fake_quantize(x / factor) * factor
+
+
+def _rounded_weight(weight: Array, scale: Array) -> torch.Tensor:
+    """A matrix `[outputs, C]` as 8 bits hold it, with each column multiplied by its scale meanwhile."""
+    scaled = weight * scale
+    step = np.maximum(np.abs(scaled).max(1, keepdims=True), 1e-30) / 127
+    return torch.from_numpy(np.asarray(round_nearest(scaled, step, 8) * step / scale, np.float32))
+
+
+def _sites(groups: EquivalenceGroups) -> Array:
+    """A number for each group, the same for all groups that some value has together."""
+    edges = []
+    for group, _ in groups.channels.values():
+        present = np.unique(group[group >= 0])
+        edges.append(np.stack([present[:-1], present[1:]]))
+    rows, columns = np.concatenate([np.zeros((2, 0), np.int64), *edges], axis=1)
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(groups.count, groups.count))
+    label: Array = connected_components(graph, directed=False)[1]
+    return label

@@ -74,7 +74,7 @@ def observe(
             if last and not logits:
                 return
             for v, given in zip(values, operands, strict=True):
-                result = _rows(op, evaluation, given, length)
+                result = in_windows(op, evaluation, given, length)
                 after(op, result)
                 for operand in evaluation.unused_after(op):
                     v.pop(operand, None)
@@ -83,7 +83,7 @@ def observe(
             ctx.progress(title, number / len(ops))
 
 
-def _rows(op: MqcOp, evaluation: Evaluation, operands: Operands, length: int) -> torch.Tensor:
+def in_windows(op: MqcOp, evaluation: Evaluation, operands: Operands, length: int) -> torch.Tensor:
     """The op's result in windows of some length, one below the other."""
     if not op.states():
         result: torch.Tensor = op.evaluate(evaluation, *operands)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from mqc.analysis.equivalence_groups import discover
+from mqc.analysis.context import CompilerContext
+from mqc.analysis.equivalence_groups import EquivalenceGroups, discover
 from mqc.analysis.evaluation import evaluate
+from mqc.arrays import Array
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.llm import LinearOp
+from mqc.ir.module import weight_refs
 from mqc.passes import balance_scales
 from tests.compiled import imported
 from tests.models import VOCABULARY, sqnr, tiny_model
@@ -47,8 +50,10 @@ def test_scales_are_as_defined(make: Callable[[], PreTrainedModel]) -> None:
     ctx, module = imported(make())
     Pipeline.parse("fold-constants,fold-norm").run(ctx, module)
     groups = discover(module)
-    magnitudes = balance_scales._channel_magnitudes(ctx, module, 4)
-    scales = balance_scales._closed_form(ctx, groups, magnitudes, ALPHA)
+    assert ctx.calibration is not None
+    ranges = balance_scales._channel_ranges(ctx, module, ctx.calibration.part(4, 32))
+    magnitudes = {value: np.maximum(-low, high) for value, (low, high) in ranges.items()}
+    scales = balance_scales._closed_form(ctx, groups, ranges, ALPHA)
     shares: dict[tuple[int, int], list[float]] = {}
     weights: dict[int, float] = {}
     for value, (group, sign) in groups.channels.items():
@@ -74,6 +79,23 @@ def test_scales_are_as_defined(make: Callable[[], PreTrainedModel]) -> None:
 def test_the_pass_costs_nothing(make: Callable[[], PreTrainedModel]) -> None:
     """As near to float as without it, on other tokens than it saw; with channels that carry nothing too."""
     assert quality(make(), "fold-norm,balance-scales{windows=2}") > quality(make(), "fold-norm") - 2
+
+
+@pytest.mark.parametrize("make", [alive, quiet_relu])
+def test_scales_that_raise_the_noise_are_withdrawn(
+    make: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, module = imported(make())
+    Pipeline.parse("fold-constants,fold-norm").run(ctx, module)
+    before = [ctx.weights[ref] for ref in weight_refs(module)]
+
+    def wild(ctx: CompilerContext, groups: EquivalenceGroups, *_: object) -> Array:
+        return np.exp(np.random.default_rng(0).normal(0, 3, groups.count)).astype(np.float32)
+
+    monkeypatch.setattr(balance_scales, "_closed_form", wild)
+    Pipeline.parse("balance-scales").run(ctx, module)
+    after = [ctx.weights[ref] for ref in weight_refs(module)]
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))
 
 
 def quality(model: PreTrainedModel, passes: str) -> float:
