@@ -82,7 +82,7 @@ def compile(
             the command that reproduces the failure.
 
     Time and memory grow linearly with the number of layers; memory peaks at about the f32 weights
-    of the model, once more the same, and the values that are alive between two ops in all calibration windows.
+    of the model, once more the same, and what is alive between two ops in all calibration windows.
     """
     from mqc.calibration import Calibration
     from mqc.frontend.fidelity import check_against_model

@@ -23,7 +23,7 @@ from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError
 from mqc.ir.module import returned_value
-from mqc.ir.op import MqcOp
+from mqc.ir.op import MqcOp, channels
 from mqc.numerics.weight_rounding import round_nearest
 from mqc.pass_base import Pass
 
@@ -144,29 +144,30 @@ def _noisier(
     length, logits = windows.shape[1], returned_value(module)
 
     def judge(op: MqcOp, operands: list[Operands]) -> None:
-        touched = [value for value in op.operands if groups.scale_of(value, scales) is not None]
-        if not touched:
+        found = {value: groups.scale_of(value, scales) for value in op.operands}
+        divisors = {value: scale for value, scale in found.items() if scale is not None}
+        if not divisors:
             return
+        unscaled = {value: np.ones(channels(value), np.float32) for value in divisors}
         power, errors = 0.0, np.zeros(2)
         if op.results[0] is logits:
             operands = [tuple(x[::EVERY] for x in given) for given in operands]
         for given in operands:
             exact = in_windows(op, evaluation, given, length)
             power += float(exact.norm()) ** 2
-            for i, chosen in enumerate((np.ones_like(scales), scales)):
-                divisors = [groups.scale_of(value, chosen) for value in op.operands]
+            for i, chosen in enumerate((unscaled, divisors)):
                 rounded = tuple(
-                    x if scale is None else _rounded(x, ranges[value], scale)
-                    for value, x, scale in zip(op.operands, given, divisors, strict=True)
+                    _rounded(x, ranges[value], chosen[value]) if value in chosen else x
+                    for value, x in zip(op.operands, given, strict=True)
                 )
-                if isinstance(op, LinearOp) and divisors[0] is not None:
+                if isinstance(op, LinearOp):
                     bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
-                    weight = _rounded_weight(ctx.weights[op.weight], divisors[0])
+                    weight = _rounded_weight(ctx.weights[op.weight], chosen[op.x])
                     result = F.linear(rounded[0], weight, bias)
                 else:
                     result = in_windows(op, evaluation, rounded, length)
                 errors[i] += float((result - exact).norm()) ** 2
-        places = {int(site[groups.channels[value][0].max()]) for value in touched}
+        places = {int(site[groups.channels[value][0].max()]) for value in divisors}
         noise[:, sorted(places)] += (errors / max(power, 1e-30))[:, None]
 
     observe(ctx, module, windows, BalanceScales.name, before=judge)

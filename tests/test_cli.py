@@ -182,6 +182,7 @@ def test_names_from_files_do_not_steer_the_terminal(saved: Path) -> None:  # noq
     assert run.returncode == 1 and "surrogates not allowed" in run.stderr
 
 
+@pytest.mark.slow
 def test_random_command_lines() -> None:
     _, faults = try_command_lines(300)
     assert not faults

@@ -35,7 +35,7 @@ def lower_not(ctx: CompilerContext, module: ModuleOp) -> None:
     ("architecture", "lower"),
     [
         ("llama", lower_not), ("opt", lower_for_cpu), ("grouped", lower_for_cpu), ("llama", lower_for_onnx),
-        ("grouped", lower_for_npu),
+        pytest.param("grouped", lower_for_npu, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_what_verifies_can_be_evaluated(

@@ -129,6 +129,7 @@ def install(source: Path, site: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(site)}
 
 
+@pytest.mark.slow
 def test_a_backend_outside_the_project(tmp_path: Path) -> None:
     environment = installed(tmp_path)
     listed = subprocess.run(
@@ -176,6 +177,7 @@ def test_the_debugging_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert (space["logits"] == evaluate(again, weights, np.array([1, 2, 3]))).all()
 
 
+@pytest.mark.slow
 def test_passes_and_dialects_of_a_package(tmp_path: Path) -> None:
     """The hard-swish pass by name on the command line, from a package of its own."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "writing-a-pass.md").read_text(), re.S)

@@ -38,10 +38,8 @@ class EquivalenceGroups:
         if value not in self.channels:
             return None
         group, sign = self.channels[value]
-        if not (group >= 0).any():
-            return None
         factor = np.where(group >= 0, scales[group] ** sign, 1.0)
-        return np.asarray(factor, np.float32)
+        return None if (factor == 1).all() else np.asarray(factor, np.float32)
 
 
 def discover(module: ModuleOp) -> EquivalenceGroups:

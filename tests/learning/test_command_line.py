@@ -57,6 +57,7 @@ def scales(output: Path) -> list[float]:
     return [float(found) for found in re.findall(r"uniform<u\d+:f32, ([0-9.e-]+):", text)]
 
 
+@pytest.mark.slow
 def test_a_plan_is_found_written_and_taken(model: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     found = compile_json(model, tmp_path / "a.mqc", "--share", 0.9, "--plan", plan)
@@ -67,6 +68,7 @@ def test_a_plan_is_found_written_and_taken(model: Path, tmp_path: Path) -> None:
     assert scales(tmp_path / "a.mqc") == scales(tmp_path / "b.mqc")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(model: Path, tmp_path: Path) -> None:
     learned = "--preset", "learned", "--checkpoints", tmp_path / "state"
     killed = subprocess.Popen(
@@ -86,6 +88,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(model: Path, tmp_path: Path) -> 
     ).read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_writes_one_program(model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "two.toml"
     recipe.write_text('learn = "steps=6 batch=4"\n')

@@ -220,6 +220,7 @@ Path(sys.argv[1], f"{rank}.mlir").write_text(print_module(module))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

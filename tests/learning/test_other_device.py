@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.learning.other_device import CASES, DEVICE
 
 
+@pytest.mark.slow
 def test_another_device_learns_the_same_bits(tmp_path: Path) -> None:
     """In a process of its own, because torch keeps the device; with one thread, because gradients are
     computed in another one there, which may have fewer."""

@@ -47,6 +47,7 @@ class OneRounded(FloatModel):
         return torch.round(result / self.step) * self.step if op is self.op else result
 
 
+@pytest.mark.slow
 def test_sensitivity_is_the_divergence_that_rounding_causes() -> None:
     ctx, module = observed()
     assert ctx.calibration is not None

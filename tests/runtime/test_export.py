@@ -94,6 +94,7 @@ def test_options(onnx_program: Program, program: Program) -> None:
         program.configure(threads="two")
 
 
+@pytest.mark.slow
 def test_command_line(onnx_program: Program, tmp_path: Path) -> None:
     path = tmp_path / "p.mqc"
     onnx_program.save(path)
