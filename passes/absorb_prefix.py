@@ -88,13 +88,16 @@ class AbsorbPrefix(Pass):
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
         sample = calibration.part(_WINDOWS, _TOKENS)
         best = _Trial(ctx, module, calibration.start, sample)
-        for _ in range(self.most):
+        for number in range(self.most):
             candidates = _candidates(calibration, best.suspects())
-            tried = [
-                _Trial(ctx, module, (*best.prefix, token), sample[:, :_BEGINNING]) for token in candidates
-            ]
-            tried = sorted(tried, key=_Trial.score)[:_FEW]
-            found = min((_Trial(ctx, module, t.prefix, sample) for t in tried), key=_Trial.score)
+            tried, seen = [], []
+            for i, token in enumerate(candidates, 1):
+                tried.append(_Trial(ctx, module, (*best.prefix, token), sample[:, :_BEGINNING]))
+                ctx.progress(self.name, (number + i / len(candidates) / 2) / self.most)
+            for i, trial in enumerate(sorted(tried, key=_Trial.score)[:_FEW], 1):
+                seen.append(_Trial(ctx, module, trial.prefix, sample))
+                ctx.progress(self.name, (number + 1 / 2 + i / _FEW / 2) / self.most)
+            found = min(seen, key=_Trial.score)
             if found.score() > best.score() - _WORTHWHILE:
                 break
             best = found
@@ -135,7 +138,7 @@ class _Trial:
                     following = torch.from_numpy(next(groups)[1:].astype(np.int64))
                     self._losses.append(float(F.cross_entropy(predicted[:-1], following)))
 
-        observe(ctx, module, rows, AbsorbPrefix.name, after=note, logits=True)
+        observe(ctx, module, rows, after=note, logits=True)
 
     def score(self) -> float:
         """The mean, over values that linears read or write, of log2(largest magnitude of any token / median

@@ -92,7 +92,9 @@ def _channel_ranges(ctx: CompilerContext, module: ModuleOp, windows: Windows) ->
         seen = found.get(op.results[0], (low, high))
         found[op.results[0]] = np.minimum(seen[0], low), np.maximum(seen[1], high)
 
-    observe(ctx, module, windows, BalanceScales.name, after=note)
+    observe(
+        ctx, module, windows, after=note, report=lambda share: ctx.progress(BalanceScales.name, 0.6 * share)
+    )
     return found
 
 
@@ -170,7 +172,10 @@ def _noisier(
         places = {int(site[groups.channels[value][0].max()]) for value in divisors}
         noise[:, sorted(places)] += (errors / max(power, 1e-30))[:, None]
 
-    observe(ctx, module, windows, BalanceScales.name, before=judge)
+    observe(
+        ctx, module, windows, before=judge,
+        report=lambda share: ctx.progress(BalanceScales.name, 0.6 + 0.4 * share),
+    )  # fmt: skip
     worse: Array = noise[1] > noise[0] * 10 ** (TOLERANCE / 10)
     return worse[site]
 

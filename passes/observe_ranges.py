@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
@@ -50,7 +51,8 @@ class ObserveRanges(Pass):
         def note(op: MqcOp, result: Any) -> None:
             histograms[op].add(result)
 
-        observe(ctx, module, windows, self.name, after=note, logits=True)
+        report = partial(ctx.progress, self.name)
+        observe(ctx, module, windows, after=note, logits=True, report=report)
         for op, rows in prefix_rows(ctx, module):
             histograms[op].add(rows)
         for op, histogram in histograms.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -104,7 +105,7 @@ class QuantizeWeights(Pass):
         if self.rounding == "feedback":
             assert ctx.calibration is not None
             windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
-            observe(ctx, module, windows, self.name, before=quantize)
+            observe(ctx, module, windows, before=quantize, report=partial(ctx.progress, self.name))
         else:
             linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
             for i, op in enumerate(linears, 1):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from mqc.cli.progress import Report, bars, lines
+from mqc.cli.text import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,25 +55,9 @@ def number(help: str, least: int = 1, most: int = 2**31 - 1) -> Any:
 OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, float], None]]:
-    """A progress display on stderr, one line a step."""
-    text = TextColumn("{task.description:<24}", markup=False)
-    with Progress(text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=errors) as display:
-        tasks: dict[str, Any] = {}
-
-        def report(message: str, share: float) -> None:
-            work = message.partition(":")[0]
-            if work not in tasks:
-                tasks[work] = display.add_task(printable(work), total=1.0)
-            display.update(tasks[work], completed=share, description=printable(message))
-
-        yield report
-
-
-def printable(text: str) -> str:
-    """A text without what would steer a terminal: files from outside may hold it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+def progress() -> AbstractContextManager[Report]:
+    """Shows on stderr how far a command is."""
+    return bars(errors) if errors.is_terminal else lines(partial(say, console=errors))
 
 
 def say(text: str, console: Console = out, style: str | None = None) -> None:

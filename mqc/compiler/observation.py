@@ -36,11 +36,11 @@ def observe(
     ctx: CompilerContext,
     module: ModuleOp,
     windows: Windows,
-    title: str,
     *,
     before: Callable[[MqcOp, list[Operands]], None] = lambda op, operands: None,
     after: Callable[[MqcOp, torch.Tensor], None] = lambda op, result: None,
     logits: bool = False,
+    report: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Evaluate a float module over all windows, op by op, so that each weight is read once.
 
@@ -50,11 +50,11 @@ def observe(
 
     Args:
         windows: token ids `[windows, tokens]`.
-        title: what `ctx.progress` is told.
         before: called with every op and its operands in each group of windows, before it is evaluated; it may
             change the op.
         after: called with every op and its result `[windows · tokens, channels]` of one group after another.
         logits: whether the op that gives the logits is evaluated.
+        report: called with the share that is done.
     """
     evaluation = Evaluation(module, ctx.weights)
     length = windows.shape[1]
@@ -80,7 +80,7 @@ def observe(
                     v.pop(operand, None)
                 if not last:
                     v[op.results[0]] = result
-            ctx.progress(title, number / len(ops))
+            report(number / len(ops))
 
 
 def in_windows(op: MqcOp, evaluation: Evaluation, operands: Operands, length: int) -> torch.Tensor:

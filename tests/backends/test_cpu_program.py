@@ -105,6 +105,12 @@ def test_damaged_library_is_built_again(own_cache: Path) -> None:
     assert load_library(source, "portable").answer() == 42
 
 
+def test_damaged_kernels_are_built_again(own_cache: Path) -> None:
+    made = kernels("portable")
+    made.write_bytes(made.read_bytes()[:100])
+    assert load_library("int answer(void) { return 42; }", "portable").answer() == 42
+
+
 def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MQC_CACHE", str(tmp_path / "file" / "cache"))

@@ -1,0 +1,71 @@
+"""How far a command is, on stderr: bars on a terminal, lines in a file or a pipe."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mqc.cli.text import printable
+
+#: Called with what is being done, a remark behind a colon, and the share of it that is done.
+Report = Callable[[str, float], None]
+
+#: Seconds between two lines on the same step.
+_EVERY = 30.0
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Report]:
+    """A bar for each step."""
+    text = TextColumn("{task.description:<24}", markup=False)
+    with Progress(text, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
+        tasks: dict[str, Any] = {}
+
+        def report(message: str, share: float) -> None:
+            step = message.partition(":")[0]
+            if step not in tasks:
+                tasks[step] = display.add_task(printable(step), total=1.0)
+            display.update(tasks[step], completed=share, description=printable(message))
+
+        yield report
+
+
+@contextmanager
+def lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Iterator[Report]:
+    """A line when a step ends, and every 30 s in between: share done, time left, and peak memory."""
+    begun = told = clock()
+    step, message, share = "", "", 0.0
+
+    def line(state: str) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        write(f"{message}: {state}, peak memory {peak:.1f} GiB")
+
+    def end() -> None:
+        if step:
+            line(f"done in {clock() - begun:.1f} s")
+
+    def report(new: str, done: float) -> None:
+        nonlocal begun, told, step, message, share
+        now = clock()
+        if new.partition(":")[0] != step:
+            end()
+            step, begun, told = new.partition(":")[0], now, now
+        message, share = new, done
+        if now - told >= _EVERY:
+            told, passed = now, now - begun
+            left = f", about {passed / share - passed:.0f} s left" if share > 0 else ""
+            line(f"{share:.0%} in {passed:.0f} s{left}")
+
+    try:
+        yield report
+    except BaseException:
+        if step:
+            line(f"ended at {share:.0%} after {clock() - begun:.1f} s")
+        raise
+    end()
