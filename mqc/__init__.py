@@ -48,6 +48,10 @@ def load(path: str | Path) -> Program:
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import mqc` is quick and does without torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mqc")
     if name not in _HOME:
         raise AttributeError(f"module 'mqc' has no attribute {name!r}")
     from importlib import import_module

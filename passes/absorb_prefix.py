@@ -21,7 +21,7 @@ from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value
 from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
 
-#: Another prefix token must lower the score by this, about what a thousand tokens of text tell apart.
+#: Another prefix token must lower the score by this; the sample hardly tells less apart.
 _WORTHWHILE = 0.01
 #: Windows of calibration text to score on, and their tokens. All candidates see the beginnings, where the
 #: outliers are; the best few see the whole.

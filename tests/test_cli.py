@@ -8,10 +8,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import mqc as package
 from tests.command_lines import try_command_lines
 from tests.import_graph import ROOT
 from tests.models import tiny_model
@@ -180,6 +182,13 @@ def test_names_from_files_do_not_steer_the_terminal(saved: Path) -> None:  # noq
     (saved / "manifest.json").write_text(json.dumps({**manifest, "recipe": "\ud800"}))
     run = mqc("info", saved)
     assert run.returncode == 1 and "surrogates not allowed" in run.stderr
+
+
+def test_version_and_help() -> None:
+    for argument, said in (("--version", f"mqc {version('mqc')}\n"), ("-h", "Compile decoder LLMs")):
+        run = mqc(argument)
+        assert run.returncode == 0 and said in run.stdout, run.stderr
+    assert package.__version__ == version("mqc")
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Bins over [-limit, limit].
 BINS = 4096
-#: Work space that stays in the cache: fresh memory for each tensor costs more than what is done in it.
-_SCALED, _BINNED = torch.empty(1 << 18), torch.empty(1 << 18, dtype=torch.int32)
+#: Values that are counted at once, few enough that the work space stays in the cache.
+_AT_ONCE = 1 << 18
 
 
 class Histogram:
@@ -43,10 +43,13 @@ class Histogram:
             self.counts = np.zeros(BINS)
             self.counts[quarter : 3 * quarter] = merged
             self.limit *= 2
-        for part in torch.split(x.reshape(-1), len(_SCALED)):
+        parts = torch.split(x.reshape(-1), _AT_ONCE)
+        scaled, binned = torch.empty(len(parts[0])), torch.empty(len(parts[0]), dtype=torch.int32)
+        for part in parts:
             # Faster than torch.histc. The factor is a power of two; the largest value may round up.
-            scaled = torch.add(part, self.limit, out=_SCALED[: len(part)]).mul_(BINS / (2 * self.limit))
-            bins = _BINNED[: len(part)].copy_(scaled).clamp_(0, BINS - 1)
+            to = slice(len(part))
+            torch.add(part, self.limit, out=scaled[to]).mul_(BINS / (2 * self.limit))
+            bins = binned[to].copy_(scaled[to]).clamp_(0, BINS - 1)
             self.counts += torch.bincount(bins, minlength=BINS).numpy()
 
     @property

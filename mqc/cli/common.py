@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from mqc.cli.text import printable
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 errors = Console(stderr=True)
 #: Tables that go to a file or a pipe are not folded.
@@ -53,6 +54,23 @@ def number(help: str, least: int = 1, most: int = 2**31 - 1) -> Any:
 
 #: Options whose value may be left out, on the command line as in MLIR's tools.
 OPTIONAL_VALUE = ("--print-ir-before", "--print-ir-after")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mqc {version('mqc')}")
+        raise typer.Exit
+
+
+@app.callback(
+    help="Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong."
+)
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong."""
 
 
 def progress() -> AbstractContextManager[Report]:

@@ -75,7 +75,8 @@ class Hessian:
         total: Array = np.zeros((inputs[0].shape[1],) * 2, np.float32)
         for x in map(torch.Tensor.numpy, inputs):
             total += x.T @ x  # NumPy sees that the product is symmetric, and computes half of it
-        return cls(torch.from_numpy(total / sum(map(len, inputs))))
+        total /= sum(map(len, inputs))
+        return cls(torch.from_numpy(total))
 
     @property
     def mean_squares(self) -> Array:
@@ -112,7 +113,7 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian)
     order, upper = hessian.factor
     # Input channels become rows, each contiguous.
     rest = torch.from_numpy(weight).T[order]
-    steps = torch.tensor(step).expand(weight.shape).T[order]
+    steps = torch.tensor(step, dtype=torch.float32).expand(weight.shape).T[order]
     result = torch.empty(rest.shape, dtype=torch.int8)
     pivots = upper.diagonal().tolist()
     for begin in range(0, len(rest), _BLOCK):

@@ -55,6 +55,13 @@ class Program:
         # Engines hold one sequence, and give up the GIL while they compute.
         self._lock = threading.RLock()
 
+    def __repr__(self) -> str:
+        source = self.manifest.get("source")
+        model = source.get("id") if isinstance(source, dict) else None
+        facts = {"recipe": self.manifest.get("recipe"), "model": model}
+        told = "".join(f" {name}={fact!r}" for name, fact in facts.items() if fact is not None)
+        return f"<Program {self.target}{told} context={self.context} prefix={list(self.prefix)}>"
+
     # ---- facts
 
     @property

@@ -184,3 +184,10 @@ def test_divergence_is_that_of_torch() -> None:
     want = torch.nn.functional.kl_div(*logs, reduction="none", log_target=True).sum(-1)
     np.testing.assert_allclose(kl, want.numpy(), rtol=1e-3, atol=1e-6)
     assert equal.tolist() == (p.argmax(-1) == q.argmax(-1)).tolist() and 75 < equal.sum() + 5 < 100
+
+
+def test_a_program_says_what_it_is(program: Program) -> None:
+    assert repr(program) == "<Program cpu-int8 recipe='w8a8' context=64 prefix=[39, 33]>"
+    for source in (None, "text", {"id": "\x1b[31m"}):
+        manifest = {"target": "cpu-int8", "source": source}
+        assert repr(Program(program.module, program.weights, program.tokenizer, manifest)).isprintable()
