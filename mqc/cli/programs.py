@@ -125,6 +125,13 @@ def run(
     ] = None,
     top_k: Annotated[int | None, number("sample among the k most likely")] = None,
     top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="sample among those of at least this share of the likeliest's chance"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="above 1 for fewer repetitions; by default as generation_config says")
+    ] = None,
     seed: Annotated[int | None, number("for repeatable samples", least=0)] = None,
     threads: Threads = None,
     option: Options = None,
@@ -140,8 +147,8 @@ def run(
     program = _configured(path, threads, option)
     text = program.generate(
         chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
-        chat_options=chat_options, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        engine=engine,
+        chat_options=chat_options, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, engine=engine,
         stream=None if as_json else lambda piece: print(shown(piece), end="", flush=True),
     )  # fmt: skip
     print(json.dumps({"text": text}) if as_json else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class Program:
         generator = chosen.generator()
         ends = {*stop, *self.tokenizer.ends}
         current = token_ids(prompt, runner.vocabulary)
+        text = set(current.tolist())
         turn = self._take(engine)
         for _ in range(max_new_tokens):
             with self._lock:
@@ -152,10 +154,11 @@ class Program:
                         "program once more to run both"
                     )
                 logits = runner.forward(current, rows=1)
-            token = chosen.choose(logits[-1], self.logit_scale, generator)
+            token = chosen.choose(logits[-1], self.logit_scale, generator, text)
             if token in ends:
                 return
             yield token
+            text.add(token)
             current = np.array([token], np.int32)
 
     def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
@@ -163,7 +166,7 @@ class Program:
         ids = self._prompt_ids(prompt, chat, **options.pop("chat_options", {}))
         texts = options.pop("stop", ())
         stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
-        given = {k: options.pop(k) for k in ("temperature", "top_k", "top_p", "seed") if k in options}
+        given = {field.name: options.pop(field.name, None) for field in fields(Sampling)}
         sampling = Sampling.of_model(self.tokenizer.generation, **given)
         tokens = self.generate_tokens(ids, sampling=sampling, stop=stop, **options)
         return self.tokenizer.decode_stream(tokens, continues=not chat)
@@ -178,6 +181,8 @@ class Program:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: Sequence[int | str] = (),
         stream: Callable[[str], None] | None = None,
@@ -188,8 +193,8 @@ class Program:
         Args:
             max_new_tokens: most tokens to add; by default 100, or as many as fit.
             chat_options: of `Tokenizer.chat`: `template`, `parse_special`, and the variables of templates.
-            temperature: 0 is greedy. top_k, top_p, seed: see `Sampling`. What is None is what the model's
-                `generation_config` states, else greedy.
+            temperature: 0 is greedy. top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`. What is
+                None is what the model's `generation_config` states, else greedy and without a penalty.
             stop: token ids, or texts of single tokens, that end the answer.
             stream: called with each piece of text as it comes.
             engine: `target`, or `oracle` for the NumPy semantics.
@@ -199,7 +204,8 @@ class Program:
         pieces = []
         for piece in self.stream(
             prompt, chat, max_new_tokens=max_new_tokens, chat_options=chat_options or {},
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop, engine=engine,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop=stop, engine=engine,
         ):  # fmt: skip
             pieces.append(piece)
             if stream is not None:

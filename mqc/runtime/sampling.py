@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,9 @@ class Sampling:
     """How to choose: greedy at temperature 0, else from the softmax.
 
     temperature: ≥ 0. top_k: keep the k most likely. top_p: keep the smallest set of most likely
-    tokens whose probability reaches p. seed: two runs with one seed give the same tokens.
+    tokens whose probability reaches p. min_p: keep those at least that share of the likeliest one's
+    probability. repetition_penalty: logits of tokens that the text has are divided by it, negative ones
+    multiplied (CTRL, arXiv 1909.05858), greedy or not. seed: two runs with one seed give the same tokens.
 
     Raises `InputError` for values out of range.
     """
@@ -27,6 +28,8 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < float("inf")):
@@ -35,22 +38,23 @@ class Sampling:
             raise InputError(f"top_k must be 1 or more, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p must be in [0, 1], got {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed}")
 
     @classmethod
     def of_model(cls, generation: Mapping[str, Any], **given: Any) -> Sampling:
-        """What is given and not None; for the rest a model's `generation_config`, if it samples.
-
-        Warns of a repetition penalty: it is not applied. Raises `InputError` for values out of range.
-        """
-        stated = {}
-        if generation.get("repetition_penalty", 1.0) not in (None, 1, 1.0):
-            warnings.warn("the model's repetition_penalty is not applied: mqc has none", stacklevel=3)
+        """What is given and not None; for the rest a model's `generation_config`: its repetition penalty, and
+        how it samples if it does. Raises `InputError` for values out of range."""
+        names = ["repetition_penalty"]
         if generation.get("do_sample") is True:
-            stated = {"temperature": 1.0} | {
-                name: generation[name] for name in ("temperature", "top_k", "top_p") if generation.get(name)
-            }
+            names += ["temperature", "top_k", "top_p", "min_p"]
+        stated = {name: generation[name] for name in names if generation.get(name)}
+        if generation.get("do_sample") is True:
+            stated.setdefault("temperature", 1.0)
         if any(type(value) not in (int, float) for value in stated.values()):
             raise InputError(f"generation_config.json states {stated}, which are no numbers")
         return cls(**stated | {name: value for name, value in given.items() if value is not None})
@@ -58,14 +62,28 @@ class Sampling:
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
 
-    def choose(self, logits: npt.NDArray[np.int32], scale: float, generator: np.random.Generator) -> int:
-        """Next token from s32 logits `[vocabulary]`. Greedy compares integers; ties go to the
-        smaller id."""
+    def choose(
+        self,
+        logits: npt.NDArray[np.int32],
+        scale: float,
+        generator: np.random.Generator,
+        text: Iterable[int] = (),
+    ) -> int:
+        """Next token from s32 logits `[vocabulary]`, whose steps are `scale`, behind the tokens of a text.
+
+        Greedy compares integers, unless there is a repetition penalty; ties go to the smaller id.
+        """
+        x = logits.astype(np.float64) - int(logits.max())  # exact
+        if self.repetition_penalty != 1:
+            seen = np.unique(np.fromiter(text, np.int64))
+            real = logits.astype(np.float64)
+            real[seen] *= np.where(real[seen] < 0, self.repetition_penalty, 1 / self.repetition_penalty)
+            x = real - real.max()
         if self.temperature == 0:
-            return int(logits.argmax())
+            return int(x.argmax())
         # Dividing last keeps 0 / temperature at 0, however small the temperature is.
         with np.errstate(over="ignore"):
-            x = (logits.astype(np.float64) - int(logits.max())) * scale / self.temperature
+            x = x * scale / self.temperature
         order = np.argsort(-x, kind="stable")
         if self.top_k is not None:
             order = order[: self.top_k]
@@ -73,5 +91,8 @@ class Sampling:
         p /= p.sum()
         if self.top_p is not None:
             keep = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1
+            order, p = order[:keep], p[:keep] / p[:keep].sum()
+        if self.min_p is not None:
+            keep = int((p >= self.min_p * p[0]).sum())
             order, p = order[:keep], p[:keep] / p[:keep].sum()
         return int(generator.choice(order, p=p))

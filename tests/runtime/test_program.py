@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mqc.errors import ArtifactError, InputError
 from mqc.runtime.perplexity import divergences, log_probabilities, perplexity, text_windows
 from mqc.runtime.program import Program
-from mqc.runtime.sampling import Sampling
 from mqc.runtime.tokenizer import CONFIG, GENERATION, TOKENIZER, Tokenizer
 from tests.runtime.conftest import byte_tokenizer
 
@@ -95,11 +92,6 @@ def test_two_sequences_on_one_program_are_refused(program: Program) -> None:
         list(first)
 
 
-def test_the_smallest_temperature_is_greedy() -> None:
-    logits = np.array([3, 9, 7], np.int32)
-    assert Sampling(5e-324, seed=0).choose(logits, 0.5, np.random.default_rng(0)) == 1
-
-
 def test_streaming_holds_back_half_characters() -> None:
     tokenizer = byte_tokenizer()
     ids = [tokenizer.encode("h")[0], 2, 3, tokenizer.encode("i")[0]]  # h, é in two bytes, i
@@ -132,6 +124,9 @@ def test_tokenizer_file_that_is_none() -> None:
         (lambda p: p.generate("h", 5, temperature=float("nan")), "temperature"),
         (lambda p: p.generate("h", 5, top_k=0), "top_k"),
         (lambda p: p.generate("h", 5, top_p=1.5), "top_p"),
+        (lambda p: p.generate("h", 5, min_p=-0.1), "min_p"),
+        (lambda p: p.generate("h", 5, repetition_penalty=0), "repetition_penalty"),
+        (lambda p: p.generate("h", 5, repetition_penalty=float("nan")), "repetition_penalty"),
         (lambda p: p.generate("h", 5, seed=-1), "seed"),
         (lambda p: p.generate("h", 5, stop=["two"]), "stop text"),
         (lambda p: p.generate("h", 5, engine="gpu"), "engine must be"),
@@ -144,23 +139,6 @@ def test_tokenizer_file_that_is_none() -> None:
 def test_refusals(program: Program, call, message: str, engine: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message):
         call(program)
-
-
-@given(
-    st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True),
-    st.integers(1, 10),
-    st.floats(0.05, 1),
-    st.integers(0, 1000),
-)
-@settings(deadline=None)
-def test_sampling_keeps_to_top_k_and_top_p(logits: list[int], k: int, p: float, seed: int) -> None:
-    array = np.array(logits, np.int32)
-    chosen = Sampling(1.0, k, p, seed).choose(array, 0.01, np.random.default_rng(seed))
-    order = np.argsort(-array)
-    assert chosen in order[:k]
-    x = np.exp((array[order[:k]] - array.max()) * 0.01)
-    before = np.cumsum(x / x.sum())[: list(order).index(chosen)]
-    assert not len(before) or before[-1] < p + 1e-9
 
 
 def test_perplexity_is_cross_entropy() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mqc.errors import ArtifactError, InputError
-from mqc.runtime.sampling import Sampling
 from mqc.runtime.tokenizer import CONFIG, GENERATION, TEMPLATE, TOKENIZER, Tokenizer
 from tests.runtime.conftest import byte_tokenizer
 
@@ -162,22 +159,6 @@ def test_the_files_are_those_of_transformers(theirs: PreTrainedTokenizerFast, tm
     assert again.chat_template == theirs.chat_template and again.eos_token == theirs.eos_token
     read = Tokenizer.read(tmp_path)
     assert read.files == ours.files and read.ends == {0, 2, theirs.eos_token_id}
-
-
-@pytest.mark.parametrize(
-    ("stated", "given", "want"),
-    [
-        ({}, {}, Sampling()),
-        ({"temperature": 0.6}, {}, Sampling()),  # without do_sample it is greedy
-        ({"do_sample": True}, {}, Sampling(1.0)),
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"top_k": 5}, Sampling(0.6, 5, 0.9)),
-        ({"do_sample": True, "temperature": 0.6}, {"temperature": 0.0}, Sampling()),
-    ],
-)
-def test_sampling_is_what_the_model_states(
-    stated: dict[str, Any], given: dict[str, Any], want: Sampling
-) -> None:
-    assert Sampling.of_model(json.loads(json.dumps(stated)), **given) == want
 
 
 def test_no_valid_unicode() -> None:
