@@ -18,6 +18,9 @@ MqcError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MqcError(Exception):
     """Base of all errors raised by mqc on purpose. Exit code 1 on the command line.
@@ -28,6 +31,13 @@ class MqcError(Exception):
 
 class ModelError(MqcError):
     """The model cannot be compiled: wrong kind, unknown structure, NaN or infinite weights."""
+
+
+def choices(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that does not exist: the nearest that does, and all."""
+    there = list(names)
+    near = get_close_matches(name, there, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(there)}"
 
 
 def whole(error: Exception) -> str:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from mqc.errors import RecipeError, TargetError
+from mqc.errors import RecipeError, TargetError, choices
 
 if TYPE_CHECKING:
     from mqc.backend import Backend
@@ -24,7 +24,7 @@ def pass_class(name: str) -> type[Pass]:
     for entry in entry_points(group="mqc.passes", name=name):
         loaded: type[Pass] = entry.load()
         return loaded
-    raise RecipeError(f"there is no pass {name!r}; known: {', '.join(pass_names())}")
+    raise RecipeError(f"there is no pass {name!r}; {choices(name, pass_names())}")
 
 
 @cache
@@ -37,7 +37,7 @@ def backend(name: str) -> Backend:
     """The backend registered under `name`. Raises `TargetError` for an unknown one."""
     found = backends().get(name)
     if found is None:
-        raise TargetError(f"there is no backend {name!r}; known: {', '.join(sorted(backends()))}")
+        raise TargetError(f"there is no backend {name!r}; {choices(name, sorted(backends()))}")
     return found
 
 
@@ -46,7 +46,7 @@ def backend_for(target: str) -> Backend:
     for found in backends().values():
         if target in found.targets:
             return found
-    raise TargetError(f"unknown target {target!r}; known: {', '.join(target_names())}")
+    raise TargetError(f"unknown target {target!r}; {choices(target, target_names())}")
 
 
 def target_names() -> list[str]:

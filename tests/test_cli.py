@@ -80,7 +80,8 @@ def test_eval_and_bench(saved: Path, tmp_path: Path) -> None:  # noqa: F811
         (("compile", "/nowhere/at/all", "-o", "x.mqc"), "ModelError: cannot load"),
         (("compile", "demo", "-o", "x.mqc", "--target", "tpu"), "unknown target 'tpu'; known: cpu-int8"),
         (("compile", "demo", "-o", "x.mqc", "--recipe", "w3"), "there is no recipe 'w3'; known: w8a8"),
-        (("compile", "demo", "-o", "x.mqc", "--passes", "x"), "there is no pass 'x'"),
+        (("compile", "demo", "-o", "x.mqc", "--passes", "x"), "there is no pass 'x'; known: "),
+        (("compile", "demo", "-o", "x.mqc", "--passes", "fold-nrom"), "did you mean 'fold-norm'? known: "),
         (("compile", "demo", "-o", "x.mqc", "--calibration", "/no.txt"), "cannot read /no.txt"),
     ],
 )

@@ -345,12 +345,12 @@ def targets(as_json: AsJson = False) -> None:
 
 @app.command()
 def passes(as_json: AsJson = False) -> None:
-    """Passes, with the level they take and give, and the pipelines of the recipes."""
-    from mqc.compiler.recipe import RECIPES
-    from mqc.registry import pass_class, pass_names
+    """Passes in the order of the pipelines, with the level they take and give, and the recipes' pipelines."""
+    from mqc.compiler.recipe import RECIPES, passes_in_order
+    from mqc.registry import pass_class
 
     data = {}
-    for name in pass_names():
+    for name in passes_in_order():
         found = pass_class(name)
         summary = " ".join((found.__doc__ or "").strip().split("\n\n")[0].split())
         data[name] = {"requires": found.requires, "ensures": found.ensures, "summary": summary}

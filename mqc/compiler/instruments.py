@@ -10,7 +10,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.ir_text import print_module
-from mqc.errors import RecipeError
+from mqc.errors import RecipeError, choices
 from mqc.pass_base import Pass
 from mqc.registry import pass_names
 
@@ -49,7 +49,7 @@ class PrintIR(Instrument):
     ) -> None:
         for glob in (before_passes, after_passes):
             if glob is not None and not any(fnmatchcase(name, glob) for name in pass_names()):
-                raise RecipeError(f"there is no pass {glob!r}; known: {', '.join(pass_names())}")
+                raise RecipeError(f"there is no pass {glob!r}; {choices(glob, pass_names())}")
         self.before_passes, self.after_passes, self.changed = before_passes, after_passes, changed
         self.out = out
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.precision_rules import WEIGHT
-from mqc.errors import RecipeError
+from mqc.errors import RecipeError, choices
 from mqc.files import read_text
 from mqc.registry import backend as find_backend
 from mqc.registry import backends, pass_class, pass_names
@@ -174,7 +174,7 @@ def load_recipe(name: str | Path | Recipe, preset: str | None = None) -> Recipe:
     if preset is not None:
         base = load_recipe(name)
         if preset not in PRESETS:
-            raise RecipeError(f"there is no preset {preset!r}; known: {', '.join(PRESETS)}")
+            raise RecipeError(f"there is no preset {preset!r}; {choices(preset, PRESETS)}")
         return replace(base, name=f"{base.name}, {preset}", **PRESETS[preset])
     if isinstance(name, Recipe):
         return name
@@ -183,7 +183,7 @@ def load_recipe(name: str | Path | Recipe, preset: str | None = None) -> Recipe:
     path = Path(name)
     if not os.path.exists(path):
         raise RecipeError(
-            f"there is no recipe {str(name)!r}; known: {', '.join(RECIPES)}, or the path of a TOML file"
+            f"there is no recipe {str(name)!r}; {choices(str(name), RECIPES)}, or the path of a TOML file"
         )
     try:
         data = tomllib.loads(read_text(path, RecipeError, _LIMIT_BYTES))
@@ -197,7 +197,7 @@ def _from_table(path: Path, data: dict[str, Any]) -> Recipe:
     values: dict[str, Any] = {"name": path.stem}
     for key, value in data.items():
         if key not in known:
-            raise RecipeError(f"{path}: unknown field {key!r}; known: {', '.join(known)}")
+            raise RecipeError(f"{path}: unknown field {key!r}; {choices(key, known)}")
         if key in _TUPLES:
             if not isinstance(value, list) or not all(type(v) is _TUPLES[key] for v in value):
                 raise RecipeError(f"{path}: {key} must be a list of {_TUPLES[key].__name__}")

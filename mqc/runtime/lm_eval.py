@@ -190,7 +190,8 @@ class ProgramLM(TemplateLM):
             top_k, top_p = options.get("top_k") or None, options.get("top_p") or None
             # A request that is repeated, to sample it more than once, has another seed each time.
             temperature = float(options.get("temperature", 1.0 if options["do_sample"] else 0.0))
-            sampling = Sampling(temperature, top_k, top_p, seed=number)
+            penalty = float(options.get("repetition_penalty") or 1.0)
+            sampling = Sampling(temperature, top_k, top_p, number, options.get("min_p"), penalty)
             texts.append(self._generate(prompt, new_tokens, sampling, until))
         return texts
 
