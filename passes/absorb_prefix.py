@@ -125,7 +125,7 @@ class _Trial:
         self._losses: list[float] = []
         rows = np.array([[*prefix, *window] for window in windows], np.int64)
         logits = returned_value(module)
-        groups = iter(windows)
+        texts = iter(windows)
 
         def note(op: MqcOp, result: torch.Tensor) -> None:
             behind = result.view(-1, rows.shape[1], result.shape[1])[:, len(prefix) :]
@@ -135,7 +135,7 @@ class _Trial:
                 self._peaks.setdefault(op, []).append(peaks.double().numpy().reshape(-1))
             if op.results[0] is logits and windows.shape[1] > 1:
                 for predicted in behind:
-                    following = torch.from_numpy(next(groups)[1:].astype(np.int64))
+                    following = torch.from_numpy(next(texts)[1:].astype(np.int64))
                     self._losses.append(float(F.cross_entropy(predicted[:-1], following)))
 
         observe(ctx, module, rows, after=note, logits=True)

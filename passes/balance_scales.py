@@ -8,8 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -140,7 +138,7 @@ def _noisier(
     windows: Windows,
 ) -> Array:
     """Whether a scale is one of those that raise the noise of the ops that read their values, by group."""
-    site = _sites(groups)
+    site = groups.sites()
     noise = np.zeros((2, groups.count))  # by site, without and with scales
     evaluation = Evaluation(module, ctx.weights)
     length, logits = windows.shape[1], returned_value(module)
@@ -192,15 +190,3 @@ def _rounded_weight(weight: Array, scale: Array) -> torch.Tensor:
     scaled = weight * scale
     step = np.maximum(np.abs(scaled).max(1, keepdims=True), 1e-30) / 127
     return torch.from_numpy(np.asarray(round_nearest(scaled, step, 8) * step / scale, np.float32))
-
-
-def _sites(groups: EquivalenceGroups) -> Array:
-    """A number for each group, the same for all groups that some value has together."""
-    edges = []
-    for group, _ in groups.channels.values():
-        present = np.unique(group[group >= 0])
-        edges.append(np.stack([present[:-1], present[1:]]))
-    rows, columns = np.concatenate([np.zeros((2, 0), np.int64), *edges], axis=1)
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(groups.count, groups.count))
-    label: Array = connected_components(graph, directed=False)[1]
-    return label

@@ -96,11 +96,12 @@ class QuantizeWeights(Pass):
         def quantize(op: MqcOp, operands: Sequence[Operands]) -> None:
             if not isinstance(op, LinearOp):
                 return
-            if operands and op.x not in hessians:
+            # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
+            fed = len(operands) > 0 and op.weight not in tables
+            if fed and op.x not in hessians:
                 hessians.clear()  # ops with the same input stand together
                 hessians[op.x] = Hessian.of([x for (x,) in operands])
-            # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
-            self._quantize(ctx.weights, op, None if op.weight in tables else hessians.get(op.x), done)
+            self._quantize(ctx.weights, op, hessians[op.x] if fed else None, done)
 
         if self.rounding == "feedback":
             assert ctx.calibration is not None

@@ -91,14 +91,15 @@ def build(source: str, isa: str) -> Path:
     The source may include the headers of `mqc.backends.cpu.kernels`. Raises `ToolchainError` if
     there is no compiler or it fails, `StorageError` if the cache cannot be written.
     """
+    parts = "program.so", {"program.c": source}, ["-shared", *ISA_FLAGS[isa]]
     made = kernels(isa)
     try:
-        return _build("program.so", {"program.c": source}, ["-shared", *ISA_FLAGS[isa]], [made])
+        return _build(*parts, [made])
     except ToolchainError as error:
         if str(made) not in str(error):
             raise
         made.unlink()  # damaged in the cache, says the linker
-        return _build("program.so", {"program.c": source}, ["-shared", *ISA_FLAGS[isa]], [kernels(isa)])
+        return _build(*parts, [kernels(isa)])
 
 
 def kernels(isa: str) -> Path:

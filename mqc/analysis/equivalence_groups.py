@@ -41,6 +41,23 @@ class EquivalenceGroups:
         factor = np.where(group >= 0, scales[group] ** sign, 1.0)
         return None if (factor == 1).all() else np.asarray(factor, np.float32)
 
+    def sites(self) -> Index:
+        """A number for each group, the same for all groups that some value has together."""
+        first: list[Index] = [np.zeros(0, np.int64)]
+        second = list(first)
+        for group, _ in self.channels.values():
+            present = np.unique(group[group >= 0])
+            first.append(present[:-1])
+            second.append(present[1:])
+        return _components(np.concatenate(first), np.concatenate(second), self.count)
+
+
+def _components(rows: Index, columns: Index, count: int) -> Index:
+    """The connected component of each of `count` nodes, by edges between `rows` and `columns`."""
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    label: Index = connected_components(graph, directed=False)[1]
+    return label
+
 
 def discover(module: ModuleOp) -> EquivalenceGroups:
     """Solve the constraints that the ops state (`mqc.dialects.equivariance`).
@@ -71,8 +88,7 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
                 edges.append((first, second if sign > 0 else second + total))
                 edges.append((first + total, second + total if sign > 0 else second))
     rows, columns = (np.concatenate([e[i] for e in edges]) for i in (0, 1))
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(one + 1, one + 1))
-    _, label = connected_components(graph, directed=False)
+    label = _components(rows, columns, one + 1)
     plus, minus = label[:total], label[total:one]
     free = (plus != label[one]) & (minus != label[one]) & (plus != minus)
     root = np.where(free, np.minimum(plus, minus), -1)

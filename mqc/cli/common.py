@@ -62,9 +62,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    help="Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong."
-)
+@app.callback()
 def _options(
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")

@@ -49,12 +49,11 @@ class Sampling:
     def of_model(cls, generation: Mapping[str, Any], **given: Any) -> Sampling:
         """What is given and not None; for the rest a model's `generation_config`: its repetition penalty, and
         how it samples if it does. Raises `InputError` for values out of range."""
-        names = ["repetition_penalty"]
+        names, stated = ["repetition_penalty"], {}
         if generation.get("do_sample") is True:
             names += ["temperature", "top_k", "top_p", "min_p"]
-        stated = {name: generation[name] for name in names if generation.get(name)}
-        if generation.get("do_sample") is True:
-            stated.setdefault("temperature", 1.0)
+            stated["temperature"] = 1.0
+        stated |= {name: generation[name] for name in names if generation.get(name)}
         if any(type(value) not in (int, float) for value in stated.values()):
             raise InputError(f"generation_config.json states {stated}, which are no numbers")
         return cls(**stated | {name: value for name, value in given.items() if value is not None})
@@ -73,14 +72,17 @@ class Sampling:
 
         Greedy compares integers, unless there is a repetition penalty; ties go to the smaller id.
         """
-        x = logits.astype(np.float64) - int(logits.max())  # exact
-        if self.repetition_penalty != 1:
+        if self.repetition_penalty == 1:
+            if self.temperature == 0:
+                return int(logits.argmax())
+            x = logits.astype(np.float64) - int(logits.max())
+        else:
             seen = np.unique(np.fromiter(text, np.int64))
             real = logits.astype(np.float64)
             real[seen] *= np.where(real[seen] < 0, self.repetition_penalty, 1 / self.repetition_penalty)
+            if self.temperature == 0:
+                return int(real.argmax())
             x = real - real.max()
-        if self.temperature == 0:
-            return int(x.argmax())
         # Dividing last keeps 0 / temperature at 0, however small the temperature is.
         with np.errstate(over="ignore"):
             x = x * scale / self.temperature

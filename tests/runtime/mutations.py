@@ -2,9 +2,9 @@
 
     python -m tests.runtime.mutations [FIRST:]COUNT [TARGET|KIND…]    # 10,000 of each kind and target
 
-The seeds are FIRST (0) and those that follow. There is a process for each core. A line for each
-250 says how many were refused and right, and with which seeds something else came out: another exception than
-an `MqcError`, other logits than the oracle's on the same files, or nothing within a minute.
+The seeds are FIRST (0) and those that follow. There is a process for each core. A line for each 250 says how
+many were refused and right, and with which seeds something else came out: another exception than an
+`MqcError`, other logits than the oracle's on the same files, or nothing within a minute.
 """
 
 from __future__ import annotations
