@@ -22,7 +22,6 @@ from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError
 from mqc.ir.module import returned_value
 from mqc.ir.op import MqcOp, channels
-from mqc.numerics.weight_rounding import round_nearest
 from mqc.pass_base import Pass
 
 #: One 8-bit step of a value, relative to its largest channel: calibration says nothing of channels below it.
@@ -187,6 +186,8 @@ def _rounded(x: torch.Tensor, limits: tuple[Array, Array], scale: Array) -> torc
 
 def _rounded_weight(weight: Array, scale: Array) -> torch.Tensor:
     """A matrix `[outputs, C]` as 8 bits hold it, with each column multiplied by its scale meanwhile."""
-    scaled = weight * scale
-    step = np.maximum(np.abs(scaled).max(1, keepdims=True), 1e-30) / 127
-    return torch.from_numpy(np.asarray(round_nearest(scaled, step, 8) * step / scale, np.float32))
+    factor = torch.from_numpy(scale)
+    scaled = torch.from_numpy(weight) * factor
+    largest = torch.maximum(scaled.amax(1, keepdim=True), -scaled.amin(1, keepdim=True))
+    step = largest.clamp_min(1e-30) / 127
+    return scaled.div_(step).round_().mul_(step).div_(factor)
