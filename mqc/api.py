@@ -17,6 +17,7 @@ from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.compiler.reproducer import reproducer_folder
 from mqc.errors import InputError, MqcError
 from mqc.ir.module import mqc_ops, searched_precision
+from mqc.ir.spill import check_room
 from mqc.registry import backend_for
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
@@ -80,9 +81,11 @@ def compile(
         CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`. If a pass fails, the
             module that it was given is written to the temporary folder, and the error's notes hold
             the command that reproduces the failure.
+        StorageError: there is no room for temporary files, which take twice the bytes of the weights as f32
+            (`MQC_TMP` names their folder).
 
-    Time and memory grow linearly with the number of layers; memory peaks at about the f32 weights
-    of the model, once more the same, and what is alive between two ops in all calibration windows.
+    Time grows linearly with the number of layers. Memory peaks at what is alive between two ops in all
+    calibration windows; weights are in mapped files, and a model given by name stays in its own.
     """
     from mqc.calibration import Calibration
     from mqc.frontend.fidelity import check_against_model
@@ -105,6 +108,7 @@ def compile(
     if tokenizer is None:
         raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
 
+    check_room(2 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
     positions = _context(model, context)

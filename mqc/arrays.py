@@ -1,9 +1,20 @@
-"""The type of NumPy arrays whose dtype the text around them states."""
+"""The type of NumPy arrays whose dtype the text around them states, and their parts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+#: Elements of a block of rows: what is computed from one fits in the caches nearby.
+_BLOCK = 1 << 22
+
+
+def row_blocks(array: Array) -> Iterator[slice]:
+    """Slices of consecutive rows that make up an array, of about four million elements each."""
+    rows = max(1, _BLOCK // max(array[:1].size, 1))
+    for start in range(0, len(array), rows):
+        yield slice(start, min(start + rows, len(array)))

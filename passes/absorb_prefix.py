@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
@@ -121,24 +120,32 @@ class _Trial:
     ) -> None:
         self.prefix = prefix
         self._tokens = windows.reshape(-1)
-        self._peaks: dict[MqcOp, list[Array]] = {}
-        self._losses: list[float] = []
         rows = np.array([[*prefix, *window] for window in windows], np.int64)
+        following = torch.from_numpy(np.roll(rows, -1, 1)).reshape(-1, 1)
+        peaks: dict[MqcOp, list[torch.Tensor]] = {}
+        losses: list[torch.Tensor] = []
         logits = returned_value(module)
-        texts = iter(windows)
 
         def note(op: MqcOp, result: torch.Tensor) -> None:
-            behind = result.view(-1, rows.shape[1], result.shape[1])[:, len(prefix) :]
             read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
             if isinstance(op, LinearOp | AddOp) or read:
-                peaks = torch.maximum(behind.amax(-1), -behind.amin(-1))
-                self._peaks.setdefault(op, []).append(peaks.double().numpy().reshape(-1))
-            if op.results[0] is logits and windows.shape[1] > 1:
-                for predicted in behind:
-                    following = torch.from_numpy(next(texts)[1:].astype(np.int64))
-                    self._losses.append(float(F.cross_entropy(predicted[:-1], following)))
+                peaks.setdefault(op, []).append(torch.maximum(result.amax(-1), -result.amin(-1)))
+            if op.results[0] is logits:
+                seen = sum(map(len, losses))
+                predicted = result.gather(1, following[seen : seen + len(result)])
+                losses.append(torch.logsumexp(result, 1) - predicted[:, 0])
 
         observe(ctx, module, rows, after=note, logits=True)
+
+        def behind(found: list[torch.Tensor], tokens: int) -> Array:
+            """Of each window's tokens, the first behind the prefix."""
+            by_window = torch.cat(found).view(rows.shape).double().numpy()
+            return np.asarray(by_window[:, len(prefix) : len(prefix) + tokens].reshape(-1))
+
+        length = windows.shape[1]
+        self._peaks = {op: behind(found, length) for op, found in peaks.items()}
+        # The last token of a window has no other behind it.
+        self._loss = float(behind(losses, length - 1).mean()) if length > 1 else 0.0
 
     def score(self) -> float:
         """The mean, over values that linears read or write, of log2(largest magnitude of any token / median
@@ -146,11 +153,11 @@ class _Trial:
         nats a token."""
         ratios = [
             np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
-            for peaks in (np.concatenate(p) for p in self._peaks.values())
+            for peaks in self._peaks.values()
         ]
-        return float(np.mean(ratios) + np.mean(self._losses or [0.0]))
+        return float(np.mean(ratios)) + self._loss
 
     def suspects(self) -> list[int]:
         """The tokens that carry outliers: four of the residual stream's largest behind each sum."""
-        residual = [np.concatenate(p) for op, p in self._peaks.items() if isinstance(op, AddOp)]
+        residual = [peaks for op, peaks in self._peaks.items() if isinstance(op, AddOp)]
         return [int(self._tokens[place]) for peaks in residual for place in np.argsort(peaks)[-4:]]

@@ -14,7 +14,7 @@ from xdsl.ir import SSAValue
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.equivalence_groups import EquivalenceGroups, apply_scales, discover
 from mqc.analysis.evaluation import Evaluation
-from mqc.arrays import Array
+from mqc.arrays import Array, row_blocks
 from mqc.calibration import Windows
 from mqc.compiler.observation import Operands, in_windows, observe
 from mqc.dialects.llm import LinearOp
@@ -117,7 +117,8 @@ def _closed_form(
             np.add.at(members[s], group[seen], 1)
         for use in value.uses:
             if isinstance(use.operation, LinearOp):
-                column = np.abs(ctx.weights[use.operation.weight]).max(0)
+                weight = ctx.weights[use.operation.weight]
+                column = np.maximum(weight.max(0), -weight.min(0))
                 free = group >= 0
                 np.maximum.at(weights, group[free], column[free])
     plus, minus = (
@@ -160,12 +161,10 @@ def _noisier(
                     for value, x in zip(op.operands, given, strict=True)
                 )
                 if isinstance(op, LinearOp):
-                    bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
-                    weight = _rounded_weight(ctx.weights[op.weight], chosen[op.x])
-                    result = F.linear(rounded[0], weight, bias)
+                    errors[i] += _noise_of_product(ctx, op, rounded[0], chosen[op.x], exact)
                 else:
                     result = in_windows(op, evaluation, rounded, length)
-                errors[i] += float((result - exact).norm()) ** 2
+                    errors[i] += float((result - exact).norm()) ** 2
         places = {int(site[groups.channels[value][0].max()]) for value in divisors}
         noise[:, sorted(places)] += (errors / max(power, 1e-30))[:, None]
 
@@ -182,6 +181,18 @@ def _rounded(x: torch.Tensor, limits: tuple[Array, Array], scale: Array) -> torc
     low, high = float((limits[0] / scale).min()), float((limits[1] / scale).max())
     factor = torch.from_numpy(scale)
     return affine_range(low, high, 8).fake_quantize(x / factor) * factor
+
+
+def _noise_of_product(
+    ctx: CompilerContext, op: LinearOp, x: torch.Tensor, scale: Array, exact: torch.Tensor
+) -> float:
+    """The squared error of a product with 8-bit weights, whose columns are multiplied by scales meanwhile."""
+    error, weight = 0.0, ctx.weights[op.weight]
+    bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
+    for rows in row_blocks(weight):
+        result = F.linear(x, _rounded_weight(weight[rows], scale), None if bias is None else bias[rows])
+        error += float((result - exact[:, rows]).norm()) ** 2
+    return error
 
 
 def _rounded_weight(weight: Array, scale: Array) -> torch.Tensor:

@@ -12,7 +12,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
-from mqc.arrays import Array
+from mqc.arrays import Array, row_blocks
 from mqc.compiler.observation import Operands, observe
 from mqc.compiler.precision_rules import check_groups, group_size, grouped, matrix_bits
 from mqc.dialects.llm import EmbeddingOp, LinearOp
@@ -145,7 +145,9 @@ class QuantizeWeights(Pass):
         groups = weight.shape[1] // size
         importance = None if hessian is None else hessian.mean_squares
         if step is None:
-            step = best_steps(weight, size, 4, importance)
+            step = np.concatenate(
+                [best_steps(weight[rows], size, 4, importance) for rows in row_blocks(weight)]
+            )
         elif step.shape[1] != groups:
             raise RecipeError(
                 f"quantize-weights: %{op.value_name} has learned steps for {step.shape[1]} groups, not "
@@ -159,13 +161,8 @@ class QuantizeWeights(Pass):
         floor = _bias_floor(weights, op)
         if floor is not None:
             scale = np.maximum(scale, floor[:, None])
-        full = per_input(scale * factor, weight.shape[1])
-        if hessian is None:
-            rounded = round_nearest(weight, full, 4)
-        else:
-            rounded = round_with_feedback(weight, full, 4, hessian)
         name = op.weight.key.data
-        op.properties["weight"] = weights.add(name, rounded)
+        op.properties["weight"] = _rounded(weights, op.weight, scale * factor, 4, hessian)
         op.properties["weight_scale"] = weights.add(
             f"{name}.scale", np.ascontiguousarray(scale[:, 0], np.float32)
         )
@@ -187,12 +184,24 @@ def _quantize8(
     hessian: Hessian | None = None,
 ) -> tuple[WeightAttr, WeightAttr]:
     weight = weights[ref]
-    scale = np.abs(weight).max(1) / 127 if step is None else step[:, 0]
+    scale = np.maximum(weight.max(1), -weight.min(1)) / 127 if step is None else step[:, 0]
     scale = np.maximum(scale, 1e-12).astype(np.float32)
     if floor is not None:
         scale = np.maximum(scale, floor.astype(np.float32))
-    if hessian is None:
-        rounded = round_nearest(weight, scale[:, None], 8)
-    else:
-        rounded = round_with_feedback(weight, scale[:, None], 8, hessian)
-    return weights.add(ref.key.data, rounded), weights.add(f"{ref.key.data}.scale", scale)
+    rounded = _rounded(weights, ref, scale[:, None], 8, hessian)
+    return rounded, weights.add(f"{ref.key.data}.scale", scale)
+
+
+def _rounded(
+    weights: WeightStore, ref: WeightAttr, steps: Array, bits: int, hessian: Hessian | None
+) -> WeightAttr:
+    """The integers of a matrix `[outputs, inputs]`, given its steps `[outputs, groups]`."""
+    weight = weights[ref]
+
+    def rows(block: slice) -> Array:
+        step = per_input(steps[block], weight.shape[1]) if steps.shape[1] > 1 else steps[block]
+        if hessian is None:
+            return round_nearest(weight[block], step, bits)
+        return round_with_feedback(weight[block], step, bits, hessian)
+
+    return weights.build(ref.key.data, weight.shape, np.int8, rows)

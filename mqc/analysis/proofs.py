@@ -6,7 +6,7 @@ import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.evaluation import Evaluation
-from mqc.arrays import Array
+from mqc.arrays import Array, row_blocks
 from mqc.dialects.constraints import limits
 from mqc.dialects.int_ops import LinearOp, RopeOp
 from mqc.errors import IRError
@@ -21,12 +21,19 @@ def accumulator_bound(weight: Array, bias: Array, low: int, high: int) -> Array:
 
     Args: weight `[outputs, inputs]` integers, bias `[outputs]`. The bound is attained.
     """
-    positive = np.maximum(weight, 0).sum(1, dtype=np.int64)
-    negative = weight.sum(1, dtype=np.int64) - positive
+    positive, negative = _signed_sums(weight)
     top = positive * high + negative * low + bias.astype(np.int64)
     bottom = positive * low + negative * high + bias.astype(np.int64)
     result: Array = np.maximum(np.abs(top), np.abs(bottom))
     return result
+
+
+def _signed_sums(weight: Array) -> tuple[Array, Array]:
+    """Sums of the weights above zero and below it, s64 `[outputs]`."""
+    positive = np.empty(len(weight), np.int64)
+    for rows in row_blocks(weight):
+        positive[rows] = np.maximum(weight[rows], 0).sum(1, dtype=np.int64)
+    return positive, weight.sum(1, dtype=np.int64) - positive
 
 
 def acc_shift(bound: int) -> int:
@@ -61,7 +68,8 @@ def check_accumulators(module: ModuleOp, weights: WeightStore) -> int:
                 f"int.linear %{op.value_name}: the accumulator of channel {worst} can reach "
                 f"{int(bound[worst])}, which acc_shift {shift} does not bring into s32"
             )
-        plane = 255 * np.abs(weight.astype(np.int64)).sum(1)
+        positive, negative = _signed_sums(weight)
+        plane = 255 * (positive - negative)
         if int(plane.max()) > INT32_MAX:
             raise IRError(
                 f"int.linear %{op.value_name}: an 8-bit plane of channel {int(plane.argmax())} can "

@@ -13,10 +13,12 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.calibration import Windows
 from mqc.dialects.llm import AttentionOp
 from mqc.ir.module import main_function, mqc_ops, returned_value
-from mqc.ir.op import MqcOp
+from mqc.ir.op import MqcOp, channels
 
 #: Rows that are computed together, as many windows as that is; more are no faster.
 _ROWS = 512
+#: Logits that are computed together.
+_LOGITS = 1 << 25
 
 
 def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp, torch.Tensor]]:
@@ -52,7 +54,8 @@ def observe(
         windows: token ids `[windows, tokens]`.
         before: called with every op and its operands in each group of windows, before it is evaluated; it may
             change the op.
-        after: called with every op and its result `[windows · tokens, channels]` of one group after another.
+        after: called with every op and its result `[windows · tokens, channels]` of one group after another;
+            with the logits of some tokens after those of others.
         logits: whether the op that gives the logits is evaluated.
         report: called with the share that is done.
     """
@@ -73,14 +76,23 @@ def observe(
             last = op.results[0] is returned
             if last and not logits:
                 return
+            if last:
+                for part in _few_tokens(operands, channels(returned)):
+                    after(op, op.evaluate(evaluation, *part))
+                return
             for v, given in zip(values, operands, strict=True):
                 result = in_windows(op, evaluation, given, length)
                 after(op, result)
                 for operand in evaluation.unused_after(op):
                     v.pop(operand, None)
-                if not last:
-                    v[op.results[0]] = result
+                v[op.results[0]] = result
             report(number / len(ops))
+
+
+def _few_tokens(operands: list[Operands], vocabulary: int) -> Iterator[Operands]:
+    tokens = max(1, _LOGITS // vocabulary)
+    for given in operands:
+        yield from zip(*(torch.split(x, tokens) for x in given), strict=True)
 
 
 def in_windows(op: MqcOp, evaluation: Evaluation, operands: Operands, length: int) -> torch.Tensor:

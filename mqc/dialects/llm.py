@@ -73,14 +73,14 @@ class EmbeddingOp(LlmOp):
 
     def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
         if output is not None:
-            self.replace_weight(weights, "table", weights[self.table] / output)
+            self.replace_rows(weights, "table", lambda rows, _: rows / output)
 
     def rotations(self) -> list[RotationRule]:
         return []
 
     def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         if output is not None:
-            self.replace_weight(weights, "table", output.turn(weights[self.table]))
+            self.replace_rows(weights, "table", lambda rows, _: output.turn(rows))
 
 
 @irdl_op_definition
@@ -126,27 +126,26 @@ class LinearOp(LlmOp):
         return []
 
     def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
-        weight = weights[self.weight]
-        if inputs[0] is not None:
-            weight = weight * inputs[0]
-        if output is not None:
-            weight = weight / output[:, None]
-            if self.bias is not None:
-                self.replace_weight(weights, "bias", weights[self.bias] / output)
-        self.replace_weight(weights, "weight", weight)
+        def absorbed(rows: Array, block: slice) -> Array:
+            if inputs[0] is not None:
+                rows = rows * inputs[0]
+            return rows if output is None else rows / output[block, None]
+
+        self.replace_rows(weights, "weight", absorbed)
+        if output is not None and self.bias is not None:
+            self.replace_weight(weights, "bias", weights[self.bias] / output)
 
     def rotations(self) -> list[RotationRule]:
         return []
 
     def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
-        weight = weights[self.weight]
-        if inputs[0] is not None:
-            weight = inputs[0].turn(weight)
+        given = inputs[0]
+        if given is not None:
+            self.replace_rows(weights, "weight", lambda rows, _: given.turn(rows))
         if output is not None:
-            weight = output.turn(weight.T).T
+            self.replace_weight(weights, "weight", output.turn(weights[self.weight].T).T)
             if self.bias is not None:
                 self.replace_weight(weights, "bias", output.turn(weights[self.bias][None])[0])
-        self.replace_weight(weights, "weight", weight)
 
     def macs(self) -> int:
         return channels(self.x) * channels(self.result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +62,19 @@ class LlmOp(MqcOp):
         old = self.properties[name]
         assert isinstance(old, WeightAttr)
         self.properties[name] = weights.add(old.key.data, array.astype(np.float32, copy=False))
+
+    def replace_rows(self, weights: WeightStore, name: str, rows: Callable[[Array, slice], Array]) -> None:
+        """Store the new value of property `name`, computed block by block.
+
+        Args:
+            rows: makes new rows of old ones, `[rows, columns]`, and of the slice that they are.
+        """
+        old = self.properties[name]
+        assert isinstance(old, WeightAttr)
+        array = weights[old]
+        self.properties[name] = weights.build(
+            old.key.data, array.shape, np.float32, lambda block: rows(array[block], block)
+        )
 
     def ref(self, name: str) -> WeightAttr | None:
         ref = self.properties.get(name)

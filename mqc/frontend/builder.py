@@ -12,6 +12,7 @@ from xdsl.ir import Attribute, Block, SSAValue
 
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
+from mqc.frontend.mapped import widened
 from mqc.ir.op import MqcOp, attr, channels, tensor
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
@@ -20,7 +21,7 @@ _OPS: dict[str, type[MqcOp]] = {op.name: op for op in Llm.operations}  # type: i
 
 
 def _array(value: torch.Tensor) -> Any:
-    return value.detach().to(torch.float32).numpy()
+    return widened(value).to(torch.float32).numpy()
 
 
 class Builder:

