@@ -61,7 +61,7 @@ def compile(
     """Compile a decoder LLM to a program that holds no floating-point operation.
 
     Args:
-        model: a transformers model, or a string: `demo`, a folder, or a Hugging Face id.
+        model: a transformers model, or a string: `demo`, a folder, a GGUF file, or a Hugging Face id.
         target: what the program is for; `mqc targets` lists them.
         recipe: how to quantize: a name, a TOML file or a `Recipe`.
         tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.

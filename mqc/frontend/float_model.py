@@ -19,7 +19,7 @@ def source_model(manifest: dict[str, Any]) -> Any:
     Raises `ModelError` if the program was compiled from an object in memory, or the model changed.
     """
     source = manifest.get("source", {})
-    if source.get("kind") not in ("demo", "folder", "huggingface"):
+    if source.get("kind") not in ("demo", "folder", "file", "huggingface"):
         raise ModelError(
             "the program does not say where its float model is (it was compiled from an object); "
             "use --no-float"

