@@ -41,7 +41,9 @@ Threads = Annotated[int | None, number("threads; all cores by default")]
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, or a Hugging Face id")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, or a Hugging Face id")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
     target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
     recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ TOLERANCE = 1e-4
 _STEPS = 8
 #: Tokens of the two sequences; the longer one goes past every length at which the model does something else.
 _SHORT, _LONG = 7, 24
-#: Tokens that are evaluated one by one, behind the others.
-_SINGLE = 4
+#: Tokens that are evaluated one by one, behind the others; and together.
+_SINGLE, _TOGETHER = 4, 64
+#: Tokens whose logits are compared, beside those.
+_COMPARED = 60
 
 
 def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: WeightStore) -> None:
@@ -30,7 +33,8 @@ def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: Weigh
 
     The model is called as transformers' users call it, with token ids alone. The module evaluates most tokens
     at once, the last ones one by one. The longer sequence goes past the windows and switches that the
-    config names, if the context does. Time: two forward passes over each sequence; linear in its length.
+    config names, if the context does. Logits are compared of up to 64 tokens, spread over the sequence. Time:
+    two forward passes over each sequence; linear in its length.
 
     Raises `ModelError` naming the first module whose output differs, if the logits differ by more than 1e-4
     relative to their norm.
@@ -44,13 +48,11 @@ def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: Weigh
     vocabulary = int(table.weight.shape[0])
     for count in sorted({min(_SHORT, context), min(longest, context)}):
         ids = torch.randint(0, vocabulary, (count,), generator=generator)
-        with torch.no_grad(), left_as_it_was(model):
-            want = model(input_ids=ids[None].to(parameter.device)).logits[0].float().cpu()
-        evaluation = Evaluation(module, weights)
-        ends = [max(count - _SINGLE, 1), *range(max(count - _SINGLE, 1) + 1, count)]
-        parts = torch.arange(count).tensor_split(ends)
+        singles = torch.arange(max(count - _SINGLE, 1), count)
+        places = torch.cat([torch.linspace(0, count - 1, _COMPARED).long(), singles]).unique()
         with torch.no_grad():
-            got = torch.cat([evaluation.run(ids[part], part) for part in parts])
+            want = _logits(model, ids, places)
+            got = _evaluated(Evaluation(module, weights), ids, places, singles)
         error = _relative(got, want)
         if not error <= allowed:
             first = _first_difference(model, module, weights, ids, allowed)
@@ -59,6 +61,25 @@ def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: Weigh
                 f"(allowed {allowed:.0e}); {first}. {type(model).__name__} does something that the front end "
                 "does not see, such as other masks or other positions; mqc cannot compile it yet"
             )
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The model's logits `[places, vocabulary]`; no others are computed where the model can choose."""
+    device = next(model.parameters()).device
+    chooses = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": places.to(device)} if chooses else {}
+    with left_as_it_was(model):
+        logits: torch.Tensor = model(input_ids=ids[None].to(device), **options).logits[0]
+    return (logits if chooses else logits[places]).float().cpu()
+
+
+def _evaluated(
+    evaluation: Evaluation, ids: torch.Tensor, places: torch.Tensor, singles: torch.Tensor
+) -> torch.Tensor:
+    """The program's, of tokens that it is given some together, and `singles` one by one."""
+    first = torch.arange(len(ids) - len(singles)).split(_TOGETHER)
+    parts = [*first, *singles.split(1)]
+    return torch.cat([evaluation.run(ids[part], part)[torch.isin(part, places)] for part in parts])
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
