@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-#: Elements of a block of rows: what is computed from one fits in the caches nearby.
-_BLOCK = 1 << 22
+#: Elements of a block of rows.
+_BLOCK = 1 << 23
 
 
 def row_blocks(array: Array) -> Iterator[slice]:
-    """Slices of consecutive rows that make up an array, of about four million elements each."""
+    """Slices of consecutive rows that make up an array, of about eight million elements each."""
     rows = max(1, _BLOCK // max(array[:1].size, 1))
     for start in range(0, len(array), rows):
         yield slice(start, min(start + rows, len(array)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,16 +87,20 @@ class AbsorbPrefix(Pass):
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
         sample = calibration.part(_WINDOWS, _TOKENS)
-        best = _Trial(ctx, module, calibration.start, sample)
-        for number in range(self.most):
-            candidates = _candidates(calibration, best.suspects())
-            tried, seen = [], []
-            for i, token in enumerate(candidates, 1):
-                tried.append(_Trial(ctx, module, (*best.prefix, token), sample[:, :_BEGINNING]))
-                ctx.progress(self.name, (number + i / len(candidates) / 2) / self.most)
-            for i, trial in enumerate(sorted(tried, key=_Trial.score)[:_FEW], 1):
-                seen.append(_Trial(ctx, module, trial.prefix, sample))
-                ctx.progress(self.name, (number + 1 / 2 + i / _FEW / 2) / self.most)
+        walks = iter(range(1 + 2 * self.most))
+
+        def trials(prefixes: list[tuple[int, ...]], windows: Windows) -> list[_Trial]:
+            walk = next(walks)
+            return _trials(
+                ctx, module, prefixes, windows,
+                lambda share: ctx.progress(self.name, (walk + share) / (1 + 2 * self.most)),
+            )  # fmt: skip
+
+        (best,) = trials([calibration.start], sample)
+        for _ in range(self.most):
+            candidates = [(*best.prefix, t) for t in _candidates(calibration, best.suspects())]
+            tried = sorted(trials(candidates, sample[:, :_BEGINNING]), key=_Trial.score)
+            seen = trials([trial.prefix for trial in tried[:_FEW]], sample)
             found = min(seen, key=_Trial.score)
             if found.score() > best.score() - _WORTHWHILE:
                 break
@@ -112,40 +117,18 @@ def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
     return list(dict.fromkeys([*start, *outliers, *frequent]))
 
 
+@dataclass(frozen=True)
 class _Trial:
-    """What is seen when the float module evaluates windows, each behind a prefix by itself."""
+    """What is seen when the float module evaluates windows, each behind a prefix by itself.
 
-    def __init__(
-        self, ctx: CompilerContext, module: ModuleOp, prefix: tuple[int, ...], windows: Windows
-    ) -> None:
-        self.prefix = prefix
-        self._tokens = windows.reshape(-1)
-        rows = np.array([[*prefix, *window] for window in windows], np.int64)
-        following = torch.from_numpy(np.roll(rows, -1, 1)).reshape(-1, 1)
-        peaks: dict[MqcOp, list[torch.Tensor]] = {}
-        losses: list[torch.Tensor] = []
-        logits = returned_value(module)
+    tokens: of all windows. peaks: each token's largest magnitude, `[tokens]`, of values that linears read or
+    write. loss: of the text, in nats a token.
+    """
 
-        def note(op: MqcOp, result: torch.Tensor) -> None:
-            read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
-            if isinstance(op, LinearOp | AddOp) or read:
-                peaks.setdefault(op, []).append(torch.maximum(result.amax(-1), -result.amin(-1)))
-            if op.results[0] is logits:
-                seen = sum(map(len, losses))
-                predicted = result.gather(1, following[seen : seen + len(result)])
-                losses.append(torch.logsumexp(result, 1) - predicted[:, 0])
-
-        observe(ctx, module, rows, after=note, logits=True)
-
-        def behind(found: list[torch.Tensor], tokens: int) -> Array:
-            """Of each window's tokens, the first behind the prefix."""
-            by_window = torch.cat(found).view(rows.shape).double().numpy()
-            return np.asarray(by_window[:, len(prefix) : len(prefix) + tokens].reshape(-1))
-
-        length = windows.shape[1]
-        self._peaks = {op: behind(found, length) for op, found in peaks.items()}
-        # The last token of a window has no other behind it.
-        self._loss = float(behind(losses, length - 1).mean()) if length > 1 else 0.0
+    prefix: tuple[int, ...]
+    tokens: Windows
+    peaks: dict[MqcOp, Array]
+    loss: float
 
     def score(self) -> float:
         """The mean, over values that linears read or write, of log2(largest magnitude of any token / median
@@ -153,11 +136,51 @@ class _Trial:
         nats a token."""
         ratios = [
             np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
-            for peaks in self._peaks.values()
+            for peaks in self.peaks.values()
         ]
-        return float(np.mean(ratios)) + self._loss
+        return float(np.mean(ratios)) + self.loss
 
     def suspects(self) -> list[int]:
         """The tokens that carry outliers: four of the residual stream's largest behind each sum."""
-        residual = [peaks for op, peaks in self._peaks.items() if isinstance(op, AddOp)]
-        return [int(self._tokens[place]) for peaks in residual for place in np.argsort(peaks)[-4:]]
+        residual = [peaks for op, peaks in self.peaks.items() if isinstance(op, AddOp)]
+        return [int(self.tokens[place]) for peaks in residual for place in np.argsort(peaks)[-4:]]
+
+
+def _trials(
+    ctx: CompilerContext,
+    module: ModuleOp,
+    prefixes: list[tuple[int, ...]],
+    windows: Windows,
+    report: Callable[[float], None],
+) -> list[_Trial]:
+    """One for each of several prefixes of the same length. All are evaluated in one walk over the module."""
+    first, length = len(prefixes[0]), windows.shape[1]
+    rows = np.array([[*prefix, *window] for prefix in prefixes for window in windows], np.int64)
+    following = torch.from_numpy(np.roll(rows, -1, 1)).reshape(-1, 1)
+    peaks: dict[MqcOp, list[torch.Tensor]] = {}
+    losses: list[torch.Tensor] = []
+    logits = returned_value(module)
+
+    def note(op: MqcOp, result: torch.Tensor) -> None:
+        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
+        if isinstance(op, LinearOp | AddOp) or read:
+            peaks.setdefault(op, []).append(torch.maximum(result.amax(-1), -result.amin(-1)))
+        if op.results[0] is logits:
+            seen = sum(map(len, losses))
+            predicted = result.gather(1, following[seen : seen + len(result)])
+            losses.append(torch.logsumexp(result, 1) - predicted[:, 0])
+
+    observe(ctx, module, rows, after=note, logits=True, report=report)
+
+    def behind(found: list[torch.Tensor], tokens: int) -> Array:
+        """Of each window's tokens the first behind the prefix, `[prefixes, windows · tokens]`."""
+        by_window = torch.cat(found).view(rows.shape).double().numpy()
+        return np.asarray(by_window[:, first : first + tokens].reshape(len(prefixes), -1))
+
+    by_op = {op: behind(found, length) for op, found in peaks.items()}
+    # The last token of a window has no other behind it.
+    mean = behind(losses, length - 1).mean(1) if length > 1 else np.zeros(len(prefixes))
+    return [
+        _Trial(prefix, windows.reshape(-1), {op: array[i] for op, array in by_op.items()}, float(mean[i]))
+        for i, prefix in enumerate(prefixes)
+    ]

@@ -33,6 +33,7 @@ DEFAULT_PLAN = (
     "->llm.silu=16",
     "->llm.*gelu*=16",
     "->llm.rope=16",
+    "llm.linear->llm.linear=16",
 )
 #: A 16-bit value has room for this many times the extremes that calibration saw, …
 BEYOND = 1.25

@@ -15,7 +15,7 @@ from xdsl.pattern_rewriter import (
 
 from mqc.analysis.context import CompilerContext
 from mqc.dialects.llm import EmbeddingOp, LinearOp, NormOp, ScaleOp
-from mqc.ir.op import channels
+from mqc.ir.op import attr, channels
 from mqc.ir.weight_store import WeightStore
 from mqc.pass_base import Pass
 
@@ -28,7 +28,10 @@ class _FoldScale(RewritePattern):
     def match_and_rewrite(self, op: ScaleOp, rewriter: PatternRewriter) -> None:
         producer = op.x.owner
         shrink = np.full(channels(op.x), 1.0 / op.get("factor"), np.float32)
-        if isinstance(producer, EmbeddingOp | LinearOp | NormOp) and op.x.has_one_use():
+        if isinstance(producer, EmbeddingOp) and op.x.has_one_use():
+            given = 1.0 if producer.factor is None else producer.get("factor")
+            producer.properties["factor"] = attr(given * op.get("factor"))
+        elif isinstance(producer, LinearOp | NormOp) and op.x.has_one_use():
             producer.absorb(self.weights, [None], shrink)
         elif all(isinstance(use.operation, LinearOp) for use in op.result.uses):
             for use in list(op.result.uses):
@@ -43,8 +46,10 @@ class FoldConstants(Pass):
     """Move `llm.scale` into weights.
 
     1. `scale(f, linear(x, W, b))` → `linear(x, f·W, f·b)`, if the product has no other user;
-       the same for the table of an embedding and the gain of a norm.
-    2. `linear(scale(f, x), W, b)` → `linear(x, f·W, b)`, if all users of the scale are linears.
+       the same for the gain of a norm.
+    2. `scale(f, embedding(i, T))` → `embedding(i, T, f)`, if it has no other user: the table may give the
+       logits too, and stays what it is.
+    3. `linear(scale(f, x), W, b)` → `linear(x, f·W, b)`, if all users of the scale are linears.
 
     Any other scale is left alone.
     """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Operation
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp, f32
+from xdsl.ir import Operation, SSAValue
 from xdsl.pattern_rewriter import PatternRewriter, PatternRewriteWalker, RewritePattern
+from xdsl.rewriter import InsertPoint
 
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array
-from mqc.dialects.llm import LayerNormOp, LinearOp, NormOp
+from mqc.dialects.llm import LayerNormOp, LinearOp, NormOp, RmsNormOp, shared_tables
+from mqc.ir.op import WeightAttr, channels, tensor
 from mqc.ir.weight_store import WeightStore
 from mqc.pass_base import Pass
 
@@ -18,25 +21,48 @@ from mqc.pass_base import Pass
 @dataclass
 class _FoldGain(RewritePattern):
     weights: WeightStore
+    #: Matrices that are tables too, and keep their values.
+    tables: frozenset[WeightAttr]
 
     def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
         if not isinstance(op, NormOp):
             return
+        bias = op.ref("bias") if isinstance(op, LayerNormOp) else None
         users = [use.operation for use in op.result.uses]
         linears = [user for user in users if isinstance(user, LinearOp)]
-        if not users or len(linears) < len(users):
+        if not users or len(linears) < len(users) or op.gain is bias is None:
             return
-        bias = op.ref("bias") if isinstance(op, LayerNormOp) else None
+        if any(user.weight in self.tables for user in linears):
+            self._fold_in_front(op, rewriter)
+            return
         if bias is not None:
             for user in linears:
                 _add_bias(self.weights, user, bias_input=self.weights[bias])
             del op.properties["bias"]
-            rewriter.notify_op_modified(op)
         if op.gain is not None:
             for user in linears:
                 user.absorb(self.weights, [self.weights[op.gain]], None)
             del op.properties["gain"]
-            rewriter.notify_op_modified(op)
+        rewriter.notify_op_modified(op)
+
+    def _fold_in_front(self, op: NormOp, rewriter: PatternRewriter) -> None:
+        """Into a matrix between the norm and its users, and a second one that takes up their rotation."""
+        count = channels(op.result)
+        gain = np.ones(count, np.float32) if op.gain is None else self.weights[op.gain]
+        gained = self._linear(op.result, f"{op.value_name}.gain", np.diag(gain))
+        if bias := op.properties.pop("bias", None):
+            gained.properties["bias"] = bias
+        op.properties.pop("gain", None)
+        made = [gained]
+        if isinstance(op, RmsNormOp):  # the mean of a layer norm keeps its values from turning
+            made.append(self._linear(gained.result, f"{op.value_name}.basis", np.eye(count)))
+        rewriter.insert_op(made, InsertPoint.after(op))
+        op.result.replace_uses_with_if(made[-1].result, lambda use: use.operation is not gained)
+
+    def _linear(self, x: SSAValue, name: str, matrix: Array) -> LinearOp:
+        weight = self.weights.add(f"{name}.weight", matrix.astype(np.float32))
+        made: LinearOp = LinearOp.build_op([x], tensor(f32, channels(x)), name, weight=weight, weight_bits=8)
+        return made
 
 
 def _add_bias(weights: WeightStore, op: LinearOp, bias_input: Array) -> None:
@@ -48,6 +74,7 @@ def _add_bias(weights: WeightStore, op: LinearOp, bias_input: Array) -> None:
         op.properties["bias"] = weights.add(f"{op.value_name}.bias", shift)
 
 
+@dataclass(frozen=True)
 class FoldNorm(Pass):
     """Move gains and biases of norms into the linears that use them.
 
@@ -55,10 +82,20 @@ class FoldNorm(Pass):
     2. `linear(norm(x, g), W, b)` → `linear(norm(x), W·diag(g), b)`
 
     for all users at once. A norm with any other user (a residual add, rope, the output) keeps both.
+
+    3. `linear(rms_norm(x, g), T)` → `linear(linear(linear(rms_norm(x), diag(g)), I), T)`, where T is an
+       embedding's table too: tied logits. `rotate-channels` turns the input of the first new matrix and the
+       result of the second, by Hadamard matrices that 8 bits hold exactly, and the table and T stay one.
+       A layer norm, which does not turn, needs the first only.
+
+    Options:
+        share_tables: whether rule 3 applies; without it rule 2 makes a second table.
     """
 
     name = "fold-norm"
+    share_tables: bool = True
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
-        walker = PatternRewriteWalker(_FoldGain(ctx.weights), apply_recursively=False)
-        return walker.rewrite_module(module)
+        shared = shared_tables(module) if self.share_tables else ()
+        pattern = _FoldGain(ctx.weights, frozenset(linear.weight for _, linear in shared))
+        return PatternRewriteWalker(pattern, apply_recursively=False).rewrite_module(module)

@@ -160,7 +160,8 @@ class Lowering:
         y, result = self.out(op)
         if op.table_scale is None:
             raise PassError(f"lower-to-int: %{op.value_name}: run quantize-weights first")
-        real = self.weights[op.table_scale].astype(np.float64) / y.real_scale
+        factor = 1.0 if op.factor is None else op.get("factor")
+        real = self.weights[op.table_scale].astype(np.float64) * factor / y.real_scale
         multiplier, shift = self.multiplier(op, real)
         name = op.value_name
         return self.emit(

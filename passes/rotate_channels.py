@@ -9,9 +9,10 @@ from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
 from mqc.dialects.equivariance import Fix
-from mqc.dialects.llm import LlmOp
-from mqc.dialects.rotations import Rotatable, Rotation, RotationRule, random_hadamard, rotatable
+from mqc.dialects.llm import LlmOp, shared_tables
+from mqc.dialects.rotations import Alike, Rotatable, Rotation, RotationRule, random_hadamard, rotatable
 from mqc.ir.module import mqc_ops, returned_value
+from mqc.ir.op import channels
 from mqc.pass_base import Pass
 
 
@@ -54,4 +55,7 @@ def find_rotatable(module: ModuleOp) -> list[Rotatable]:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         rules += op.rotations()
+    # What reads a table as the matrix of the logits must turn as what it gives, or it would be two tables.
+    for embedding, linear in shared_tables(module):
+        rules.append(Alike(embedding.result, linear.x, channels(linear.x)))
     return rotatable([*rules, Fix(returned_value(module))])

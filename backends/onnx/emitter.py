@@ -124,6 +124,11 @@ class Emitter:
     def is_logits(self, value: SSAValue) -> bool:
         return value is returned_value(self.module)
 
+    def table_rows(self, op: int_ops.EmbeddingOp) -> str:
+        """The rows `[tokens, channels]` of the op's table, which is stored as a matrix product takes it."""
+        columns = self.graph.op("Gather", self.graph.weight(op.table), self.values[op.indices], axis=1)
+        return self.graph.op("Transpose", columns, perm=[1, 0])
+
     def select_rows(self, x: str) -> str:
         """The rows of `x` `[tokens, …]` whose logits are wanted."""
         return x if self.wanted is None else self.graph.op("Gather", x, self.wanted, axis=0)

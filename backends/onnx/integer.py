@@ -120,7 +120,7 @@ class IntegerForm(Emitter):
     # ---- ops
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
-        row = self.wide(self.graph.op("Gather", self.graph.weight(op.table), self.values[op.indices], axis=0))
+        row = self.wide(self.table_rows(op))
         m, s = self.weights[op.multiplier], self.weights[op.shift]
         rows = self.values[op.indices]
         y = self.requantize(row, m, s, op.get("zero_point"), limits(op.result), rows)

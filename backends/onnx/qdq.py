@@ -99,9 +99,7 @@ class QdqForm(Emitter):
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
         g = self.graph
         factor = real_factor(self.weights[op.multiplier], self.weights[op.shift]) * self.scale(op.result)
-        row = g.op(
-            "Cast", g.op("Gather", g.weight(op.table), self.values[op.indices], axis=0), to=TensorProto.FLOAT
-        )
+        row = g.op("Cast", self.table_rows(op), to=TensorProto.FLOAT)
         factors = self.constant(factor[:, None], f"{self.name(op.result)}.scale")
         self.store(g.op("Mul", row, g.op("Gather", factors, self.values[op.indices], axis=0)), op.result)
 

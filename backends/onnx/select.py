@@ -26,6 +26,8 @@ def select(op: MqcOp) -> Kernel | None:
     if type(op) not in RULES:
         return None
     layout = None
+    if isinstance(op, int_ops.EmbeddingOp):
+        layout = "kn"  # a table that gives the logits too stands once
     if isinstance(op, int_ops.LinearOp):
         layout = "kn" if op.get("weight_bits") == 8 else "kn.s4"
     return Kernel(op.name.removeprefix("int."), layout)

@@ -13,7 +13,7 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.equivariance import Constraint, Fix, Tie
-from mqc.dialects.llm import LlmOp
+from mqc.dialects.llm import LlmOp, shared_tables
 from mqc.ir.module import mqc_ops, returned_value
 from mqc.ir.op import channels
 from mqc.ir.weight_store import WeightStore
@@ -77,6 +77,8 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
         assert isinstance(op, LlmOp)
         constraints += op.equivariance()
     constraints.append(Fix(returned_value(module)))
+    for embedding, linear in shared_tables(module):  # scales would make two tables of one
+        constraints += [Fix(embedding.result), Fix(linear.x)]
     for constraint in constraints:
         match constraint:
             case Fix(value):

@@ -102,7 +102,7 @@ class EmbeddingOp(IntOp):
         zero_of("zero_point"),
         constant("multiplier", s32, "[rows]", lambda op: (op.row_count,)),
         constant("shift", s8, "[rows]", lambda op: (op.row_count,)),
-        *matrix("table", lambda op: 8, ("n16k4",)),
+        *matrix("table", lambda op: 8, ("n16k4", "kn")),
     )
     VALUES: ClassVar = (MULTIPLIERS, SHIFTS)
 
@@ -121,6 +121,8 @@ class EmbeddingOp(IntOp):
         table, count = ctx.array(self.table), channels(self.result)
         if self.layout is None:
             return table[indices]
+        if self.get("layout") == "kn":
+            return table[:, indices].T
         # n16k4: row i is lane i % 16 of block i // 16.
         return table[indices // 16, :, indices % 16].reshape(len(indices), -1)[:, :count]
 

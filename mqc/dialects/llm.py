@@ -7,12 +7,12 @@ is rounded to that type's grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from xdsl.dialects.builtin import FloatAttr, IntegerAttr, TensorType, f32
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, TensorType, f32
 from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
 
@@ -35,6 +35,7 @@ from mqc.dialects.llm_elementwise import (
     TanhOp,
 )
 from mqc.dialects.rotations import Alike, Rotation, RotationRule
+from mqc.ir.module import mqc_ops
 from mqc.ir.op import INDICES, EvaluationContext, State, WeightAttr, channels, grown, rows_by_position
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
@@ -45,13 +46,14 @@ class EmbeddingOp(LlmOp):
     """Row of a table for each index: token ids, or positions for learned position embeddings. `reference` is
     the float table that a quantized one came from.
 
-    `y[t] = table[index[t]]`
+    `y[t] = factor · table[index[t]]`, factor 1 if absent
     """
 
     name = "llm.embedding"
     indices = operand_def(TensorType)
     table = prop_def(WeightAttr)
     table_scale = opt_prop_def(WeightAttr)
+    factor = opt_prop_def(FloatAttr)
     reference = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
@@ -66,7 +68,7 @@ class EmbeddingOp(LlmOp):
         rows = F.embedding(indices, ctx.torch(self.table))
         if self.table_scale is not None:
             rows = rows.float() * ctx.torch(self.table_scale)[indices, None]
-        return rows
+        return rows if self.factor is None else rows * self.get("factor")
 
     def equivariance(self) -> list[Constraint]:
         return []
@@ -377,6 +379,14 @@ class AttentionOp(LlmOp):
             self.replace_weight(weights, "prefix_v", inputs[2].turn(weights[self.prefix_v]))
 
 
+def shared_tables(module: ModuleOp) -> Iterator[tuple[EmbeddingOp, LinearOp]]:
+    """Embeddings whose table is also the matrix of a linear: tied logits."""
+    tables = {op.table: op for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
+    for op in mqc_ops(module):
+        if isinstance(op, LinearOp) and op.weight in tables:
+            yield tables[op.weight], op
+
+
 Llm = Dialect(
     "llm",
     [
@@ -388,5 +398,5 @@ Llm = Dialect(
 __all__ = [
     "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "BinaryOp", "EmbeddingOp", "GeluOp", "GeluTanhOp",
     "LayerNormOp", "LinearOp", "Llm", "LlmOp", "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp",
-    "RopeOp", "ScaleOp", "SigmoidOp", "SiluOp", "TanhOp",
+    "RopeOp", "ScaleOp", "SigmoidOp", "SiluOp", "TanhOp", "shared_tables",
 ]  # fmt: skip

@@ -25,6 +25,8 @@ from mqc.dialects.equivariance import Fix
 
 #: Largest factor of a Hadamard matrix: small ones cost less, and more of them read the data more often.
 _HADAMARD_SIZE = 16
+#: Largest order of a Hadamard matrix that is no power of two.
+_PALEY_ORDER = 256
 #: Elements that are turned at once, in f64.
 _ELEMENTS = 1 << 20
 
@@ -104,16 +106,51 @@ class Rotation:
 def random_hadamard(width: int, seed: int) -> Rotation:
     """An orthogonal matrix that spreads every channel over all.
 
-    For a power of two, a Hadamard matrix with random signs (QuaRot, arXiv 2404.00456, section 3). Any
-    other width is `odd · 2^k`: the Kronecker product of a random orthogonal matrix and a Hadamard matrix.
+    A Hadamard matrix with random signs (QuaRot, arXiv 2404.00456, section 3), a Kronecker product of small
+    ones, where a width `odd · 2^k` has one that Paley's constructions give. Otherwise the first factor is a
+    random orthogonal matrix, `[odd, odd]`.
     """
     generator = np.random.default_rng(seed)
     power = width & -width
     odd = width // power
-    first, _ = np.linalg.qr(generator.standard_normal((odd, odd)))
-    factors = [first]
+    orders = (odd << k for k in range(power.bit_length()) if odd << k <= _PALEY_ORDER)
+    found = next((matrix for matrix in map(paley, orders) if matrix is not None), None) if odd > 1 else None
+    if found is None:
+        found, _ = np.linalg.qr(generator.standard_normal((odd, odd)))
+    factors, power = [found], width // len(found)
     while power > 1:
         size = min(power, _HADAMARD_SIZE)
         factors.append(hadamard(size) / np.sqrt(size))
         power //= size
     return Rotation(generator.choice([-1.0, 1.0], width), tuple(factors))
+
+
+def paley(order: int) -> Array | None:
+    """A Hadamard matrix by one of Paley's constructions (J. Math. Phys. 12, 1933), orthogonal, f64.
+
+    I: order q + 1, q a prime of the form 4k + 3. II: order 2(q + 1), q a prime of the form 4k + 1. None for
+    other orders.
+    """
+    if _is_prime(order - 1) and order % 4 == 0:
+        skew = _conference(order - 1, -1)
+        return (skew + np.eye(order)) / np.sqrt(order)
+    q = order // 2 - 1
+    if order % 4 == 0 and q % 4 == 1 and _is_prime(q):
+        zero, one = np.array([[1, -1], [-1, -1]]), np.array([[1, 1], [1, -1]])
+        return (np.kron(_conference(q, 1), one) + np.kron(np.eye(q + 1), zero)) / np.sqrt(order)
+    return None
+
+
+def _conference(q: int, sign: int) -> Array:
+    """The bordered matrix of quadratic residues of a prime, `[q + 1, q + 1]`, with zeros on the diagonal."""
+    residues = {i * i % q for i in range(1, q)}
+    character = np.array([0 if i == 0 else 1 if i in residues else -1 for i in range(q)])
+    matrix = np.ones((q + 1, q + 1))
+    matrix[0, 0] = 0
+    matrix[1:, 0] = sign
+    matrix[1:, 1:] = character[(np.arange(q)[:, None] - np.arange(q)) % q]
+    return matrix
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))

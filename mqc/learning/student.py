@@ -89,7 +89,8 @@ class FloatModel(Evaluation):
             result = product(operands[0], self.torch(op.reference or op.weight))
             return result if op.bias is None else result + self.torch(op.bias)
         if isinstance(op, EmbeddingOp):
-            return F.embedding(operands[0], self.torch(op.reference or op.table))
+            rows = F.embedding(operands[0], self.torch(op.reference or op.table))
+            return rows if op.factor is None else rows * op.get("factor")
         assert isinstance(op, LlmOp)
         return op.compute(self, *operands)
 

@@ -3,8 +3,8 @@
 // CHECK-LABEL: func.func @main
 builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
   func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x4xf32> {
-    /// into the table of an embedding, and into a linear that it follows
-    // CHECK: %x = llm.embedding %ids
+    /// into the factor of an embedding, and into a linear that it follows
+    // CHECK: %x = llm.embedding %ids {factor = 8.000000e+00 : f64, table = #mqc.weight<"table"
     // CHECK-NEXT: %q = llm.linear %x
     // CHECK-NOT: llm.scale %q
     %x = llm.embedding %ids {table = #mqc.weight<"table", "0", tensor<16x4xf32>>} : (tensor<?xi64>) -> tensor<?x4xf32>

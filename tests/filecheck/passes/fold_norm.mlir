@@ -2,7 +2,8 @@
 
 // CHECK-LABEL: func.func @main
 builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
-  func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x4xf32> {
+  func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x16xf32> {
+    // CHECK: %x = llm.embedding %ids {table = #mqc.weight<"table", "[[TABLE:.+]]", tensor
     %x = llm.embedding %ids {table = #mqc.weight<"table", "0", tensor<16x4xf32>>} : (tensor<?xi64>) -> tensor<?x4xf32>
 
     /// the gain moves into both users
@@ -25,6 +26,14 @@ builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
     %o = llm.linear %r {weight = #mqc.weight<"wo", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
     %s = llm.add %r, %o : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
     %y = llm.add %s, %v : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
-    func.return %y : tensor<?x4xf32>
+
+    /// tied logits: the table stays one, the gain gets a matrix of its own, and a rotation another
+    // CHECK: %f = llm.rms_norm %y {eps = 1.000000e-05 : f64, groups = 1 : i64}
+    // CHECK-NEXT: %f.gain = llm.linear %f {weight = #mqc.weight<"f.gain.weight", {{.*}} weight_bits = 8
+    // CHECK-NEXT: %f.basis = llm.linear %f.gain {weight = #mqc.weight<"f.basis.weight", {{.*}} weight_bits = 8
+    // CHECK-NEXT: %l = llm.linear %f.basis {weight = #mqc.weight<"table", "[[TABLE]]"
+    %f = llm.rms_norm %y {eps = 1.0e-05 : f64, gain = #mqc.weight<"f", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %l = llm.linear %f {weight = #mqc.weight<"table", "0", tensor<16x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x16xf32>
+    func.return %l : tensor<?x16xf32>
   }
 }
