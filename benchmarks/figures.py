@@ -37,6 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         f"mqc debug compare {BUILD}/dump",
     ),
     "layers": ("python benchmarks/layers.py",),
+    "sizes": ("python benchmarks/sizes.py",),
     "widths": ("python benchmarks/widths.py cpu",),
     "npu": (
         f"mqc compile demo --target npu-int8 -o {BUILD}/npu.mqc > /dev/null",

@@ -12,7 +12,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.analysis.histogram import Histogram
 from mqc.compiler.observation import observe, prefix_rows
 from mqc.errors import CalibrationError
-from mqc.ir.module import mqc_ops
+from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
 
@@ -22,7 +22,7 @@ METHODS = ("minmax", "percentile", "mse")
 @dataclass(frozen=True)
 class ObserveRanges(Pass):
     """Attach to each op `range = [low, high]`, the extremes of its result, and `clip = [low, high]`,
-    the range that 8-bit quantization should cover.
+    the range that 8-bit quantization should cover. Logits are not quantized: their `clip` are the extremes.
 
     Options:
         method: how `clip` is chosen: `minmax` takes the extremes, `percentile` leaves out `outside_ppm`
@@ -49,7 +49,10 @@ class ObserveRanges(Pass):
         windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
 
         def note(op: MqcOp, result: Any) -> None:
-            histograms[op].add(result)
+            if gives_logits(op):
+                histograms[op].reach(result)
+            else:
+                histograms[op].add(result)
 
         report = partial(ctx.progress, self.name)
         observe(ctx, module, windows, after=note, logits=True, report=report)
@@ -57,9 +60,10 @@ class ObserveRanges(Pass):
             histograms[op].add(rows)
         for op, histogram in histograms.items():
             clip = histogram.low, histogram.high
-            if self.method == "percentile":
+            method = "minmax" if gives_logits(op) else self.method
+            if method == "percentile":
                 clip = histogram.percentile(self.outside_ppm * 1e-6)
-            elif self.method == "mse":
+            elif method == "mse":
                 clip = histogram.least_squares(8)
             full = [histogram.low, histogram.high]
             op.attributes["range"] = DenseArrayBase.from_list(f64, full)

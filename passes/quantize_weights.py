@@ -47,8 +47,8 @@ class QuantizeWeights(Pass):
     3. 4 bits in groups: each group of input channels has an integer factor f in 1…16 (the
        `group_scale`), `w ≈ round(w / (s·f)) · s·f`: the blockwise form that QNN calls LPBQ.
 
-    A matrix shared by two ops is quantized to 8 bits once. Embeddings, and linears that give the logits,
-    keep 8 bits.
+    A matrix shared by two ops is quantized to 8 bits once: a table that gives the logits too, as the logits
+    want it. Embeddings, and linears that give the logits, keep 8 bits.
 
     With `rounding=feedback` the errors of the input channels make up for one another on calibration data
     (GPTQ, arXiv 2210.17323), op by op in the order of evaluation, behind what is quantized already; steps
@@ -89,19 +89,16 @@ class QuantizeWeights(Pass):
         return self.rounding == "feedback"
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
-        tables = {op.table for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
         done: Done = {}
         hessians: dict[SSAValue, Hessian] = {}
 
         def quantize(op: MqcOp, operands: Sequence[Operands]) -> None:
             if not isinstance(op, LinearOp):
                 return
-            # Of a table that is looked up, every row counts alike, whatever the logits' inputs are.
-            fed = len(operands) > 0 and op.weight not in tables
-            if fed and op.x not in hessians:
+            if operands and op.x not in hessians:
                 hessians.clear()  # ops with the same input stand together
                 hessians[op.x] = Hessian.of([x for (x,) in operands])
-            self._quantize(ctx.weights, op, hessians[op.x] if fed else None, done)
+            self._quantize(ctx.weights, op, hessians.get(op.x), done)
 
         if self.rounding == "feedback":
             assert ctx.calibration is not None

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mqc.dialects.quant import affine_range
+from mqc.dialects.quant import affine_grid
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,10 +30,15 @@ class Histogram:
         self.limit = 0.0
         self.low, self.high = math.inf, -math.inf
 
-    def add(self, x: torch.Tensor) -> None:
-        """Count all elements of a tensor."""
+    def reach(self, x: torch.Tensor) -> tuple[float, float]:
+        """Take the extremes of a tensor into account, without counting its elements."""
         low, high = (float(v) for v in torch.aminmax(x))
         self.low, self.high = min(self.low, low), max(self.high, high)
+        return low, high
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count all elements of a tensor."""
+        low, high = self.reach(x)
         need = 2.0 ** math.ceil(math.log2(max(abs(low), abs(high), 1e-30) * (1 + 1e-7)))
         if self.limit == 0:
             self.limit = need
@@ -75,10 +80,9 @@ class Histogram:
         x, n = self.centers[seen], self.counts[seen]
 
         def error(lo: float, hi: float) -> float:
-            grid = affine_range(lo, hi, bits)
-            scale, zero = grid.real_scale, grid.zero
-            q = np.clip(np.rint(x / scale) + zero, grid.low, grid.high)
-            return float((n * ((q - zero) * scale - x) ** 2).sum())
+            scale, zero = affine_grid(lo, hi, bits)
+            q = np.clip(np.rint(x / scale), -zero, (1 << bits) - 1 - zero)
+            return float((n * (q * scale - x) ** 2).sum())
 
         shares = np.linspace(1.0, 0.1, steps)
         best = min((error(low * s, high * s), s) for s in shares)[1]

@@ -44,9 +44,9 @@ from mqc.numerics.rotary import rope_pairs
 @irdl_op_definition
 class EmbeddingOp(LlmOp):
     """Row of a table for each index: token ids, or positions for learned position embeddings. `reference` is
-    the float table that a quantized one came from.
+    the float table that a quantized one came from. `factor` is 1 if absent.
 
-    `y[t] = factor · table[index[t]]`, factor 1 if absent
+    `y[t] = factor · table[index[t]]`
     """
 
     name = "llm.embedding"

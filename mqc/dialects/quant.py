@@ -110,11 +110,15 @@ def affine_range(low: float, high: float, bits: int) -> UniformType:
 
     The zero point is rounded to an integer, so that either end may move by half a step.
     """
+    return UniformType.of(bits, *affine_grid(low, high, bits))
+
+
+def affine_grid(low: float, high: float, bits: int) -> tuple[float, int]:
+    """Scale and zero point of `affine_range`."""
     low, high = min(low, 0.0), max(high, 0.0)
     steps = (1 << bits) - 1
     scale = max((high - low) / steps, 1e-12)
-    zero = min(max(round(-low / scale), 0), steps)
-    return UniformType.of(bits, scale, zero)
+    return scale, min(max(round(-low / scale), 0), steps)
 
 
 Quant = Dialect("quant", [], [UniformType])

@@ -49,7 +49,8 @@ def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: Weigh
     for count in sorted({min(_SHORT, context), min(longest, context)}):
         ids = torch.randint(0, vocabulary, (count,), generator=generator)
         singles = torch.arange(max(count - _SINGLE, 1), count)
-        places = torch.cat([torch.linspace(0, count - 1, _COMPARED).long(), singles]).unique()
+        spread = torch.linspace(0, count - 1, _COMPARED).long()
+        places = torch.tensor(sorted({*spread.tolist(), *singles.tolist()}))
         with torch.no_grad():
             want = _logits(model, ids, places)
             got = _evaluated(Evaluation(module, weights), ids, places, singles)
@@ -77,8 +78,8 @@ def _evaluated(
     evaluation: Evaluation, ids: torch.Tensor, places: torch.Tensor, singles: torch.Tensor
 ) -> torch.Tensor:
     """The program's, of tokens that it is given some together, and `singles` one by one."""
-    first = torch.arange(len(ids) - len(singles)).split(_TOGETHER)
-    parts = [*first, *singles.split(1)]
+    first = torch.arange(len(ids) - len(singles))
+    parts = [*torch.split(first, _TOGETHER), *singles[:, None]]
     return torch.cat([evaluation.run(ids[part], part)[torch.isin(part, places)] for part in parts])
 
 

@@ -29,7 +29,7 @@ CPU = 'choose-kernels{backend="cpu"},plan-memory'
 def folder(compiled: Compiled) -> Path:
     """A program as it is saved, from the dumps of the compilation for the CPU."""
     peak = peak_gib("tests.end_to_end.compile_demo", compiled.path.parent, "npu")
-    assert 0.5 < peak < 3, f"compilation took {peak:.2f} GiB"
+    assert 0.3 < peak < 3, f"compilation took {peak:.2f} GiB"
     return compiled.path.parent / "npu.mqc"
 
 

@@ -32,12 +32,13 @@ QUESTION = "What is the capital of France?"
 def test_perplexity_and_mac_share(compiled: Compiled) -> None:
     """0.0068 to 0.0073 nats were measured, ratios of perplexities of 1.0064 to 1.0123, and 1.9 GiB."""
     measured = command("eval", compiled.path, "--windows", WINDOWS)
-    assert 0.5 < compiled.peak_gib < 3, f"compilation took {compiled.peak_gib:.2f} GiB"
+    assert 0.3 < compiled.peak_gib < 1.2, f"compilation took {compiled.peak_gib:.2f} GiB"
     assert measured["prefix"] == [*PREFIX]
     assert measured["float_ppl"] == pytest.approx(33.563, abs=0.01)
     assert measured["rounding_kl"] <= 0.009 and measured["rounding_greedy"] >= 0.93
     assert measured["ratio"] <= 1.010 + 3 * measured["ratio_error"]
-    assert measured["mac_share_8bit"] >= 0.75
+    assert measured["mac_share_8bit"] >= 0.8
+    assert measured["size_bytes"] < 145e6  # the table stands once
 
 
 def test_says_paris_as_the_oracle_does(compiled: Compiled) -> None:
@@ -99,7 +100,7 @@ def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, t
     assert few != learned
     passes, out = passes_after("assign-precision", few), tmp_path / "out.mlir"
     peak = peak_gib("mqc", "opt", assigned, "--passes", passes, "-o", out)
-    assert 2 < peak < 8, f"learning took {peak:.2f} GiB"
+    assert 0.5 < peak < 8, f"learning took {peak:.2f} GiB"
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
     measured = beside_float(program, tmp_path / "learned.mqc", WINDOWS)
