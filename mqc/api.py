@@ -108,7 +108,6 @@ def compile(
     if tokenizer is None:
         raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
 
-    check_room(2 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
     positions = _context(model, context)
@@ -116,6 +115,7 @@ def compile(
     packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
     exported = trace(model)
+    check_room(2 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
     vocabulary = model.get_output_embeddings().weight.shape[0]
     module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)

@@ -30,7 +30,7 @@ class _FoldGain(RewritePattern):
         bias = op.ref("bias") if isinstance(op, LayerNormOp) else None
         users = [use.operation for use in op.result.uses]
         linears = [user for user in users if isinstance(user, LinearOp)]
-        if not users or len(linears) < len(users) or op.gain is bias is None:
+        if not users or len(linears) < len(users) or (op.gain is None and bias is None):
             return
         if any(user.weight in self.tables for user in linears):
             self._fold_in_front(op, rewriter)

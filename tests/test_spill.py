@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,22 @@ from mqc.ir.weight_store import WeightStore, content_hash
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MQC_TMP", str(tmp_path))
     return tmp_path
+
+
+def test_where_the_files_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in `/tmp`, which many systems keep in memory, unless that is asked for or there is no other."""
+    monkeypatch.setattr(spill, "_VAR_TMP", tmp_path)
+    for name in ("MQC_TMP", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert spill.folder() == tmp_path
+    monkeypatch.setenv("TMPDIR", "/a")
+    assert spill.folder() == Path("/a")
+    monkeypatch.setenv("MQC_TMP", "/b")
+    assert spill.folder() == Path("/b")
+    for name in ("MQC_TMP", "TMPDIR"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(spill, "_VAR_TMP", tmp_path / "missing")
+    assert spill.folder() == Path(tempfile.gettempdir())
 
 
 def open_files(folder: Path) -> int:

@@ -1,8 +1,7 @@
 """Large arrays in temporary files that are mapped: the system may take their memory back at any time.
 
-The files stand in the folder `MQC_TMP`, or in the system's folder for temporary files. They have no name:
-however a process ends, nothing of them is left. The room of a file is free again when none of its arrays is
-in use.
+The files have no name: however a process ends, nothing of them is left. The room of a file is free again when
+none of its arrays is in use.
 """
 
 from __future__ import annotations
@@ -26,11 +25,16 @@ LEAST_BYTES = 1 << 20
 #: Bytes of a file. One costs a file descriptor; its room is free only when all of its arrays are gone.
 _FILE_BYTES = 1 << 28
 _ALIGNMENT = 64
+_VAR_TMP = Path("/var/tmp")
 
 
 def folder() -> Path:
-    """Where temporary files stand: `MQC_TMP`, or the system's folder for them."""
-    return Path(os.environ.get("MQC_TMP") or tempfile.gettempdir())
+    """Where the files stand: `MQC_TMP`, else `TMPDIR`, else `/var/tmp`, which is made for large files and
+    hardly ever in memory, as `/tmp` may be; else the system's folder for temporary files."""
+    named = os.environ.get("MQC_TMP") or os.environ.get("TMPDIR")
+    if named:
+        return Path(named)
+    return _VAR_TMP if os.access(_VAR_TMP, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def check_room(needed: int, what: str) -> None:
