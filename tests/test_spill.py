@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,8 @@ from mqc.arrays import row_blocks
 from mqc.errors import StorageError
 from mqc.ir import spill
 from mqc.ir.weight_store import WeightStore, content_hash
+from tests.models import tiny_model
+from tests.test_api import tokenizer
 
 
 @pytest.fixture
@@ -123,3 +127,22 @@ def test_a_disk_that_is_full_is_an_error(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MQC_TMP", str(folder / "missing"))
     with pytest.raises(StorageError, match="missing: No such file"):
         WeightStore().add("w", np.zeros(1 << 20, np.float32))
+
+
+@pytest.mark.slow
+def test_a_compilation_that_runs_out_of_room_leaves_nothing(folder: Path) -> None:
+    """Its output is absent, the error says what to do, and no temporary file is left."""
+    tiny_model("llama", intermediate_size=16384).save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    (folder / "text").write_text("abc " * 2000)
+    (folder / "tmp").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-m", "mqc", "compile", folder / "model", "-o", folder / "out.mqc",
+         "--calibration", folder / "text"],
+        env=os.environ | {"MQC_TMP": str(folder / "tmp")}, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26, 1 << 26)),
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert re.search(r"StorageError: cannot write 2 MB of weights .*File too large.*MQC_TMP", run.stderr)
+    assert sorted(entry.name for entry in folder.iterdir()) == ["model", "text", "tmp"]
+    assert not list((folder / "tmp").iterdir())
