@@ -81,11 +81,12 @@ def compile(
         CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`. If a pass fails, the
             module that it was given is written to the temporary folder, and the error's notes hold
             the command that reproduces the failure.
-        StorageError: there is no room for temporary files, which take twice the bytes of the weights as f32
-            (`MQC_TMP` names their folder).
+        StorageError: there is no room for temporary files, which take up to three times the bytes of the
+            weights as f32 (`MQC_TMP` names their folder).
 
     Time grows linearly with the number of layers. Memory peaks at what is alive between two ops in all
-    calibration windows; weights are in mapped files, and a model given by name stays in its own.
+    calibration windows; weights are in mapped files, and a model given by name stays in its own, if all of
+    its tensors have one float type.
     """
     from mqc.calibration import Calibration
     from mqc.frontend.fidelity import check_against_model
@@ -115,7 +116,7 @@ def compile(
     packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
     exported = trace(model)
-    check_room(2 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
+    check_room(3 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
     vocabulary = model.get_output_embeddings().weight.shape[0]
     module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)

@@ -30,32 +30,30 @@ class _FoldGain(RewritePattern):
         bias = op.ref("bias") if isinstance(op, LayerNormOp) else None
         users = [use.operation for use in op.result.uses]
         linears = [user for user in users if isinstance(user, LinearOp)]
-        if not users or len(linears) < len(users) or (op.gain is None and bias is None):
-            return
-        if any(user.weight in self.tables for user in linears):
-            self._fold_in_front(op, rewriter)
+        if not users or len(linears) < len(users):
             return
         if bias is not None:
             for user in linears:
                 _add_bias(self.weights, user, bias_input=self.weights[bias])
             del op.properties["bias"]
-        if op.gain is not None:
-            for user in linears:
-                user.absorb(self.weights, [self.weights[op.gain]], None)
-            del op.properties["gain"]
+            rewriter.notify_op_modified(op)
+        if op.gain is None:
+            return
+        gain = self.weights[op.gain]
+        del op.properties["gain"]
         rewriter.notify_op_modified(op)
+        if any(user.weight in self.tables for user in linears):
+            self._fold_in_front(op, gain, rewriter)
+        else:
+            for user in linears:
+                user.absorb(self.weights, [gain], None)
 
-    def _fold_in_front(self, op: NormOp, rewriter: PatternRewriter) -> None:
+    def _fold_in_front(self, op: NormOp, gain: Array, rewriter: PatternRewriter) -> None:
         """Into a matrix between the norm and its users, and a second one that takes up their rotation."""
-        count = channels(op.result)
-        gain = np.ones(count, np.float32) if op.gain is None else self.weights[op.gain]
         gained = self._linear(op.result, f"{op.value_name}.gain", np.diag(gain))
-        if bias := op.properties.pop("bias", None):
-            gained.properties["bias"] = bias
-        op.properties.pop("gain", None)
         made = [gained]
         if isinstance(op, RmsNormOp):  # the mean of a layer norm keeps its values from turning
-            made.append(self._linear(gained.result, f"{op.value_name}.basis", np.eye(count)))
+            made.append(self._linear(gained.result, f"{op.value_name}.basis", np.eye(len(gain))))
         rewriter.insert_op(made, InsertPoint.after(op))
         op.result.replace_uses_with_if(made[-1].result, lambda use: use.operation is not gained)
 
@@ -85,7 +83,8 @@ class FoldNorm(Pass):
 
     3. `linear(rms_norm(x, g), T)` → `linear(linear(linear(rms_norm(x), diag(g)), I), T)`, where T is an
        embedding's table too: tied logits. `rotate-channels` turns the input of the first new matrix and the
-       result of the second, by Hadamard matrices that 8 bits hold exactly, and the table and T stay one.
+       result of the second, by Hadamard matrices that 8 bits hold exactly if the width has one, and the table
+       and T stay one.
        A layer norm, which does not turn, needs the first only.
 
     Options:

@@ -47,8 +47,8 @@ class QuantizeWeights(Pass):
     3. 4 bits in groups: each group of input channels has an integer factor f in 1…16 (the
        `group_scale`), `w ≈ round(w / (s·f)) · s·f`: the blockwise form that QNN calls LPBQ.
 
-    A matrix shared by two ops is quantized to 8 bits once: a table that gives the logits too, as the logits
-    want it. Embeddings, and linears that give the logits, keep 8 bits.
+    A matrix shared by two ops is quantized to 8 bits once, unless one has learned steps: a table that gives
+    the logits too, as the logits want it. Embeddings, and linears that give the logits, keep 8 bits.
 
     With `rounding=feedback` the errors of the input channels make up for one another on calibration data
     (GPTQ, arXiv 2210.17323), op by op in the order of evaluation, behind what is quantized already; steps

@@ -125,9 +125,11 @@ class Emitter:
         return value is returned_value(self.module)
 
     def table_rows(self, op: int_ops.EmbeddingOp) -> str:
-        """The rows `[tokens, channels]` of the op's table, which is stored as a matrix product takes it."""
-        columns = self.graph.op("Gather", self.graph.weight(op.table), self.values[op.indices], axis=1)
-        return self.graph.op("Transpose", columns, perm=[1, 0])
+        """The rows `[tokens, channels]` of the op's table, which may lie as a matrix product takes it."""
+        table, indices = self.graph.weight(op.table), self.values[op.indices]
+        if op.layout is None:
+            return self.graph.op("Gather", table, indices, axis=0)
+        return self.graph.op("Transpose", self.graph.op("Gather", table, indices, axis=1), perm=[1, 0])
 
     def select_rows(self, x: str) -> str:
         """The rows of `x` `[tokens, …]` whose logits are wanted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def _memory() -> int:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
     return sum(1024 * int(kb) for kb in re.findall(r"RssAnon:\s+(\d+) kB", status))
 
 

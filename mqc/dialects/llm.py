@@ -142,12 +142,14 @@ class LinearOp(LlmOp):
 
     def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         given = inputs[0]
-        if given is not None:
-            self.replace_rows(weights, "weight", lambda rows, _: given.turn(rows))
-        if output is not None:
-            self.replace_weight(weights, "weight", output.turn(weights[self.weight].T).T)
-            if self.bias is not None:
-                self.replace_weight(weights, "bias", output.turn(weights[self.bias][None])[0])
+        if output is None:
+            if given is not None:
+                self.replace_rows(weights, "weight", lambda rows, _: given.turn(rows))
+            return
+        weight = weights[self.weight] if given is None else given.turn(weights[self.weight])
+        self.replace_weight(weights, "weight", output.turn(weight.T).T)
+        if self.bias is not None:
+            self.replace_weight(weights, "bias", output.turn(weights[self.bias][None])[0])
 
     def macs(self) -> int:
         return channels(self.x) * channels(self.result)
@@ -381,10 +383,11 @@ class AttentionOp(LlmOp):
 
 def shared_tables(module: ModuleOp) -> Iterator[tuple[EmbeddingOp, LinearOp]]:
     """Embeddings whose table is also the matrix of a linear: tied logits."""
-    tables = {op.table: op for op in mqc_ops(module) if isinstance(op, EmbeddingOp)}
-    for op in mqc_ops(module):
-        if isinstance(op, LinearOp) and op.weight in tables:
-            yield tables[op.weight], op
+    ops = list(mqc_ops(module))
+    embeddings = [op for op in ops if isinstance(op, EmbeddingOp)]
+    for op in ops:
+        if isinstance(op, LinearOp):
+            yield from ((embedding, op) for embedding in embeddings if embedding.table == op.weight)
 
 
 Llm = Dialect(

@@ -31,10 +31,10 @@ _COMPARED = 60
 def check_against_model(model: PreTrainedModel, module: ModuleOp, weights: WeightStore) -> None:
     """Compare the `llm` module with the untouched model on random tokens, of a short and a longer sequence.
 
-    The model is called as transformers' users call it, with token ids alone. The module evaluates most tokens
-    at once, the last ones one by one. The longer sequence goes past the windows and switches that the
-    config names, if the context does. Logits are compared of up to 64 tokens, spread over the sequence. Time:
-    two forward passes over each sequence; linear in its length.
+    The model is called as transformers' users call it, with token ids, and the places of the logits that are
+    wanted: up to 64, spread over the sequence. The module evaluates most tokens at once, the last ones one by
+    one. The longer sequence goes past the windows and switches that the config names, if the context does.
+    Time: two forward passes over each sequence; linear in its length.
 
     Raises `ModelError` naming the first module whose output differs, if the logits differ by more than 1e-4
     relative to their norm.
@@ -71,7 +71,7 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor) -> 
     options = {"logits_to_keep": places.to(device)} if chooses else {}
     with left_as_it_was(model):
         logits: torch.Tensor = model(input_ids=ids[None].to(device), **options).logits[0]
-    return (logits if chooses else logits[places]).float().cpu()
+    return (logits if len(logits) == len(places) else logits[places]).float().cpu()
 
 
 def _evaluated(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-_embedding: Any = torch.ops.aten.embedding.default
+_aten: Any = torch.ops.aten
 
 
 class Widened(torch.Tensor):
@@ -34,10 +34,12 @@ class Widened(torch.Tensor):
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function.is_view and isinstance(args[0], Widened):
+        if function._schema.is_mutable:
+            raise TypeError(f"{function} would change weights that stay in their file")
+        if function.is_view and function is not _aten.view.dtype and isinstance(args[0], Widened):
             views = function(args[0].stored, *args[1:], **kwargs)
             return tree_map_only(torch.Tensor, Widened, views)
-        if function is _embedding and isinstance(args[0], Widened):
+        if function is _aten.embedding.default and isinstance(args[0], Widened):
             return function(args[0].stored, *args[1:], **kwargs).float()
         return function(*tree_map_only(Widened, widened, args), **tree_map_only(Widened, widened, kwargs))
 

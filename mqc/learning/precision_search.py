@@ -48,7 +48,8 @@ def search_activations(
 
     Args:
         kind: the 8-bit type of an op's result.
-        plan: rules for what is not searched: values that other ops read too, like the residual stream.
+        plan: rules for what is not searched: values that it names, and those that other ops read too, like
+            the residual stream.
         pinned: rules of the user: what they select is left to them.
 
     Raises `RecipeError` if what has 16 bits by these rules leaves no room.
@@ -60,9 +61,10 @@ def search_activations(
         assert isinstance(op.x.owner, MqcOp)
         costs[op.x.owner] = costs.get(op.x.owner, 0) + op.macs()
     choices = []
+    kept = [*pinned, *(rule for rule in plan if rule.selector.startswith("%"))]
     for producer, cost in costs.items():
         alone = all(isinstance(use.operation, LinearOp) for use in producer.results[0].uses)
-        if alone and not any(rule.selects(producer) for rule in pinned):
+        if alone and not any(rule.selects(producer) for rule in kept):
             selector = f"%{producer.value_name}"
             choices.append(Choice(selector, producer, cost, _value_noise(kind(producer))))
         elif value_bits([*plan, *pinned], producer) == 16:
@@ -79,12 +81,13 @@ def search_weights(
     ctx: CompilerContext, module: ModuleOp, share: float, group: int, pinned: Sequence[Rule], windows: Windows
 ) -> list[Rule]:
     """Rules that give 8 bits to at most `share` of the weights, where it spares the output most, and 4 to all
-    others. A matrix has as many weights as multiply-accumulates a token.
+    others, but for those whose bits a pass has set. A matrix has as many weights as multiply-accumulates a
+    token.
 
     Args:
         group: input channels per group of the 4-bit weights, 0 for one step a row.
     """
-    every = list(linears(module))
+    every = [op for op in linears(module) if op.weight_bits is None]
     choices = [
         Choice(f"weight:%{op.value_name}", op, op.macs(), _weight_noise(ctx, op, group))
         for op in every

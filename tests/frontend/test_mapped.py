@@ -91,6 +91,26 @@ def test_ops_see_the_elements_as_f32() -> None:
     assert torch.equal(w * 2, wide * 2) and type(w * 2) is torch.Tensor
 
 
+def test_they_cannot_be_changed_in_place() -> None:
+    w = Widened(torch.ones(2, 2).half())
+    with pytest.raises(TypeError, match="would change weights that stay in their file"):
+        w.mul_(2)
+    assert torch.equal(w.view(torch.int32), torch.ones(2, 2).view(torch.int32))
+
+
+def test_gains_may_be_matrices(tmp_path: Path) -> None:
+    """And a parameter may have no elements."""
+    saved(tmp_path, "qwen3", torch.bfloat16)
+    model = load_source(str(tmp_path)).model
+    attention = model.model.layers[0].self_attn
+    gain = torch.linspace(0.5, 2, 32).reshape(4, 8).bfloat16()
+    attention.q_norm.weight = torch.nn.Parameter(Widened(gain), requires_grad=False)
+    model.register_parameter("none", torch.nn.Parameter(torch.zeros(0, 4)))
+    weights = WeightStore()
+    module = raise_program(trace(model), weights, 64, VOCABULARY)
+    check_against_model(model, module, weights)
+
+
 def test_for_tracing_they_are_plain_and_tied_ones_stay_tied() -> None:
     module = torch.nn.Module()
     module.a = module.b = torch.nn.Parameter(Widened(torch.ones(2, 2).half()), requires_grad=False)

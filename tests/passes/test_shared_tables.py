@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,10 +12,12 @@ from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
 from mqc.dialects.int_ops import EmbeddingOp, LinearOp
 from mqc.dialects.llm import shared_tables
+from mqc.dialects.quant import uniform
 from mqc.dialects.rotations import paley
 from mqc.ir.module import gives_logits, mqc_ops
 from tests.compiled import imported, lower_for_cpu, lower_for_onnx, quantized
 from tests.models import ARCHITECTURES, tiny_model
+from tests.passes.test_function_preserved import logits, relative_error
 
 FOLDED = "fold-constants,fold-norm,absorb-prefix{tokens=9}"
 
@@ -43,6 +46,29 @@ def test_they_stay_one(architecture: str, passes: str) -> None:
     Pipeline.parse(passes).run(ctx, module)
     ((_, head),) = shared_tables(module)
     assert gives_logits(head)
+
+
+def test_a_factor_of_tied_logits_goes_into_the_norm() -> None:
+    """Granite divides its logits."""
+    model = tiny_model("granite", tie_word_embeddings=True, logits_scaling=8.0, intermediate_size=48)
+    ctx, module = imported(model)
+    ids = torch.arange(9)
+    before = logits(ctx, module, ids)
+    Pipeline.parse("fold-constants").run(ctx, module)
+    assert len(list(shared_tables(module))) == 1
+    assert not any(op.name == "llm.scale" and gives_logits(op) for op in mqc_ops(module))
+    assert relative_error(logits(ctx, module, ids), before) < 1e-5
+
+
+def test_searches_leave_the_matrices_in_front_alone() -> None:
+    """They have 8 bits where all others have 4, and 16 bits between them."""
+    ctx, module = imported(tiny_model("llama", tie_word_embeddings=True, hidden_size=64))
+    search = "observe-ranges,assign-precision{weights8=0.05 share=0.5 samples=2 length=16}"
+    Pipeline.parse(f"{FOLDED},rotate-channels,{search}").run(ctx, module)
+    by_name = {op.value_name: op for op in mqc_ops(module)}
+    assert all(by_name[name].get("weight_bits") == 8 for name in ("norm.gain", "norm.basis"))
+    kind = uniform(by_name["norm.gain"].results[0])
+    assert kind is not None and kind.bits == 16
 
 
 def test_two_where_that_is_asked_for() -> None:
