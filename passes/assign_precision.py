@@ -23,7 +23,7 @@ from mqc.pass_base import Pass
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
 #: factors. What a rotation or an activation function reads has 16 bits too, lest it be rounded to 8 twice;
-#: likewise what leads to tied logits (`fold-norm`), up to what they read.
+#: likewise what leads to tied logits (`fold-norm`), up to what they read, unless a search decides on it.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",

@@ -48,8 +48,7 @@ def search_activations(
 
     Args:
         kind: the 8-bit type of an op's result.
-        plan: rules for what is not searched: values that it names, and those that other ops read too, like
-            the residual stream.
+        plan: rules for what is not searched: values that other ops read too, like the residual stream.
         pinned: rules of the user: what they select is left to them.
 
     Raises `RecipeError` if what has 16 bits by these rules leaves no room.
@@ -61,10 +60,9 @@ def search_activations(
         assert isinstance(op.x.owner, MqcOp)
         costs[op.x.owner] = costs.get(op.x.owner, 0) + op.macs()
     choices = []
-    kept = [*pinned, *(rule for rule in plan if rule.selector.startswith("%"))]
     for producer, cost in costs.items():
         alone = all(isinstance(use.operation, LinearOp) for use in producer.results[0].uses)
-        if alone and not any(rule.selects(producer) for rule in kept):
+        if alone and not any(rule.selects(producer) for rule in pinned):
             selector = f"%{producer.value_name}"
             choices.append(Choice(selector, producer, cost, _value_noise(kind(producer))))
         elif value_bits([*plan, *pinned], producer) == 16:
