@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mqc.cli.progress import memory
 from mqc.ir.spill import folder as temporary
 
 RECIPE = "w8a8"
@@ -129,8 +129,7 @@ class PeakMemory(threading.Thread):
 
     def run(self) -> None:
         while True:
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-            self.peak = max(self.peak, int(found[1]) * 1024 if found else 0)
+            self.peak = max(self.peak, memory())
             time.sleep(0.02)
 
 

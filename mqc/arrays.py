@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,8 @@ Array = npt.NDArray[Any]
 _BLOCK = 1 << 23
 
 
-def row_blocks(array: Array) -> Iterator[slice]:
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of consecutive rows that make up an array, of about eight million elements each."""
-    rows = max(1, _BLOCK // max(array[:1].size, 1))
-    for start in range(0, len(array), rows):
-        yield slice(start, min(start + rows, len(array)))
+    rows = max(1, _BLOCK // max(math.prod(shape[1:]), 1))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))

@@ -22,8 +22,8 @@ from mqc.pass_base import Pass
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
-#: factors. What a rotation or an activation function reads has 16 bits too, lest it be rounded to 8 twice;
-#: likewise what leads to tied logits (`fold-norm`), up to what they read, unless a search decides on it.
+#: factors. What a rotation, an activation function or one product behind another reads has 16 bits too, lest
+#: it be rounded to 8 twice; the logits read 8, since theirs is the largest product.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
@@ -34,7 +34,8 @@ DEFAULT_PLAN = (
     "->llm.silu=16",
     "->llm.*gelu*=16",
     "->llm.rope=16",
-    "%*.gain=16",
+    "llm.linear->llm.linear=16",
+    "llm.linear->logits=8",
 )
 #: A 16-bit value has room for this many times the extremes that calibration saw, …
 BEYOND = 1.25

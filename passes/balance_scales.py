@@ -189,7 +189,7 @@ def _noise_of_product(
     """The squared error of a product with 8-bit weights, whose columns are multiplied by scales meanwhile."""
     error, weight = 0.0, ctx.weights[op.weight]
     bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
-    for rows in row_blocks(weight):
+    for rows in row_blocks(weight.shape):
         result = F.linear(x, _rounded_weight(weight[rows], scale), None if bias is None else bias[rows])
         error += float((result - exact[:, rows]).norm()) ** 2
     return error

@@ -84,8 +84,7 @@ class FoldNorm(Pass):
     3. `linear(rms_norm(x, g), T)` → `linear(linear(linear(rms_norm(x), diag(g)), I), T)`, where T is an
        embedding's table too: tied logits. `rotate-channels` turns the input of the first new matrix and the
        result of the second, by Hadamard matrices that 8 bits hold exactly if the width has one, and the table
-       and T stay one.
-       A layer norm, which does not turn, needs the first only.
+       and T stay one. A layer norm, which does not turn, needs the first only.
 
     Options:
         share_tables: whether rule 3 applies; without it rule 2 makes a second table.

@@ -143,7 +143,7 @@ class QuantizeWeights(Pass):
         importance = None if hessian is None else hessian.mean_squares
         if step is None:
             step = np.concatenate(
-                [best_steps(weight[rows], size, 4, importance) for rows in row_blocks(weight)]
+                [best_steps(weight[rows], size, 4, importance) for rows in row_blocks(weight.shape)]
             )
         elif step.shape[1] != groups:
             raise RecipeError(

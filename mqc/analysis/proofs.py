@@ -31,7 +31,7 @@ def accumulator_bound(weight: Array, bias: Array, low: int, high: int) -> Array:
 def _signed_sums(weight: Array) -> tuple[Array, Array]:
     """Sums of the weights above zero and below it, s64 `[outputs]`."""
     positive = np.empty(len(weight), np.int64)
-    for rows in row_blocks(weight):
+    for rows in row_blocks(weight.shape):
         positive[rows] = np.maximum(weight[rows], 0).sum(1, dtype=np.int64)
     return positive, weight.sum(1, dtype=np.int64) - positive
 

@@ -23,11 +23,11 @@ Report = Callable[[str, float], None]
 _EVERY = 30.0
 
 
-def _memory() -> int:
-    """Bytes of this process that the system cannot take back: RssAnon. Mapped weights do not count. Where a
-    system does not tell, the peak of all that is resident."""
+def memory(process: int | str = "self") -> int:
+    """Bytes of a process that the system cannot take back: RssAnon. Mapped weights do not count. Where a
+    system does not tell, the peak of all that is resident of this process."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text()
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
@@ -57,7 +57,7 @@ def lines(write: Callable[[str], None], clock: Callable[[], float] = time.monoto
     step, message, share = "", "", 0.0
 
     def line(state: str) -> None:
-        write(f"{message}: {state}, memory {_memory() / 2**30:.1f} GiB")
+        write(f"{message}: {state}, memory {memory() / 2**30:.1f} GiB")
 
     def end() -> None:
         if step:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 
 from mqc.dialects.llm import LinearOp
 from mqc.errors import RecipeError
@@ -22,7 +23,8 @@ class Rule:
     """`selector=bits`. Selectors:
 
     1. `llm.add`: results of that kind of op (a glob);
-    2. `->llm.linear`: values that such an op uses; `llm.mul->llm.linear`: both;
+    2. `->llm.linear`: values that such an op uses; `llm.mul->llm.linear`: both; `->logits`: values that the
+       op uses which gives the logits;
     3. `%layers.*.down_proj`: values by name (a glob);
     4. `weight:%layers.0.*`: the matrices of linears by name (a glob).
 
@@ -56,12 +58,17 @@ class Rule:
         producer, arrow, user = self.selector.partition("->")
         if producer and not fnmatchcase(op.name, producer):
             return False
-        return not arrow or any(fnmatchcase(use.operation.name, user) for use in op.results[0].uses)
+        return not arrow or any(_is_a(use.operation, user) for use in op.results[0].uses)
 
     def selects_weight(self, op: MqcOp) -> bool:
         """Whether the rule is about the op's matrix."""
         name = self.selector.removeprefix(f"{WEIGHT}%")
         return isinstance(op, LinearOp) and name != self.selector and fnmatchcase(op.value_name, name)
+
+
+def _is_a(op: Operation, kind: str) -> bool:
+    """Whether an op is one that a selector means behind its arrow."""
+    return fnmatchcase(op.name, kind) or (kind == "logits" and isinstance(op, MqcOp) and gives_logits(op))
 
 
 def matrix_bits(op: MqcOp, bits: int, keep8: Iterable[str]) -> int:

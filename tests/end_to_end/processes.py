@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from mqc.cli.progress import memory
 
 
 def command(*arguments: object) -> dict[str, Any]:
@@ -27,8 +27,7 @@ def peak_gib(module: str, *arguments: object) -> float:
     running = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)])
     peak = 0
     while running.poll() is None:
-        status = Path(f"/proc/{running.pid}/status").read_text()
-        peak = max([peak, *map(int, re.findall(r"RssAnon:\s+(\d+) kB", status))])
+        peak = max(peak, memory(running.pid))
         time.sleep(0.05)
     assert running.returncode == 0
-    return peak / 2**20
+    return peak / 2**30
