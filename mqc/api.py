@@ -17,7 +17,7 @@ from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.compiler.reproducer import reproducer_folder
 from mqc.errors import InputError, MqcError
 from mqc.ir.module import mqc_ops, searched_precision
-from mqc.ir.spill import check_room
+from mqc.ir.spill import check_room, return_freed_memory
 from mqc.registry import backend_for
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
@@ -128,6 +128,7 @@ def compile(
     report("comparing with the model", 1.0)
     origin["hash"] = model_hash(model)
     del model  # passes replace weights: what only the model holds is freed
+    return_freed_memory()
     text = _packaged_text() if calibration is None else calibration
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(512, positions - 4)

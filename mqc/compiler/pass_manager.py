@@ -27,6 +27,7 @@ from mqc.errors import (
     UnsupportedOpError,
 )  # fmt: skip
 from mqc.ir.module import level, weight_refs
+from mqc.ir.spill import return_freed_memory
 from mqc.pass_base import Pass
 from mqc.registry import pass_class
 
@@ -147,6 +148,7 @@ class Pipeline:
             for instrument in instruments:
                 instrument.after(number, p, ctx, module, modified)
             ctx.weights.keep_only(weight_refs(module))
+            return_freed_memory()
             ctx.progress(p.name, 1.0)
 
 

@@ -6,6 +6,8 @@ none of its arrays is in use.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import mmap
 import os
@@ -48,6 +50,15 @@ def check_room(needed: int, what: str) -> None:
             f"{what} takes up to {needed / 1e9:.1f} GB of temporary files, and {folder()} has "
             f"{free / 1e9:.1f} GB left; name a folder with more room in MQC_TMP"
         )
+
+
+def return_freed_memory() -> None:
+    """Give memory that is no longer in use back to the system: models and exported programs are cycles of
+    objects, and glibc keeps freed blocks of up to 32 MiB, most weights among them, for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Spill:
