@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 # Modules are compiled when they are first imported: most never are.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# Modules are compiled once, whatever the environment says: without this, each process compiles torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint fast docs figures clean build/typecheck
 
 # Compile the embedded model, measure it on WikiText-2, and ask it a question.
