@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mqc.errors import InputError, MqcError
 from mqc.ir.module import mqc_ops, searched_precision
 from mqc.ir.spill import check_room, return_freed_memory
 from mqc.registry import backend_for
+from mqc.runtime.calibration_text import Conversation, calibration_from, packaged_calibration
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ def compile(
     recipe: str | Path | Recipe = "w8a8",
     *,
     tokenizer: Any = None,
-    calibration: str | None = None,
+    calibration: str | Sequence[Conversation] | None = None,
     passes: Pipeline | str | None = None,
     context: int | None = None,
     checkpoints: str | Path | None = None,
@@ -65,7 +66,8 @@ def compile(
         target: what the program is for; `mqc targets` lists them.
         recipe: how to quantize: a name, a TOML file or a `Recipe`.
         tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.
-        calibration: text to observe ranges on; the packaged WikiText-2 validation text if None.
+        calibration: what to observe ranges on: a text, or conversations, each a list of messages for the
+            tokenizer's chat template. None: packaged text, code, and conversations if there is a template.
         passes: a pipeline to run instead of the recipe's, as text or from `mqc.pipeline`.
         context: positions of the KV cache, prefix included; at most what the model was made for, which is
             the default where that is less than 2,048.
@@ -88,7 +90,6 @@ def compile(
     calibration windows; weights are in mapped files, and a model given by name stays in its own, if all of
     its tensors have one float type.
     """
-    from mqc.calibration import Calibration
     from mqc.frontend.fidelity import check_against_model
     from mqc.frontend.raising import raise_program
     from mqc.frontend.sources import load_source, model_hash
@@ -129,12 +130,11 @@ def compile(
     origin["hash"] = model_hash(model)
     del model  # passes replace weights: what only the model holds is freed
     return_freed_memory()
-    text = _packaged_text() if calibration is None else calibration
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     length = min(512, positions - 4)
-    ctx.calibration = Calibration.from_ids(
-        ids, vocabulary, length=length, bos=tokenizer.bos_token_id, start=packed.start
-    )
+    if calibration is None:
+        ctx.calibration = packaged_calibration(packed, vocabulary, length)
+    else:
+        ctx.calibration = calibration_from(packed, calibration, vocabulary, length)
 
     watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")
@@ -151,6 +151,7 @@ def compile(
         "source": origin,
         "mac_share_8bit": mac_share_8bit(module),
         "precision": searched_precision(module),
+        "control_tokens_not_seen": packed.control_not_in(ctx.calibration.windows),
     }
     return Program(module, ctx.weights, packed, manifest)
 
@@ -182,9 +183,3 @@ def mac_share_8bit(module: ModuleOp) -> float:
     if total == 0:
         raise MqcError("the module has no int.linear; run lower-to-int first")
     return sum(op.macs() for op in linears if bits(op.x) == 8) / total
-
-
-def _packaged_text() -> str:
-    from mqc.data import text
-
-    return text("calibration")

@@ -5,28 +5,38 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import Evaluation
-from mqc.arrays import Array
+from mqc.analysis.histogram import Histogram
 from mqc.calibration import Calibration, Windows
-from mqc.compiler.observation import observe
-from mqc.dialects.llm import AddOp, AttentionOp, LinearOp
+from mqc.compiler.observation import Operands, observe
+from mqc.compiler.precision_rules import DEFAULT_PLAN, Rule, value_bits
+from mqc.dialects.llm import AddOp, AttentionOp
+from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, PassError, RecipeError
-from mqc.ir.module import context_length, mqc_ops, prefix_tokens, returned_value, set_prefix
-from mqc.ir.op import MqcOp
+from mqc.ir.module import context_length, mqc_ops, prefix_tokens, set_prefix
+from mqc.ir.op import MqcOp, channels
 from mqc.pass_base import Pass
 
-#: Another prefix token must lower the score by this; the sample hardly tells less apart.
-_WORTHWHILE = 0.01
-#: Windows of calibration text to score on, and their tokens. All candidates see the beginnings, where the
-#: outliers are; the best few see the whole.
+#: Nats a token. A prefix costs as much by itself (docs/measurements.md), so less is not tried to be bettered.
+_ENOUGH = 0.05
+#: Another prefix token must lower the divergence by this share; the sample hardly tells less apart.
+_WORTHWHILE = 0.1
+#: Windows of calibration text to simulate, and their tokens. All candidates see the beginnings, where a
+#: prefix changes most; the best few see the whole.
 _WINDOWS, _TOKENS = 4, 128
 _BEGINNING, _FEW = 32, 3
+#: Ranges are tried in so many steps: many prefixes are simulated, and the sample is small.
+_STEPS = 10
+#: Logits that are compared together.
+_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,14 @@ class AbsorbPrefix(Pass):
     2410.05265). The prefix takes positions 0…p−1 and is subject to windows like any token.
 
     Tokens that the tokenizer puts in front of every text come first in it: the model was trained to see them
-    there, and behind no other token.
+    there, and behind no other token. Any other token makes another model: what is said behind it differs
+    from what the model says. So others are added only where the mean KL divergence from the model with 8-bit
+    activations, in static ranges as the default plan has them, falls by it. It is simulated on calibration
+    text. Where it is less than 0.05 nats a token without them, none are tried.
 
     Options:
-        tokens: the prefix; if absent, tokens are chosen behind which, on calibration data, outliers in the
-            matrix products' inputs and outputs are smallest and text is most likely, as long as one helps.
-        most: how many tokens to consider besides (0 leaves the module as it is).
+        tokens: the prefix; if absent, it is searched for.
+        most: how many tokens to add at most to those of the tokenizer; 0: no prefix at all.
     """
 
     name = "absorb-prefix"
@@ -87,28 +99,29 @@ class AbsorbPrefix(Pass):
         if calibration is None:
             raise CalibrationError("absorb-prefix needs calibration data, or option tokens")
         sample = calibration.part(_WINDOWS, _TOKENS)
-        walks = iter(range(1 + 2 * self.most))
+        simulate = _Simulation(ctx, module, calibration.start, sample)
+        walks = 2 + 2 * self.most
+        report = partial(ctx.progress, self.name)
+        (best,) = simulate([calibration.start], sample.shape[1], lambda share: report((1 + share) / walks))
+        for number in range(self.most):
+            if best.divergence < _ENOUGH:
+                break
+            candidates = [(*best.prefix, t) for t in _candidates(calibration, best.suspects)]
 
-        def trials(prefixes: list[tuple[int, ...]], windows: Windows) -> list[_Trial]:
-            walk = next(walks)
-            return _trials(
-                ctx, module, prefixes, windows,
-                lambda share: ctx.progress(self.name, (walk + share) / (1 + 2 * self.most)),
-            )  # fmt: skip
+            def told(share: float, done: int = 2 + 2 * number) -> None:
+                report((done + share) / walks)
 
-        (best,) = trials([calibration.start], sample)
-        for _ in range(self.most):
-            candidates = [(*best.prefix, t) for t in _candidates(calibration, best.suspects())]
-            tried = sorted(trials(candidates, sample[:, :_BEGINNING]), key=_Trial.score)
-            seen = trials([trial.prefix for trial in tried[:_FEW]], sample)
-            found = min(seen, key=_Trial.score)
-            if found.score() > best.score() - _WORTHWHILE:
+            tried = sorted(simulate(candidates, _BEGINNING, told), key=lambda trial: trial.divergence)
+            few = [trial.prefix for trial in tried[:_FEW]]
+            seen = simulate(few, sample.shape[1], lambda share: told(1 + share))
+            found = min(seen, key=lambda trial: trial.divergence)
+            if found.divergence > best.divergence * (1 - _WORTHWHILE):
                 break
             best = found
         return best.prefix
 
 
-def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
+def _candidates(calibration: Calibration, suspects: tuple[int, ...]) -> list[int]:
     """Tokens worth trying: the start token, those that were outliers most often, and frequent ones."""
     start = [] if calibration.bos is None else [calibration.bos]
     tokens, counts = np.unique(calibration.windows, return_counts=True)
@@ -119,68 +132,96 @@ def _candidates(calibration: Calibration, suspects: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What is seen when the float module evaluates windows, each behind a prefix by itself.
-
-    tokens: of all windows. peaks: each token's largest magnitude, `[tokens]`, of values that linears read or
-    write. loss: of the text, in nats a token.
-    """
+    """divergence: mean KL from the float model's predictions to those with 8-bit activations behind a prefix,
+    in nats a token. suspects: the tokens that carry outliers, four of the residual stream's largest behind
+    each sum."""
 
     prefix: tuple[int, ...]
-    tokens: Windows
-    peaks: dict[MqcOp, Array]
-    loss: float
+    divergence: float
+    suspects: tuple[int, ...]
 
-    def score(self) -> float:
-        """The mean, over values that linears read or write, of log2(largest magnitude of any token / median
-        of the tokens' largest magnitudes): the bits that a static range wastes; plus the loss of the text in
-        nats a token."""
-        ratios = [
-            np.log2(max(float(peaks.max()), 1e-9) / max(float(np.median(peaks)), 1e-9))
-            for peaks in self.peaks.values()
+
+class _Simulation:
+    """The float module with 8-bit activations, on windows `[windows, tokens]`, beside itself as it is behind
+    the tokens `start`."""
+
+    def __init__(
+        self, ctx: CompilerContext, module: ModuleOp, start: tuple[int, ...], windows: Windows
+    ) -> None:
+        self._ctx, self._module, self._windows = ctx, module, windows
+        plan = [Rule.parse(rule) for rule in DEFAULT_PLAN]
+        ops = list(mqc_ops(module))
+        self._last = ops[-1]
+        self._rounded = {op for op in ops[:-1] if value_bits(plan, op) == 8}
+        self._evaluation = Evaluation(module, ctx.weights)
+        (self._exact,) = self._walk([start], windows)
+
+    def __call__(
+        self, prefixes: list[tuple[int, ...]], tokens: int, report: Callable[[float], None]
+    ) -> list[_Trial]:
+        """Each of several prefixes of the same length, in front of the first tokens of the windows. All are
+        evaluated in one walk over the module."""
+        first, windows = len(prefixes[0]), self._windows[:, :tokens]
+        suspects: list[list[int]] = [[] for _ in prefixes]
+
+        def note(op: MqcOp, result: torch.Tensor) -> torch.Tensor | None:
+            if op in self._rounded:
+                result = result.clone()
+            shape = len(prefixes), len(windows), first + windows.shape[1], -1
+            for values, found in zip(result.view(shape)[:, :, first:], suspects, strict=True):
+                if isinstance(op, AddOp):
+                    peaks = values.abs().amax(-1).reshape(-1)
+                    largest = peaks.topk(min(4, len(peaks))).indices
+                    found += windows.reshape(-1)[largest.numpy()].tolist()
+                if op in self._rounded:
+                    values.copy_(_in_8_bits(values))
+            return result
+
+        behind = self._walk(prefixes, windows, note, report)
+        return [
+            _Trial(prefix, self._divergence(operands, tokens), tuple(found))
+            for prefix, operands, found in zip(prefixes, behind, suspects, strict=True)
         ]
-        return float(np.mean(ratios)) + self.loss
 
-    def suspects(self) -> list[int]:
-        """The tokens that carry outliers: four of the residual stream's largest behind each sum."""
-        residual = [peaks for op, peaks in self.peaks.items() if isinstance(op, AddOp)]
-        return [int(self.tokens[place]) for peaks in residual for place in np.argsort(peaks)[-4:]]
+    def _walk(
+        self,
+        prefixes: list[tuple[int, ...]],
+        windows: Windows,
+        note: Callable[[MqcOp, torch.Tensor], torch.Tensor | None] = lambda op, result: None,
+        report: Callable[[float], None] = lambda share: None,
+    ) -> list[Operands]:
+        """What the op that gives the logits reads, `[windows, tokens, channels]`, behind each prefix."""
+        rows = np.array([[*prefix, *window] for prefix in prefixes for window in windows], np.int64)
+        shape = len(prefixes), len(windows), rows.shape[1], -1
+        behind: list[Operands] = []
+
+        def keep(op: MqcOp, operands: list[Operands]) -> None:
+            if op is self._last:
+                views = [x.view(shape)[:, :, len(prefixes[0]) :] for x in operands[0]]
+                behind.extend(zip(*views, strict=True))
+
+        observe(self._ctx, self._module, rows, before=keep, after=note, together=len(rows), report=report)
+        return behind
+
+    def _divergence(self, behind: Operands, tokens: int) -> float:
+        """Mean KL divergence of the predictions from the float model's, in nats."""
+        given = zip(self._exact, behind, strict=True)
+        pairs = [(x[:, :tokens].flatten(0, 1), y.flatten(0, 1)) for x, y in given]
+        count, total = len(pairs[0][1]), 0.0
+        rows = max(1, _LOGITS // channels(self._last.results[0]))
+        with torch.no_grad():
+            for start in range(0, count, rows):
+                exact, other = (
+                    self._last.evaluate(self._evaluation, *(x[start : start + rows] for x in operands))
+                    for operands in zip(*pairs, strict=True)
+                )
+                total += float(
+                    F.kl_div(other.log_softmax(-1), exact.log_softmax(-1), reduction="sum", log_target=True)
+                )
+        return total / count
 
 
-def _trials(
-    ctx: CompilerContext,
-    module: ModuleOp,
-    prefixes: list[tuple[int, ...]],
-    windows: Windows,
-    report: Callable[[float], None],
-) -> list[_Trial]:
-    """One for each of several prefixes of the same length. All are evaluated in one walk over the module."""
-    first, length = len(prefixes[0]), windows.shape[1]
-    rows = np.array([[*prefix, *window] for prefix in prefixes for window in windows], np.int64)
-    following = torch.from_numpy(np.roll(rows, -1, 1)).reshape(-1, 1)
-    peaks: dict[MqcOp, list[torch.Tensor]] = {}
-    losses: list[torch.Tensor] = []
-    logits = returned_value(module)
-
-    def note(op: MqcOp, result: torch.Tensor) -> None:
-        read = any(isinstance(use.operation, LinearOp) for use in op.results[0].uses)
-        if isinstance(op, LinearOp | AddOp) or read:
-            peaks.setdefault(op, []).append(torch.maximum(result.amax(-1), -result.amin(-1)))
-        if op.results[0] is logits:
-            seen = sum(map(len, losses))
-            predicted = result.gather(1, following[seen : seen + len(result)])
-            losses.append(torch.logsumexp(result, 1) - predicted[:, 0])
-
-    observe(ctx, module, rows, after=note, logits=True, report=report)
-
-    def behind(found: list[torch.Tensor], tokens: int) -> Array:
-        """Of each window's tokens the first behind the prefix, `[prefixes, windows · tokens]`."""
-        by_window = torch.cat(found).view(rows.shape).double().numpy()
-        return np.asarray(by_window[:, first : first + tokens].reshape(len(prefixes), -1))
-
-    by_op = {op: behind(found, length) for op, found in peaks.items()}
-    # The last token of a window has no other behind it.
-    mean = behind(losses, length - 1).mean(1) if length > 1 else np.zeros(len(prefixes))
-    return [
-        _Trial(prefix, windows.reshape(-1), {op: array[i] for op, array in by_op.items()}, float(mean[i]))
-        for i, prefix in enumerate(prefixes)
-    ]
+def _in_8_bits(values: torch.Tensor) -> torch.Tensor:
+    histogram = Histogram()
+    histogram.add(values)
+    return affine_range(*histogram.least_squares(8, _STEPS), 8).fake_quantize(values)

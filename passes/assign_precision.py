@@ -12,7 +12,14 @@ from xdsl.ir import Attribute
 from xdsl.rewriter import Rewriter
 
 from mqc.analysis.context import CompilerContext
-from mqc.compiler.precision_rules import Rule, check_groups, linears, value_bits, weight_bits
+from mqc.compiler.precision_rules import (
+    DEFAULT_PLAN,
+    Rule,
+    check_groups,
+    linears,
+    value_bits,
+    weight_bits,
+)  # fmt: skip
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import CalibrationError, PassError
 from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
@@ -20,23 +27,6 @@ from mqc.ir.op import MqcOp, attr, channels, tensor
 from mqc.numerics.products import GROUPS
 from mqc.pass_base import Pass
 
-#: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
-#: stream and what enters a norm in 16 bits, and the product before the down projection with its
-#: factors. What a rotation, an activation function or one product behind another reads has 16 bits too, lest
-#: it be rounded to 8 twice; the logits read 8, since theirs is the largest product.
-DEFAULT_PLAN = (
-    "llm.embedding=16",
-    "llm.add=16",
-    "->llm.add=16",
-    "->llm.*_norm=16",
-    "llm.mul->llm.linear=16",
-    "->llm.mul=16",
-    "->llm.silu=16",
-    "->llm.*gelu*=16",
-    "->llm.rope=16",
-    "llm.linear->llm.linear=16",
-    "llm.linear->logits=8",
-)
 #: A 16-bit value has room for this many times the extremes that calibration saw, …
 BEYOND = 1.25
 #: … but for no more than this many times the range that 8 bits would cover.

@@ -36,8 +36,9 @@ def imported(model: PreTrainedModel) -> tuple[CompilerContext, ModuleOp]:
 
 
 def quantized(model: PreTrainedModel, recipe: Recipe | None = None) -> tuple[CompilerContext, ModuleOp]:
-    """The module after every pass but those of the target."""
-    pipeline = (recipe or Recipe()).pipeline("cpu").without("choose-kernels").without("plan-memory")
+    """The module after every pass but those of the target; by default with a prefix."""
+    chosen = recipe or Recipe(prefix=(39, 33))
+    pipeline = chosen.pipeline("cpu").without("choose-kernels").without("plan-memory")
 
     def make() -> tuple[ModuleOp, WeightStore]:
         ctx, module = imported(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +87,7 @@ def test_groups_that_fit_come_to_calibration(recipe: Recipe) -> None:
 
 def test_calibration_with_another_tokenizer() -> None:
     with pytest.raises(CalibrationError, match="outside"):
-        Calibration.from_ids([70] * 100, 64, length=10)
+        Calibration.of([np.full((10, 10), 63), np.full((1, 10), 64)], 64)
 
 
 def test_no_tokenizer() -> None:

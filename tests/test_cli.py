@@ -67,7 +67,7 @@ def test_eval_and_bench(saved: Path, tmp_path: Path) -> None:  # noqa: F811
     result = data("eval", saved, "--text", text, "--windows", 3, "--skip", 1, "--length", 20, "--no-float")
     assert {"float_ppl", "float_prefix_ppl", "int_ppl", "mac_share_8bit", "size_bytes"} <= set(result)
     assert result["float_ppl"] is None and result["int_ppl"] > 1  # type: ignore[operator]
-    assert result["int_kl"] is result["ratio"] is None
+    assert result["int_kl"] is result["rounding_ratio"] is None
     assert result["size_bytes"] == sum(f.stat().st_size for f in saved.iterdir())
     bench = data("bench", saved, "--prompt-tokens", 20, "--new-tokens", 5, "--threads", 1)
     assert set(bench) >= KEYS_BENCH and bench["threads"] == 1

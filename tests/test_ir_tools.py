@@ -170,7 +170,7 @@ def test_diff_shows_what_each_pass_changed(dumps: Path) -> None:
 
 
 def test_diff_on_the_command_line(dumps: Path) -> None:
-    files = dumps / "02-fold-norm.mlir", dumps / "03-absorb-prefix.mlir"
+    files = dumps / "03-rotate-channels.mlir", dumps / "04-absorb-prefix.mlir"
     assert "~ %layers.0.self_attn.attention  llm.attention" in mqc("ir", "diff", *files).stdout
     changes = json.loads(mqc("ir", "diff", *files, "--values", "module", "--json").stdout)["changes"]
     assert changes[0]["fields"] == [["mqc.prefix", "", "array<i64: 9>"]]

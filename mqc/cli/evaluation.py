@@ -10,18 +10,26 @@ from typing import Any
 import numpy as np
 import typer
 
+from mqc.calibration import Windows
 from mqc.cli.common import progress, show
+from mqc.data import code as packaged_code
+from mqc.data import text as packaged_text
 from mqc.errors import InputError
 from mqc.files import read_text
+from mqc.runtime.calibration_text import conversation_windows, conversations_of, packaged_conversations
 from mqc.runtime.perplexity import Ids, divergences, log_probabilities, losses, perplexity, text_windows
 from mqc.runtime.program import Program
+from mqc.runtime.tokenizer import Tokenizer
 
-FOR_PERPLEXITY = ("text", "windows", "skip", "length", "no_float")
+FOR_PERPLEXITY = ("text", "kind", "windows", "skip", "length", "no_float")
 FOR_TASKS = ("include_path", "limit", "num_fewshot")
+_MODELS = "float", "float_prefix", "int"
+#: What is compared: names of the figures, of what is measured, and of what it should be.
+_PAIRS = {"prefix": ("float_prefix", "float"), "int": ("int", "float"), "rounding": ("int", "float_prefix")}
 _FIGURES = (
-    "float_ppl", "float_prefix_ppl", "int_ppl", "ratio", "ratio_error",
-    "prefix_kl", "prefix_greedy", "int_kl", "int_greedy", "rounding_kl", "rounding_greedy",
-)  # fmt: skip
+    *(f"{name}_ppl" for name in _MODELS),
+    *(f"{name}_{figure}" for name in _PAIRS for figure in ("ratio", "ratio_error", "kl", "greedy")),
+)
 
 
 def check_exclusive(context: typer.Context, tasks: bool) -> None:
@@ -60,6 +68,7 @@ def show_tasks(
 def show_perplexity(
     program: Program,
     text: Path | None,
+    kind: str,
     windows: int,
     skip: int,
     length: int,
@@ -67,51 +76,76 @@ def show_perplexity(
     size_bytes: int,
     as_json: bool,
 ) -> None:
-    """The integer program's perplexity beside the float model's, and how far their predictions are apart.
+    """How far the integer program is from the float model as transformers runs it.
 
-    As JSON: `float_ppl`, `float_prefix_ppl` (the float model behind the program's prefix) and `int_ppl`;
-    `ratio`, of the last two, with its standard error over the windows, `ratio_error`; `prefix_kl` and
-    `int_kl`, the mean KL of the prediction in nats a token from the float model's to that behind the prefix
-    and to the program's, `rounding_kl` between these two; `prefix_greedy`, `int_greedy`, `rounding_greedy`,
-    the share of tokens whose likeliest successors are equal. What was not measured is null.
+    As JSON: the perplexities `float_ppl`, `float_prefix_ppl` (the float model behind the program's prefix)
+    and `int_ppl`. Then for `prefix`, the float model behind the prefix beside the float model; `int`, the
+    program beside the float model; and `rounding`, the program beside the float model behind the prefix:
+    `_ratio` of perplexities with its standard error over the windows, `_ratio_error`; `_kl`, the mean KL of
+    the prediction in nats a token; and `_greedy`, the share of tokens whose likeliest successors are equal.
+    What was not measured is null.
     """
-    if text is not None:
-        content = read_text(text, InputError)
-    else:
-        from mqc.data import text as packaged
-
-        content = packaged("test")
     room = program.context - len(program.prefix)
     if length > room:
         raise InputError(
             f"windows of {length} tokens do not fit the program's context, which has room for {room} behind "
             f"its prefix; give --length {room} or less"
         )
-    parts = text_windows(program.tokenizer.encode(content, start=False), length, windows, skip)
+    parts = windows_of(program.tokenizer, text, kind, length, windows, skip)
     data = _integer_alone(program, parts) if no_float else _beside_float(program, parts)
     data["mac_share_8bit"] = program.manifest.get("mac_share_8bit")
     data["size_bytes"] = size_bytes
     data |= {"windows": windows, "length": length, "skip": skip, "prefix": list(program.prefix)}
-    rows: list[tuple[str, ...]] = [("integer program", f"{data['int_ppl']:.3f}", "", "")]
+    rows: list[tuple[str, ...]] = [("integer program", f"{data['int_ppl']:.3f}", *_cells(data, "int"))]
     if not no_float:
-        around = "" if data["ratio_error"] is None else f" ± {data['ratio_error']:.4f}"
-        rows = [
-            ("float model", f"{data['float_ppl']:.3f}", "", ""),
-            (f"… behind prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}", *_cells(data, "prefix")),
-            ("integer program", f"{data['int_ppl']:.3f}", *_cells(data, "int")),
-            ("… to float behind the prefix", f"{data['ratio']:.4f}{around}", *_cells(data, "rounding")),
-        ]
+        rows.insert(0, ("float model", f"{data['float_ppl']:.3f}", "", "", ""))
+        if program.prefix != program.tokenizer.in_front:
+            behind = f"… behind prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}"
+            rows.insert(1, (*behind, *_cells(data, "prefix")))
+            rows.append(("… to float behind the prefix", "", *_cells(data, "rounding")))
     rows += [
-        ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}", "", ""),
-        ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB", "", ""),
+        ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}", "", "", ""),
+        ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB", "", "", ""),
     ]
-    headings = (f"perplexity, {windows} × {length} tokens", "KL, nats", "equal greedy tokens")
+    headings = (f"perplexity, {windows} × {length} tokens", "ratio", "KL, nats", "equal greedy tokens")
     columns = 1 if no_float else len(headings)
     show(data, as_json, headings[:columns], [row[: columns + 1] for row in rows])
 
 
-def _cells(data: dict[str, Any], name: str) -> tuple[str, str]:
-    return f"{data[f'{name}_kl']:.4f}", f"{data[f'{name}_greedy']:.1%}"
+def windows_of(
+    tokenizer: Tokenizer, path: Path | None, kind: str, length: int, count: int, skip: int
+) -> list[Ids]:
+    """Windows of a file's text or conversations, or of packaged text of a kind.
+
+    Raises `InputError` if there are not so many.
+    """
+    found: Windows
+    if kind not in ("text", "chat", "code"):
+        raise InputError(f"--format must be text, chat or code, got {kind!r}")
+    if path is not None and path.suffix == ".jsonl":
+        found = conversation_windows(tokenizer, conversations_of(read_text(path, InputError)), length)
+    elif kind == "chat":
+        found = packaged_conversations(tokenizer, "test", length)
+    else:
+        content = packaged_text("test") if kind == "text" else packaged_code("test")
+        if path is not None:
+            content = read_text(path, InputError)
+        return text_windows(tokenizer.encode(content, start=False), length, count, skip)
+    if skip + count > len(found):
+        raise InputError(
+            f"the conversations make {len(found)} windows of {length} tokens, not {skip} + {count}: lower "
+            "--windows, --skip or --length"
+        )
+    return list(found[skip : skip + count].astype(np.int32))
+
+
+def _cells(data: dict[str, Any], name: str) -> tuple[str, str, str]:
+    if data[f"{name}_kl"] is None:
+        return "", "", ""
+    error = data[f"{name}_ratio_error"]
+    around = "" if error is None else f" ± {error:.4f}"
+    ratio = f"{data[f'{name}_ratio']:.4f}{around}"
+    return ratio, f"{data[f'{name}_kl']:.4f}", f"{data[f'{name}_greedy']:.1%}"
 
 
 def _integer_alone(program: Program, parts: list[Ids]) -> dict[str, Any]:
@@ -133,24 +167,27 @@ def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
         report("loading the model", 0.0)
         model = source_model(program.manifest)
         report("loading the model", 1.0)
-        loss: dict[str, list[float]] = {"float": [], "float_prefix": [], "int": []}
-        apart: dict[str, list[tuple[float, float]]] = {"prefix": [], "int": [], "rounding": []}
+        start = program.tokenizer.in_front
+        loss: dict[str, list[float]] = {name: [] for name in _MODELS}
+        apart: dict[str, list[tuple[float, float]]] = {name: [] for name in _PAIRS}
         for number, window in enumerate(parts, 1):
-            plain = log_probabilities(float_logits(model, window))
-            behind = plain
-            if program.prefix:
-                behind = log_probabilities(float_logits(model, window, program.prefix))
-            integer = log_probabilities(program.logits(window.tolist()))
-            for name, given in zip(loss, (plain, behind, integer), strict=True):
+            log_p = {"float": log_probabilities(float_logits(model, window, start))}
+            same = program.prefix == start
+            log_p["float_prefix"] = (
+                log_p["float"] if same else log_probabilities(float_logits(model, window, program.prefix))
+            )
+            log_p["int"] = log_probabilities(program.logits(window.tolist()))
+            for name, given in log_p.items():
                 loss[name].append(float(losses(given, window).mean()))
-            for name, pair in zip(apart, ((plain, behind), (plain, integer), (behind, integer)), strict=True):
-                kl, equal = divergences(*pair)
+            for name, (measured, reference) in _PAIRS.items():
+                kl, equal = divergences(log_p[reference], log_p[measured])
                 apart[name].append((float(kl.mean()), float(equal.mean())))
             report("windows", number / len(parts))
-    more = np.array(loss["int"]) - np.array(loss["float_prefix"])
-    ratio = float(np.exp(more.mean()))
-    error = float(ratio * more.std(ddof=1) / len(more) ** 0.5) if len(more) > 1 else None
     figures: dict[str, Any] = {f"{name}_ppl": float(np.exp(np.mean(values))) for name, values in loss.items()}
-    for name, pairs in apart.items():
-        figures[f"{name}_kl"], figures[f"{name}_greedy"] = (float(mean) for mean in np.mean(pairs, 0))
-    return dict.fromkeys(_FIGURES) | figures | {"ratio": ratio, "ratio_error": error}
+    for name, (measured, reference) in _PAIRS.items():
+        more = np.array(loss[measured]) - np.array(loss[reference])
+        figures[f"{name}_ratio"] = ratio = float(np.exp(more.mean()))
+        error = float(ratio * more.std(ddof=1) / len(more) ** 0.5) if len(more) > 1 else None
+        figures[f"{name}_ratio_error"] = error
+        figures[f"{name}_kl"], figures[f"{name}_greedy"] = (float(mean) for mean in np.mean(apart[name], 0))
+    return dict.fromkeys(_FIGURES) | figures

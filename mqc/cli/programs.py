@@ -53,7 +53,10 @@ def compile_command(
     share: Annotated[
         float | None, typer.Option(help="least share of MACs with 8-bit activations: search for the others")
     ] = None,
-    calibration: Annotated[Path | None, typer.Option(help="text file to observe ranges on")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help='text to observe ranges on; or .jsonl, conversations: {"messages": [...]}'),
+    ] = None,
     passes: Annotated[str | None, typer.Option(help="pipeline to run instead of the recipe's")] = None,
     context: Annotated[
         int | None, number("positions of the KV cache; 2,048 or what the model was made for")
@@ -79,8 +82,13 @@ def compile_command(
     from mqc.compiler.instruments import PrintIR
     from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
+    from mqc.runtime.calibration_text import Conversation, conversations_of
 
-    text = read_text(calibration, InputError) if calibration is not None else None
+    text: str | list[Conversation] | None = None
+    if calibration is not None:
+        text = read_text(calibration, InputError)
+        if calibration.suffix == ".jsonl":
+            text = [*conversations_of(text)]
     chosen = load_recipe(recipe, preset)
     if share is not None:
         chosen = replace(chosen, share=share)
@@ -183,7 +191,10 @@ def eval_command(
     include_path: Annotated[Path | None, typer.Option(help="folder with tasks of your own")] = None,
     limit: Annotated[int | None, number("documents per task; all by default")] = None,
     num_fewshot: Annotated[int | None, number("examples; the task's number by default", least=0)] = None,
-    text: Annotated[Path | None, typer.Option(help="text file; WikiText-2 test by default")] = None,
+    text: Annotated[Path | None, typer.Option(help="text to score, or .jsonl of conversations")] = None,
+    kind: Annotated[
+        str, typer.Option("--format", help="packaged text to score: text (WikiText-2 test), chat or code")
+    ] = "text",
     windows: Annotated[int, number("windows to score")] = 30,
     skip: Annotated[int, number("windows to leave out first", least=0)] = 0,
     length: Annotated[int, number("tokens per window", least=2)] = 512,
@@ -201,7 +212,7 @@ def eval_command(
         show_tasks(program, tasks, include_path, limit, num_fewshot, as_json)
     else:
         size = _folder_bytes(path)
-        show_perplexity(program, text, windows, skip, length, no_float, size, as_json)
+        show_perplexity(program, text, kind, windows, skip, length, no_float, size, as_json)
 
 
 @app.command()
@@ -312,12 +323,14 @@ def _describe(path: Path, as_json: bool) -> None:
         "weight_bytes": program.size_bytes,
         "size_bytes": _folder_bytes(path),
     }
+    unseen = data.get("control_tokens_not_seen") or []
     rows = [
         ("source", f"{source.get('id', 'an object')} ({str(source.get('hash', ''))[:12]})"),
         ("target", program.target),
         ("recipe", str(data.get("recipe"))),
         ("passes", str(data.get("pipeline"))),
         ("prefix tokens", str(data["prefix"])),
+        *([("control tokens not in calibration", ", ".join(unseen))] if unseen else []),
         ("context", str(data["context"])),
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),

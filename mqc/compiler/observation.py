@@ -40,8 +40,9 @@ def observe(
     windows: Windows,
     *,
     before: Callable[[MqcOp, list[Operands]], None] = lambda op, operands: None,
-    after: Callable[[MqcOp, torch.Tensor], None] = lambda op, result: None,
+    after: Callable[[MqcOp, torch.Tensor], torch.Tensor | None] = lambda op, result: None,
     logits: bool = False,
+    together: int | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Evaluate a float module over all windows, op by op, so that each weight is read once.
@@ -55,13 +56,14 @@ def observe(
         before: called with every op and its operands in each group of windows, before it is evaluated; it may
             change the op.
         after: called with every op and its result `[windows · tokens, channels]` of one group after another;
-            with the logits of some tokens after those of others.
+            with the logits of some tokens after those of others. What it returns takes the result's place.
         logits: whether the op that gives the logits is evaluated.
+        together: windows of a group; as many as 512 tokens are if None.
         report: called with the share that is done.
     """
     evaluation = Evaluation(module, ctx.weights)
     length = windows.shape[1]
-    together = max(_ROWS // length, 1)
+    together = together or max(_ROWS // length, 1)
     positions = evaluation.position + torch.arange(length)
     block = main_function(module).body.block
     values: list[dict[SSAValue, torch.Tensor]] = [
@@ -82,7 +84,8 @@ def observe(
                 return
             for v, given in zip(values, operands, strict=True):
                 result = in_windows(op, evaluation, given, length)
-                after(op, result)
+                instead = after(op, result)
+                result = result if instead is None else instead
                 for operand in evaluation.unused_after(op):
                     v.pop(operand, None)
                 v[op.results[0]] = result

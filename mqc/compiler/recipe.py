@@ -74,8 +74,8 @@ class Recipe:
         steps: list[tuple[str, dict[str, Any]]] = [
             ("fold-constants", {}),
             ("fold-norm", {}),
-            ("absorb-prefix", prefix),
             *([("rotate-channels", {})] if self.rotate else []),
+            ("absorb-prefix", prefix),
             ("balance-scales", {"alpha": self.alpha}),
             ("observe-ranges", {"method": self.ranges, "outside_ppm": self.outside_ppm}),
             ("assign-precision", precision),

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from mqc.errors import ArtifactError, InputError
@@ -52,9 +54,10 @@ class Tokenizer:
         config, self.generation = (_json_object(files, name) for name in (CONFIG, GENERATION))
         self._special = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
         self.bos, self.eos = (self._id(self._special.get(name)) for name in ("bos_token", "eos_token"))
-        self._in_front = tuple(_ids(config.get("start", []), CONFIG, self._tokenizer.get_vocab_size()))
-        #: Ids that are put in front of every text.
-        self.start = self._in_front
+        #: Ids that are put in front of every text, by the tokenizer or by a prefix that begins with them.
+        self.in_front = tuple(_ids(config.get("start", []), CONFIG, self._tokenizer.get_vocab_size()))
+        #: Ids that the tokenizer puts in front of every text.
+        self.start = self.in_front
         stated = self.generation.get("eos_token_id")
         ends = _ids(
             stated if isinstance(stated, list) else [stated] if stated is not None else [], GENERATION
@@ -108,9 +111,25 @@ class Tokenizer:
     def behind(self, prefix: Sequence[int]) -> Tokenizer:
         """The tokenizer of texts that stand behind a prefix: start tokens that it begins with are there."""
         other = copy(self)
-        there = tuple(prefix[: len(self._in_front)]) == self._in_front
-        other.start = () if there else self._in_front
+        there = tuple(prefix[: len(self.in_front)]) == self.in_front
+        other.start = () if there else self.in_front
         return other
+
+    @property
+    def has_template(self) -> bool:
+        """Whether `chat` works."""
+        return bool(self._templates)
+
+    @cached_property
+    def control(self) -> dict[int, str]:
+        """Texts of the special tokens by id."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {number: token.content for number, token in added if token.special}
+
+    def control_not_in(self, ids: npt.NDArray[np.int64]) -> list[str]:
+        """Texts of the special tokens that are neither among ids nor in front of every text."""
+        seen = {*np.unique(ids).tolist(), *self.in_front}
+        return [text for number, text in sorted(self.control.items()) if number not in seen]
 
     # ---- text
 
@@ -179,8 +198,8 @@ class Tokenizer:
         rendered = render(text, _replaced(messages, hidden), self._special, variables)
         ids = self._encode_around(rendered, hidden) if hidden else self.encode(rendered, start=False)
         # Templates write the start tokens themselves, which a prefix may have already.
-        count = len(self._in_front)
-        there = not self.start and tuple(ids[:count]) == self._in_front
+        count = len(self.in_front)
+        there = not self.start and tuple(ids[:count]) == self.in_front
         return ids[count:] if there else ids
 
     def _template(self, name: str | None, tools: Any) -> str:
@@ -196,8 +215,7 @@ class Tokenizer:
     @cached_property
     def _control(self) -> list[str]:
         """Texts of special tokens, longest first."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return sorted((t.content for t in added if t.special), key=len, reverse=True)
+        return sorted(self.control.values(), key=len, reverse=True)
 
     @cached_property
     def _without_control(self) -> tokenizers.Tokenizer:

@@ -79,8 +79,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 def beside_float(program: mqc.Program, folder: Path, windows: int) -> dict[str, Any]:
     """What `mqc eval` says of a program and the float model.
 
-    Another order of summation, as other machines have, moves `rounding_kl` by a few percent of itself. Of
-    `ratio` it moves the excess over 1 by half, where that is small.
+    Another order of summation, as other machines have, moves `int_kl` by a few percent of itself. Of
+    `int_ratio` it moves the excess over 1 by half, where that is small.
     """
     program.save(folder)
     return command("eval", folder, "--windows", windows)

@@ -14,12 +14,11 @@ from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import evaluate
 from mqc.analysis.histogram import BINS, Histogram
 from mqc.analysis.proofs import acc_shift, accumulator_bound
-from mqc.calibration import Calibration
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.constraints import bits
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, RecipeError
-from mqc.ir.module import mqc_ops, prefix_tokens
+from mqc.ir.module import mqc_ops
 from mqc.ir.op import channels, plain
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.weight_rounding import Hessian, best_steps, round_nearest, round_with_feedback
@@ -174,16 +173,3 @@ def test_accumulator_bound_is_attained(n: int, k: int, zero: int, seed: int) -> 
         top = sum(max(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
         bottom = sum(min(w * -zero, w * (255 - zero)) for w in weight[j].tolist()) + int(bias[j])
         assert bound[j] == max(abs(top), abs(bottom))
-
-
-def test_a_prefix_is_found_on_windows_of_one_token() -> None:
-    ctx, module = imported(tiny_model("llama"))
-    ctx.calibration = Calibration(np.arange(8)[:, None], bos=0)
-    Pipeline.parse("fold-norm,absorb-prefix").run(ctx, module)
-    assert len(prefix_tokens(module)) <= 2
-
-
-def test_no_prefix_on_request() -> None:
-    ctx, module = imported(tiny_model("llama"))
-    Pipeline.parse("fold-norm,absorb-prefix{most=0}").run(ctx, module)
-    assert "mqc.prefix" not in module.attributes
