@@ -1,7 +1,7 @@
 """Every preset on every recipe, with the shares of 8-bit activations that the project aims at, on SmolLM2.
 
-Each cell is one `mqc compile` and one `mqc eval`, with the prefix that the first compilation finds. For some
-cells only: `python benchmarks/ablations.py w8a8:0.95:learned w4a8:0.95:none`.
+Each cell is one `mqc compile` and one `mqc eval`. For some cells only:
+`python benchmarks/ablations.py w8a8:0.95:learned w4a8:0.95:none`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ def compiled(recipe: Recipe) -> tuple[str, float]:
 def main() -> None:
     assert set(METHODS) == {"none", *PRESETS}
     cells = sys.argv[1:] or [f"{name}:{share}:{method}" for name, share in ROWS for method in METHODS]
-    path, _ = compiled(Recipe(rotate=False, ranges="minmax", rounding="nearest"))
-    floats = command("eval", path)
-    print("| recipe | preset | perplexity | × float, same prefix | × float | 8-bit MACs | compilation |")
-    print("|---|---|---|---|---|---|---|")
+    print("| recipe | preset | perplexity | × float | KL, nats | 8-bit MACs | prefix | compilation |")
+    print("|---|---|---|---|---|---|---|---|")
     for cell in cells:
         name, share, method = cell.split(":")
         recipe = load_recipe(name, None if method == "none" else method)
-        path, minutes = compiled(replace(recipe, prefix=tuple(floats["prefix"]), share=float(share)))
-        e = command("eval", path, "--no-float")
+        path, minutes = compiled(replace(recipe, share=float(share)))
+        e = command("eval", path)
         print(
-            f"| {name} | {method} | {e['int_ppl']:.3f} | {e['int_ppl'] / floats['float_prefix_ppl']:.4f} "
-            f"| {e['int_ppl'] / floats['float_ppl']:.4f} | {e['mac_share_8bit']:.1%} | {minutes:.1f} min |",
+            f"| {name} | {method} | {e['int_ppl']:.3f} | {e['int_ratio']:.4f} ± {e['int_ratio_error']:.4f} "
+            f"| {e['int_kl']:.4f} | {e['mac_share_8bit']:.1%} | {e['prefix']} | {minutes:.1f} min |",
             flush=True,
         )
 

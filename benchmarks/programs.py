@@ -25,18 +25,17 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    print("| recipe | perplexity | float, same prefix | ratio | 8-bit MACs | size | prefill | decode |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| recipe | perplexity | float | ratio | KL, nats | 8-bit MACs | size | prefill | decode |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in RECIPES:
         path = str(BUILD / f"{name}.mqc")
         command("compile", "demo", "-o", path, "--recipe", name)
         e, b = command("eval", path), command("bench", path)
-        ratio = e["int_ppl"] / e["float_prefix_ppl"]
         prefill = b["prefill_tok_s"] / b["prefill_limit_tok_s"]
         decode = b["decode_tok_s"] / b["decode_limit_tok_s"]
         print(
-            f"| {name} | {e['int_ppl']:.2f} | {e['float_prefix_ppl']:.2f} | {ratio:.3f} "
-            f"| {e['mac_share_8bit']:.1%} | {e['size_bytes'] / 1e6:.1f} MB "
+            f"| {name} | {e['int_ppl']:.2f} | {e['float_ppl']:.2f} | {e['int_ratio']:.3f} "
+            f"| {e['int_kl']:.4f} | {e['mac_share_8bit']:.1%} | {e['size_bytes'] / 1e6:.1f} MB "
             f"| {b['prefill_tok_s']:.0f} tok/s ({prefill:.0%} of the limit) "
             f"| {b['decode_tok_s']:.0f} tok/s ({decode:.0%}) |",
             flush=True,

@@ -29,6 +29,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gpt_neox": {"intermediate_size": 48},
     "olmo2": _GATED,
+    "nemotron": {**_GATED, "partial_rotary_factor": 0.5},
 }
 ARCHITECTURES = sorted(_OWN)
 

@@ -253,6 +253,9 @@ class QdqForm(Emitter):
                 return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, self.constant(1.702))))
             case "gelu" | "gelu_tanh":
                 return g.op("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
+            case "relu_squared":
+                positive = g.op("Relu", x)
+                return g.op("Mul", positive, positive)
             case "relu" | "sigmoid" | "tanh":
                 return g.op(name.capitalize(), x)
         raise TargetError(

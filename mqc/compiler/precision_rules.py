@@ -19,8 +19,8 @@ WEIGHT = "weight:"
 
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
-#: factors. What a rotation, an activation function or one product behind another reads has 16 bits too, lest
-#: it be rounded to 8 twice; the logits read 8, since theirs is the largest product.
+#: factors, squares among them. What a rotation, an activation function or one product behind another reads
+#: has 16 bits too, lest it be rounded to 8 twice; the logits read 8, since theirs is the largest product.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
@@ -30,6 +30,8 @@ DEFAULT_PLAN = (
     "->llm.mul=16",
     "->llm.silu=16",
     "->llm.*gelu*=16",
+    "->llm.relu_squared=16",
+    "llm.relu_squared->llm.linear=16",
     "->llm.rope=16",
     "llm.linear->llm.linear=16",
     "llm.linear->logits=8",

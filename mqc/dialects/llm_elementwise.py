@@ -105,6 +105,20 @@ class ReluOp(ActivationOp):
 
 
 @irdl_op_definition
+class ReluSquaredOp(ActivationOp):
+    """Squared rectified linear unit (Primer, arXiv 2109.08668).
+
+    `y = max(x, 0)²`
+    """
+
+    name = "llm.relu_squared"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.relu(x).square()
+
+
+@irdl_op_definition
 class TanhOp(ActivationOp):
     """Hyperbolic tangent.
 
@@ -206,6 +220,7 @@ ACTIVATIONS: tuple[type[ActivationOp], ...] = (
     GeluTanhOp,
     QuickGeluOp,
     ReluOp,
+    ReluSquaredOp,
     TanhOp,
     SigmoidOp,
 )

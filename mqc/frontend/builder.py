@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from xdsl.dialects.builtin import f32
 from xdsl.ir import Attribute, Block, SSAValue
 
 from mqc.dialects.llm import ACTIVATIONS, Llm
+from mqc.dialects.llm_elementwise import ActivationOp
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
 from mqc.frontend.mapped import widened
 from mqc.ir.op import MqcOp, attr, channels, tensor
@@ -18,6 +20,16 @@ from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
 
 _OPS: dict[str, type[MqcOp]] = {op.name: op for op in Llm.operations}  # type: ignore[misc]
+
+#: Where elementwise functions are compared.
+_GRID = torch.linspace(-12, 12, 4801, dtype=torch.float64)
+
+
+def activation(function: Callable[[torch.Tensor], torch.Tensor]) -> type[ActivationOp] | None:
+    """The activation that an elementwise function is, if it is one."""
+    result = function(_GRID)
+    equal = (op for op in ACTIVATIONS if torch.allclose(result, op.function(_GRID), rtol=1e-7, atol=1e-9))
+    return next(equal, None)
 
 
 def _array(value: torch.Tensor) -> Any:
@@ -166,12 +178,10 @@ class Builder:
 
     def _activation(self, value: Elementwise) -> SSAValue:
         x = self.lanes(value.lanes)
-        grid = torch.linspace(-12, 12, 4801, dtype=torch.float64)
-        result = value.function(grid)
         factor = float(value.function(torch.ones(1, dtype=torch.float64)))
-        if torch.allclose(result, factor * grid, rtol=1e-12, atol=1e-12):
+        if torch.allclose(value.function(_GRID), factor * _GRID, rtol=1e-12, atol=1e-12):
             return self.op("llm.scale", [x], x.type, f"{value.path}.scale", factor=factor)
-        for op in ACTIVATIONS:
-            if torch.allclose(result, op.function(grid), rtol=1e-7, atol=1e-9):
-                return self.op(op.name, [x], x.type, value.path)
-        raise ValueError("computes an elementwise function that is none of the known activations")
+        found = activation(value.function)
+        if found is None:
+            raise ValueError("computes an elementwise function that is none of the known activations")
+        return self.op(found.name, [x], x.type, value.path)

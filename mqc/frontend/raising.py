@@ -19,7 +19,7 @@ from xdsl.ir import SSAValue
 
 from mqc.dialects.llm import Llm
 from mqc.errors import UnsupportedOpError
-from mqc.frontend.builder import Builder
+from mqc.frontend.builder import Builder, activation
 from mqc.frontend.lanes import (
     SHORT,
     Elementwise,
@@ -88,7 +88,8 @@ class _Raising:
         self.handlers: dict[str, Callable[..., Any]] = {
             "addmm": self._addmm, "attention": self._attention, "cat": self._cat,
             "embedding": self._embedding, "layer_norm": self._layer_norm, "linear": self._linear,
-            "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt, "stack": self._stack,
+            "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt,
+            "square": self._square, "stack": self._stack,
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -269,9 +270,17 @@ class _Raising:
         return self._mul(node, a, 1.0 / number)
 
     def _pow(self, node: Node, a: Any, b: Any) -> Any:
+        if isinstance(a, Moment) and b == -0.5:
+            return self._rsqrt(node, a)
         if not isinstance(a, Lanes | Elementwise):
             raise self._fail(node)
-        return _compose(node, self._lanes(node, a), lambda x: torch.pow(x, b))
+        power = _compose(node, a, lambda x: torch.pow(x, b))
+        if isinstance(a, Elementwise) and activation(power.function) is None:
+            return self._pow(node, self._lanes(node, a), b)
+        return power
+
+    def _square(self, node: Node, a: Any) -> Any:
+        return self._pow(node, a, 2)
 
     def _neg(self, node: Node, a: Any) -> Any:
         if isinstance(a, Lanes):
