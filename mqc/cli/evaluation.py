@@ -21,7 +21,7 @@ from mqc.runtime.perplexity import Ids, divergences, log_probabilities, losses, 
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import Tokenizer
 
-FOR_PERPLEXITY = ("text", "kind", "windows", "skip", "length", "no_float")
+FOR_PERPLEXITY = ("text", "kind", "windows", "skip", "length")
 FOR_TASKS = ("include_path", "limit", "num_fewshot")
 _MODELS = "float", "float_prefix", "int"
 #: What is compared: names of the figures, of what is measured, and of what it should be.
@@ -38,7 +38,8 @@ def check_exclusive(context: typer.Context, tasks: bool) -> None:
     # By name: typer 0.29 has a click of its own, whose enumerations are not public.
     given = [name for name in wrong if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"]
     if given:
-        raise InputError(f"{', '.join('--' + n.replace('_', '-') for n in given)} goes {why} --tasks")
+        options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+        raise InputError(f"{', '.join(options[name] for name in given)} goes {why} --tasks")
 
 
 def show_tasks(
@@ -47,22 +48,41 @@ def show_tasks(
     include_path: Path | None,
     limit: int | None,
     num_fewshot: int | None,
+    no_float: bool,
     as_json: bool,
 ) -> None:
-    """A row per task and metric; as JSON {task: {metric: value}}."""
+    """A row per task and metric; as JSON {task: {metric: value}}, the float model's as `float_…`."""
     from mqc.runtime.lm_eval import evaluate_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with progress() as report:
-        found = evaluate_tasks(program, names, include_path, limit, num_fewshot, report)
+
+        def beside() -> tuple[Any, Any]:
+            from mqc.frontend.float_model import float_source
+
+            report("loading the model", 0.0)
+            source = float_source(program.manifest)
+            report("loading the model", 1.0)
+            return source.model, source.tokenizer
+
+        given = None if no_float else beside
+        found = evaluate_tasks(program, names, include_path, limit, num_fewshot, report, given)
     data = {
         task: {metric: value if math.isfinite(value) else None for metric, value in values.items()}
         for task, values in found.items()
     }
     rows = [
-        (task, metric, f"{value:.4f}") for task, values in found.items() for metric, value in values.items()
+        (task, metric, f"{value:.4f}", *([] if no_float else [_beside(values, metric)]))
+        for task, values in found.items()
+        for metric, value in values.items()
+        if metric.removeprefix("float_") not in values or not metric.startswith("float_")
     ]
-    show(data, as_json, ("metric", "value"), rows)
+    show(data, as_json, ("metric", "program", "float model")[: 2 if no_float else 3], rows)
+
+
+def _beside(values: dict[str, float], metric: str) -> str:
+    exact = values.get(f"float_{metric}")
+    return "" if exact is None else f"{exact:.4f}"
 
 
 def show_perplexity(
@@ -161,11 +181,11 @@ def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
 
     Memory: the log probabilities of a window, three times, and its logits.
     """
-    from mqc.frontend.float_model import float_logits, source_model
+    from mqc.frontend.float_model import float_logits, float_source
 
     with progress() as report:
         report("loading the model", 0.0)
-        model = source_model(program.manifest)
+        model = float_source(program.manifest).model
         report("loading the model", 1.0)
         start = program.tokenizer.in_front
         loss: dict[str, list[float]] = {name: [] for name in _MODELS}

@@ -209,7 +209,7 @@ def eval_command(
     check_exclusive(context, tasks is not None)
     program = _configured(path, threads, option)
     if tasks is not None:
-        show_tasks(program, tasks, include_path, limit, num_fewshot, as_json)
+        show_tasks(program, tasks, include_path, limit, num_fewshot, no_float, as_json)
     else:
         size = _folder_bytes(path)
         show_perplexity(program, text, kind, windows, skip, length, no_float, size, as_json)

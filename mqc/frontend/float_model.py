@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 
 from mqc.errors import ModelError
-from mqc.frontend.sources import load_source, model_hash
+from mqc.frontend.sources import Source, load_source, model_hash
 from mqc.runtime.perplexity import Ids
 
 
-def source_model(manifest: dict[str, Any]) -> Any:
-    """The model that a program was compiled from, loaded again and checked by its hash.
+def float_source(manifest: dict[str, Any]) -> Source:
+    """The model that a program was compiled from, loaded again and checked by its hash, and its tokenizer.
 
     Raises `ModelError` if the program was compiled from an object in memory, or the model changed.
     """
@@ -24,10 +24,10 @@ def source_model(manifest: dict[str, Any]) -> Any:
             "the program does not say where its float model is (it was compiled from an object); "
             "use --no-float"
         )
-    model = load_source(source["id"]).model
-    if model_hash(model) != source.get("hash"):
+    found = load_source(source["id"])
+    if model_hash(found.model) != source.get("hash"):
         raise ModelError(f"the model at {source['id']!r} is not the one that was compiled; use --no-float")
-    return model
+    return found
 
 
 def float_logits(model: Any, window: Ids, prefix: tuple[int, ...] = ()) -> npt.NDArray[np.float32]:

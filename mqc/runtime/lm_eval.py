@@ -37,6 +37,8 @@ Progress = Callable[[str, float], None]
 #: Token ids of what is given, and of what is scored behind it.
 Pair = tuple[list[int], list[int]]
 Score = tuple[float, bool]
+#: Requests between two reports on the float model.
+_AT_ONCE = 32
 
 
 def evaluate_tasks(
@@ -46,8 +48,13 @@ def evaluate_tasks(
     limit: int | None = None,
     num_fewshot: int | None = None,
     progress: Progress = lambda message, share: None,
+    beside: Callable[[], tuple[Any, Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """What lm-eval measures: for each task, and each group that has a mean, metric and value.
+
+    With a float model beside the program also its value of each metric, as `float_` and the metric's name,
+    and for tasks with answers `changed_answers`, the share of documents to which the two give another one:
+    the likeliest choice, the text, or whether a text is what greedy decoding gives.
 
     Args:
         names: of tasks, groups or tags; `*` and `?` as in file names.
@@ -55,6 +62,7 @@ def evaluate_tasks(
         limit: documents per task, from the first; all by default.
         num_fewshot: examples before each question; the task's own number by default, and for a task that
             fixes none.
+        beside: gives a transformers model and its tokenizer, measured by lm-eval's own `HFLM`.
 
     Raises `InputError` for unknown tasks, data that cannot be read, and requests beyond the context.
     """
@@ -75,14 +83,66 @@ def evaluate_tasks(
                 task.set_config(key="num_fewshot", value=num_fewshot or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         progress("loading tasks", 1.0)
-        model = ProgramLM(program, progress)
-        found = evaluate(lm=model, task_dict=loaded, limit=limit, log_samples=False)["results"]
+        exact_model = None if beside is None else _float_lm(program, *beside(), progress)
+        numbers, answers = _measured(ProgramLM(program, progress), loaded, limit)
+        if exact_model is not None:
+            exact, expected = _measured(exact_model, loaded, limit)
+            for name, values in numbers.items():
+                values |= {f"float_{metric}": value for metric, value in exact[name].items()}
+                pairs = list(zip(answers.get(name, ()), expected.get(name, ()), strict=True))
+                if pairs:
+                    values["changed_answers"] = float(np.mean([a != b for a, b in pairs]))
+    return {name: values for name, values in numbers.items() if values}
+
+
+def _measured(
+    model: TemplateLM, tasks: Any, limit: int | None
+) -> tuple[dict[str, dict[str, float]], dict[str, list[Any]]]:
+    """Metrics by task, and the answers to its documents."""
+    found = evaluate(lm=model, task_dict=tasks, limit=limit)
     numbers = {
         # `acc,none` is the metric without a filter.
         name: {key.removesuffix(",none"): float(v) for key, v in values.items() if _is_metric(key, v)}
-        for name, values in found.items()
+        for name, values in found["results"].items()
     }
-    return {name: values for name, values in numbers.items() if values}
+    answers = {
+        name: [answer for sample in samples if (answer := _answer(sample["filtered_resps"])) is not None]
+        for name, samples in found["samples"].items()
+    }
+    return numbers, answers
+
+
+def _answer(responses: Sequence[Any]) -> Any:
+    """What a model says to a document: which choice, whether a text is the greedy one, or a text."""
+    first = responses[0]
+    if isinstance(first, list | tuple) and len(first) == 2:
+        return bool(first[1]) if len(responses) == 1 else int(np.argmax([r[0] for r in responses]))
+    return tuple(responses) if isinstance(first, str) else None
+
+
+def _float_lm(program: Program, model: Any, tokenizer: Any, progress: Progress) -> TemplateLM:
+    """lm-eval's model of transformers, with the program's room, and progress."""
+    from lm_eval.models.huggingface import HFLM
+
+    class FloatLM(HFLM):  # type: ignore[misc]
+        def _told(self, ask: Callable[..., list[Any]], requests: Sequence[Any]) -> list[Any]:
+            answers: list[Any] = []
+            for start in range(0, len(requests), _AT_ONCE):
+                answers += ask(requests[start : start + _AT_ONCE], disable_tqdm=True)
+                progress("float model", len(answers) / len(requests))
+            return answers
+
+        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
+            return self._told(super().loglikelihood, requests)
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
+            return self._told(super().loglikelihood_rolling, requests)
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
+            return self._told(super().generate_until, requests)
+
+    room = program.context - len(program.prefix)
+    return FloatLM(pretrained=model, tokenizer=tokenizer, max_length=room, truncation=True)
 
 
 def _is_metric(key: str, value: Any) -> bool:

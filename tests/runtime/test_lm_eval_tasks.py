@@ -13,7 +13,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from mqc.cli.programs import app
@@ -21,6 +23,7 @@ from mqc.errors import InputError
 from mqc.runtime import lm_eval
 from mqc.runtime.lm_eval import ProgramLM, evaluate_tasks
 from mqc.runtime.program import Program
+from tests.models import tiny_model
 from tests.runtime.test_lm_eval import likelihood, requests
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
@@ -114,6 +117,36 @@ def test_tasks(program: Program, tasks: Path) -> None:
     assert found["tiny_answer"]["exact_match"] == np.mean(exact)
 
 
+def test_beside_the_float_model(program: Program, tasks: Path) -> None:
+    """Its own metrics, and the share of documents to which the two give other answers."""
+    model = tiny_model("llama")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=program.tokenizer._tokenizer, bos_token="<unk>", eos_token="<eos>"
+    )
+    found = evaluate_tasks(program, ["tiny_*"], tasks, beside=lambda: (model, tokenizer))
+    encode = program.tokenizer.encode
+
+    def float_likelihood(context: list[int], scored: list[int]) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor([context + scored])).logits[0].double().log_softmax(-1)
+        rows = logits[len(context) - 1 : -1]
+        return float(rows.gather(1, torch.tensor(scored)[:, None]).sum())
+
+    chosen: dict[str, list[int]] = {"program": [], "float": []}
+    for document in CHOICES:
+        pairs = [(encode(document["question"]), encode(" " + choice)) for choice in document["choices"]]
+        chosen["program"].append(int(np.argmax([likelihood(program, *pair)[0] for pair in pairs])))
+        chosen["float"].append(int(np.argmax([float_likelihood(*pair) for pair in pairs])))
+    right = [a == d["label"] for a, d in zip(chosen["float"], CHOICES, strict=True)]
+    assert found["tiny_choice"]["float_acc"] == pytest.approx(np.mean(right))
+    changed = np.mean(np.array(chosen["program"]) != np.array(chosen["float"]))
+    assert found["tiny_choice"]["changed_answers"] == changed
+    assert "changed_answers" not in found["tiny_text"] and "changed_answers" in found["tiny_answer"]
+    alone = evaluate_tasks(program, ["tiny_*"], tasks)
+    for name, values in alone.items():
+        assert values.items() <= found[name].items() and f"float_{next(iter(values))}" in found[name]
+
+
 def test_limit_and_examples(program: Program, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: list[str] = []
     score = ProgramLM.loglikelihood
@@ -161,13 +194,13 @@ def mqc(*arguments: object, code: str = "pass") -> subprocess.CompletedProcess[s
 
 def test_command_line(program: Program, saved: Path, tasks: Path) -> None:
     names = "tiny_choice,tiny_answer"
-    run = mqc("eval", saved, "--tasks", names, "--include-path", tasks, "--limit", 2, "--json")
+    run = mqc("eval", saved, "--tasks", names, "--include-path", tasks, "--limit", 2, "--no-float", "--json")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == evaluate_tasks(program, names.split(","), tasks, limit=2)
 
 
 def test_command_line_without_network(saved: Path, tasks: Path) -> None:
-    run = mqc("eval", saved, "--tasks", "far", "--include-path", tasks)
+    run = mqc("eval", saved, "--tasks", "far", "--include-path", tasks, "--no-float")
     assert run.returncode == 1 and not run.stdout
     assert "InputError: the data of far cannot be reached" in run.stderr
     assert "is there a network?" in run.stderr and "Traceback" not in run.stderr
@@ -183,7 +216,7 @@ def test_command_line_without_lm_eval(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--tasks", "a", "--windows", "3", "--no-float"), "--windows, --no-float goes not with --tasks"),
+        (("--tasks", "a", "--windows", "3", "--format", "chat"), "--format, --windows goes not with --tasks"),
         (("--limit", "3", "--include-path", "x"), "--include-path, --limit goes only with --tasks"),
     ],
 )
