@@ -6,6 +6,11 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("mqc", deadline=None)
+settings.load_profile("mqc")
 
 # As the command line sets it, before torch is imported: waiting threads soon leave the core to others.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -210,7 +210,7 @@ def test_a_schedule_says_what_it_uses(module: ModuleOp) -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(1, 40)), min_size=1, max_size=25),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_allocation_never_overlaps_and_is_bounded(drawn: list[tuple[int, int, int]]) -> None:
     """Against a plain check of all pairs."""
     kind = static(u8, 1, 1, space=VTCM)

@@ -16,7 +16,7 @@ from mqc.numerics.layouts import LAYOUTS, pack, records, unpack
     st.sampled_from([name for name in LAYOUTS if name.startswith("records")]),
     st.integers(1, 70), st.integers(1, 40), st.integers(1, 3), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_records_invert(layout: str, n: int, k: int, groups: int, seed: int) -> None:
     group = int(layout.partition(".g")[2] or 0)
     sizes = records(layout, n, groups * group or k)

@@ -14,7 +14,7 @@ from mqc.debugging.ir_diff import diff
 from mqc.errors import IRError
 from tests.random_ir import Drawn, modules, random_module
 
-_SETTINGS = settings(deadline=None, max_examples=150)
+_SETTINGS = settings(max_examples=150)
 
 
 @_SETTINGS

@@ -56,7 +56,7 @@ def open_files(folder: Path) -> int:
     return found
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 9000), st.integers(1, 3000), st.sampled_from(["f4", "i1", "u2"]))
 def test_a_large_tensor_comes_back(rows: int, columns: int, dtype: str) -> None:
     """Whatever its layout; and built block by block it is the same."""

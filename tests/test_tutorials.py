@@ -82,7 +82,7 @@ def test_text_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     space = run_page("writing-a-pass.md", monkeypatch, tmp_path)
-    text = (tmp_path / "dump" / "03-use-hard-swish.mlir").read_text()
+    text = (tmp_path / "dump" / "04-use-hard-swish.mlir").read_text()
     assert text.count("acme.hard_swish") == 2 and "llm.silu" not in text
     assert '%layers.0.mlp.act_fn = acme.hard_swish %layers.0.mlp.gate_proj {loc = "' in text
     pinned = {op.value_name: op.results[0].type for op in mqc_ops(space["program"].module)}

@@ -491,7 +491,7 @@ KINDS: dict[str, st.SearchStrategy[Case]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernel_equals_the_oracle(kind: str, tmp_path: Path) -> None:
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(KINDS[kind], min_size=1, max_size=64))
     def check(cases: list[Case]) -> None:
         run_all(cases, tmp_path)

@@ -41,7 +41,7 @@ def op(kind: Any, operands: list[Any], result: Any, **properties: Any) -> Any:
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     w = Weights()
@@ -67,7 +67,7 @@ def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:
     st.sampled_from([name for name in sorted(LAYOUTS) if not name.startswith("records")]),
     st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
     half = 1 << (LAYOUTS[layout] - 1)
     weight = np.random.default_rng(seed).integers(-half, half, (n, k)).astype(np.int8)
@@ -82,7 +82,7 @@ def test_layouts_invert(n: int, k: int, layout: str, seed: int) -> None:
     st.integers(0, 2**32 - 1),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_norms_are_within_2_to_minus_12(size: int, spread: int, seed: int, layer: bool) -> None:
     rng = np.random.default_rng(seed)
     x = np.clip(np.rint(rng.normal(30000, spread, (4, size))), 0, 65535).astype(np.uint16)
@@ -145,7 +145,7 @@ def test_lut8_is_correctly_rounded() -> None:
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from([u8, u16]), st.integers(1, 9), st.integers(0, 5), st.booleans()
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rope_is_the_plain_rotation(seed: int, kind: Any, half: int, rest: int, interleaved: bool) -> None:
     """Extremes and both ends of the zero point among the values; s32 holds every result."""
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def test_rope_is_the_plain_rotation(seed: int, kind: Any, half: int, rest: int, 
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, window: int | None) -> None:
     rng = np.random.default_rng(seed)
     w = Weights()
@@ -194,7 +194,7 @@ def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, win
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_add_and_mul_are_real_arithmetic(seed: int) -> None:
     rng = np.random.default_rng(seed)
     w = Weights()

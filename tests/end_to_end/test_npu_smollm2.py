@@ -61,7 +61,7 @@ def test_hvx_code_equals_the_oracle(npu: mqc.Program, ids: Any) -> None:
 
 def test_allocation_is_close_to_the_bound(npu: mqc.Program) -> None:
     used = check_schedule(npu.module)
-    assert set(used) == {"initialize", "prefill_128", "decode"}
+    assert set(used) == {"prefill_128", "decode"}, "without a prefix there is nothing to initialize"
     for name, function in static_functions(npu.module).items():
         assert used[name] == plain(function.attributes["vtcm_peak"])
         assert used[name] <= 1.1 * lower_bound(buffers(function)), name

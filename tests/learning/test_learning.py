@@ -136,7 +136,7 @@ def test_memory_bound_changes_nothing(method: str) -> None:
 
 
 @given(bound=st.integers(0, 2000), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_cached_activations_are_what_was_stored(bound: int, seed: int) -> None:
     values = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(seed))
     cache = Activations(3, 5, 7, bound)

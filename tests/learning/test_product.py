@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mqc.learning.product import product, product_of_integers
@@ -11,7 +11,6 @@ from mqc.learning.product import product, product_of_integers
 sizes = st.integers(1, 70)
 
 
-@settings(deadline=None)
 @given(tokens=sizes, inputs=sizes, outputs=sizes, seed=st.integers(0, 99))
 def test_result_and_gradients(tokens: int, inputs: int, outputs: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -26,7 +25,6 @@ def test_result_and_gradients(tokens: int, inputs: int, outputs: int, seed: int)
         torch.testing.assert_close(tensor.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None)
 @given(tokens=sizes, inputs=sizes, outputs=sizes, seed=st.integers(0, 99))
 def test_gradients_of_a_product_of_integers(tokens: int, inputs: int, outputs: int, seed: int) -> None:
     """The result is `product`'s. Gradients may be products of bfloat16: what is multiplied is rounded by 2^-8

@@ -75,7 +75,7 @@ def perturb(student: Student, seed: int, amount: float) -> None:
     seed=st.integers(0, 2**32 - 1),
     per_channel=st.booleans(),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_gradients_are_those_of_rounding_passed_straight_through(
     log_step: float, zero: float, seed: int, per_channel: bool
 ) -> None:
@@ -141,7 +141,7 @@ def test_folding_keeps_what_was_learned_and_the_float_function(architecture: str
 
 @pytest.mark.parametrize("grid", [WeightGrid(8), WeightGrid(4), WeightGrid(4, 32, ("*.q_proj",))], ids=str)
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_weights_are_quantized_as_they_were_learned(grid: WeightGrid, seed: int) -> None:
     """The matrices that `quantize-weights` makes are those that the student multiplied by."""
     ctx, module = imported(tiny_model("llama", intermediate_size=64))

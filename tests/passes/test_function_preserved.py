@@ -64,7 +64,7 @@ def test_balancing(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "gpt2"])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_any_scales_of_the_groups_preserve_the_function(architecture: str, seed: int) -> None:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
@@ -102,7 +102,6 @@ def test_what_turns(architecture: str) -> None:
 
 
 @given(width=st.integers(1, 48), blocks=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_rotations_are_orthogonal_and_turn_as_their_matrix_does(width: int, blocks: int, seed: int) -> None:
     rotation = random_hadamard(width, seed)
     matrix = np.diag(rotation.signs) @ reduce(np.kron, rotation.factors)

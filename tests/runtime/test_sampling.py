@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
@@ -38,7 +38,6 @@ class Asked:
     st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.data(), st.floats(0.2, 3),
     st.integers(1, 10), st.floats(0.05, 0.95), st.floats(0.0, 1), st.floats(0.5, 2),
 )  # fmt: skip
-@settings(deadline=None)
 def test_the_chances_are_those_of_transformers(
     logits: list[int], data: st.DataObject, temperature: float, k: int, p: float, least: float, penalty: float
 ) -> None:
@@ -76,7 +75,6 @@ def _clear(
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.data(), st.floats(0.5, 2))
-@settings(deadline=None)
 def test_greedy_with_a_penalty(logits: list[int], data: st.DataObject, penalty: float) -> None:
     text = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=8))
     scores = torch.tensor([logits], dtype=torch.float64)

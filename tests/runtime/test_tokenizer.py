@@ -68,7 +68,7 @@ def theirs(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=texts)
 def test_texts_have_the_ids_of_transformers(kind: str, text: str) -> None:
     theirs = MADE[kind]
@@ -78,7 +78,7 @@ def test_texts_have_the_ids_of_transformers(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(text=st.text(max_size=20))
 def test_chats_have_the_ids_of_transformers(kind: str, text: str) -> None:
     theirs = MADE[kind]
@@ -88,7 +88,7 @@ def test_chats_have_the_ids_of_transformers(kind: str, text: str) -> None:
     assert Tokenizer.from_huggingface(theirs).chat(messages) == want
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=texts)
 def test_control_tokens_in_messages_are_text(text: str) -> None:
     """The template's own remain the only ones; decoded, the message is as it was typed."""
