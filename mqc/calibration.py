@@ -104,10 +104,10 @@ class Calibration:
 
 
 def _shares(sizes: Sequence[int], count: int) -> list[int]:
-    """How many of each of several kinds make `count`: one after the other, the first kind every second time,
-    as long as there are some left."""
-    shares = [0] * len(sizes)
-    turns = cycle([kind for other in range(1, len(sizes)) for kind in (0, other)] or [0])
+    """How many of each of several kinds make `count`: half of the first; of the others in turns, as long as
+    there are some left."""
+    shares = [min(sizes[0], max((count + 1) // 2, count - sum(sizes[1:]))), *(0 for _ in sizes[1:])]
+    turns = cycle(range(1, len(sizes)))
     while sum(shares) < count:
         kind = next(turns)
         shares[kind] += shares[kind] < sizes[kind]

@@ -40,8 +40,8 @@ def test_a_part_has_half_of_the_first_kind(sizes: list[int], count: int) -> None
     assert len(chosen) == len(set(chosen.tolist())) == min(count, sum(sizes))
     kind = np.repeat(np.arange(len(sizes)), sizes)
     taken = np.bincount(kind[chosen], minlength=len(sizes))
-    if len(sizes) > 1 and sum(sizes[1:]) >= count // 2:
-        assert taken[0] == min(sizes[0], (count + 1) // 2)
+    total = min(count, sum(sizes))
+    assert taken[0] == min(sizes[0], max((total + 1) // 2, total - sum(sizes[1:])))
     assert max(taken[1:], default=0) - min(taken[1:][taken[1:] < sizes[1:]], default=99) <= 1
     others = calibration.others(count, 1000, 1)[:, 0]
     left = set(range(sum(sizes))) - set(chosen.tolist())
