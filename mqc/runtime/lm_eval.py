@@ -124,7 +124,7 @@ def _float_lm(program: Program, model: Any, tokenizer: Any, progress: Progress) 
     """lm-eval's model of transformers, with the program's room, and progress."""
     from lm_eval.models.huggingface import HFLM
 
-    class FloatLM(HFLM):  # type: ignore[misc]
+    class FloatLM(HFLM):
         def _told(self, ask: Callable[..., list[Any]], requests: Sequence[Any]) -> list[Any]:
             answers: list[Any] = []
             for start in range(0, len(requests), _AT_ONCE):
