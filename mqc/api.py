@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -129,6 +130,7 @@ def compile(
     report("comparing with the model", 1.0)
     origin["hash"] = model_hash(model)
     del model  # passes replace weights: what only the model holds is freed
+    gc.collect()  # models and exported programs are cycles of objects
     return_freed_memory()
     length = min(512, positions - 4)
     if calibration is None:

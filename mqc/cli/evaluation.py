@@ -88,7 +88,7 @@ def _beside(values: dict[str, float], metric: str) -> str:
 def show_perplexity(
     program: Program,
     text: Path | None,
-    kind: str,
+    kind: str | None,
     windows: int,
     skip: int,
     length: int,
@@ -103,7 +103,7 @@ def show_perplexity(
     program beside the float model; and `rounding`, the program beside the float model behind the prefix:
     `_ratio` of perplexities with its standard error over the windows, `_ratio_error`; `_kl`, the mean KL of
     the prediction in nats a token; and `_greedy`, the share of tokens whose likeliest successors are equal.
-    What was not measured is null.
+    What was not measured is null, such as what a prefix costs where there is none but the tokenizer's own.
     """
     room = program.context - len(program.prefix)
     if length > room:
@@ -133,21 +133,23 @@ def show_perplexity(
 
 
 def windows_of(
-    tokenizer: Tokenizer, path: Path | None, kind: str, length: int, count: int, skip: int
+    tokenizer: Tokenizer, path: Path | None, kind: str | None, length: int, count: int, skip: int
 ) -> list[Ids]:
     """Windows of a file's text or conversations, or of packaged text of a kind.
 
-    Raises `InputError` if there are not so many.
+    Raises `InputError` if there are not so many, or both are given.
     """
     found: Windows
-    if kind not in ("text", "chat", "code"):
+    if kind not in (None, "text", "chat", "code"):
         raise InputError(f"--format must be text, chat or code, got {kind!r}")
+    if path is not None and kind is not None:
+        raise InputError("give either --text or --format, which names a packaged text")
     if path is not None and path.suffix == ".jsonl":
         found = conversation_windows(tokenizer, conversations_of(read_text(path, InputError)), length)
     elif kind == "chat":
         found = packaged_conversations(tokenizer, "test", length)
     else:
-        content = packaged_text("test") if kind == "text" else packaged_code("test")
+        content = packaged_code("test") if kind == "code" else packaged_text("test")
         if path is not None:
             content = read_text(path, InputError)
         return text_windows(tokenizer.encode(content, start=False), length, count, skip)
@@ -190,21 +192,22 @@ def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
         start = program.tokenizer.in_front
         loss: dict[str, list[float]] = {name: [] for name in _MODELS}
         apart: dict[str, list[tuple[float, float]]] = {name: [] for name in _PAIRS}
+        pairs = _PAIRS if program.prefix != start else {"int": _PAIRS["int"]}
         for number, window in enumerate(parts, 1):
             log_p = {"float": log_probabilities(float_logits(model, window, start))}
-            same = program.prefix == start
-            log_p["float_prefix"] = (
-                log_p["float"] if same else log_probabilities(float_logits(model, window, program.prefix))
-            )
+            if program.prefix != start:
+                log_p["float_prefix"] = log_probabilities(float_logits(model, window, program.prefix))
             log_p["int"] = log_probabilities(program.logits(window.tolist()))
             for name, given in log_p.items():
                 loss[name].append(float(losses(given, window).mean()))
-            for name, (measured, reference) in _PAIRS.items():
+            for name, (measured, reference) in pairs.items():
                 kl, equal = divergences(log_p[reference], log_p[measured])
                 apart[name].append((float(kl.mean()), float(equal.mean())))
             report("windows", number / len(parts))
-    figures: dict[str, Any] = {f"{name}_ppl": float(np.exp(np.mean(values))) for name, values in loss.items()}
-    for name, (measured, reference) in _PAIRS.items():
+    figures: dict[str, Any] = {
+        f"{name}_ppl": float(np.exp(np.mean(values))) for name, values in loss.items() if values
+    }
+    for name, (measured, reference) in pairs.items():
         more = np.array(loss[measured]) - np.array(loss[reference])
         figures[f"{name}_ratio"] = ratio = float(np.exp(more.mean()))
         error = float(ratio * more.std(ddof=1) / len(more) ** 0.5) if len(more) > 1 else None

@@ -193,8 +193,11 @@ def eval_command(
     num_fewshot: Annotated[int | None, number("examples; the task's number by default", least=0)] = None,
     text: Annotated[Path | None, typer.Option(help="text to score, or .jsonl of conversations")] = None,
     kind: Annotated[
-        str, typer.Option("--format", help="packaged text to score: text (WikiText-2 test), chat or code")
-    ] = "text",
+        str | None,
+        typer.Option(
+            "--format", help="packaged text to score: text (WikiText-2 test, the default), chat or code"
+        ),
+    ] = None,
     windows: Annotated[int, number("windows to score")] = 30,
     skip: Annotated[int, number("windows to leave out first", least=0)] = 0,
     length: Annotated[int, number("tokens per window", least=2)] = 512,

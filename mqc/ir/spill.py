@@ -7,7 +7,6 @@ none of its arrays is in use.
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import mmap
 import os
@@ -53,9 +52,8 @@ def check_room(needed: int, what: str) -> None:
 
 
 def return_freed_memory() -> None:
-    """Give memory that is no longer in use back to the system: models and exported programs are cycles of
-    objects, and glibc keeps freed blocks of up to 32 MiB, most weights among them, for later."""
-    gc.collect()
+    """Give freed memory back to the system: glibc keeps blocks of up to 32 MiB, most weights among them, for
+    later. Other C libraries: nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

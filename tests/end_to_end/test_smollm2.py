@@ -33,7 +33,7 @@ def test_perplexity_and_mac_share(compiled: Compiled) -> None:
     assert 0.3 < compiled.peak_gib < 1.2, f"compilation took {compiled.peak_gib:.2f} GiB"
     assert measured["prefix"] == []
     assert measured["float_ppl"] == pytest.approx(33.563, abs=0.01)
-    assert measured["int_kl"] == measured["rounding_kl"] <= 0.0105 and measured["int_greedy"] >= 0.93
+    assert measured["rounding_kl"] is None and measured["int_kl"] <= 0.0105 and measured["int_greedy"] >= 0.93
     assert measured["int_ratio"] <= 1.010 + 3 * measured["int_ratio_error"]
     assert measured["mac_share_8bit"] >= 0.8
     assert measured["size_bytes"] < 145e6  # the table stands once
