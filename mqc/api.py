@@ -123,6 +123,11 @@ def compile(
     module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)
     steps.check(module)
+    length = min(512, positions - 4)
+    if calibration is None:
+        ctx.calibration = packaged_calibration(packed, vocabulary, length)
+    else:
+        ctx.calibration = calibration_from(packed, calibration, vocabulary, length)
     report("tracing", 1.0)
     del exported
     report("comparing with the model", 0.0)
@@ -132,11 +137,6 @@ def compile(
     del model  # passes replace weights: what only the model holds is freed
     gc.collect()  # models and exported programs are cycles of objects
     return_freed_memory()
-    length = min(512, positions - 4)
-    if calibration is None:
-        ctx.calibration = packaged_calibration(packed, vocabulary, length)
-    else:
-        ctx.calibration = calibration_from(packed, calibration, vocabulary, length)
 
     watching = list(instruments)
     folder = dump_ir or os.environ.get("MQC_DUMP")

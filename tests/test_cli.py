@@ -69,6 +69,9 @@ def test_eval_and_bench(saved: Path, tmp_path: Path) -> None:  # noqa: F811
     assert result["float_ppl"] is None and result["int_ppl"] > 1  # type: ignore[operator]
     assert result["int_kl"] is result["rounding_ratio"] is None
     assert result["size_bytes"] == sum(f.stat().st_size for f in saved.iterdir())
+    for kind in ("chat", "code"):
+        other = data("eval", saved, "--format", kind, "--windows", 2, "--length", 20, "--no-float")
+        assert other["int_ppl"] not in (None, result["int_ppl"])
     bench = data("bench", saved, "--prompt-tokens", 20, "--new-tokens", 5, "--threads", 1)
     assert set(bench) >= KEYS_BENCH and bench["threads"] == 1
 
@@ -92,6 +95,19 @@ def test_errors_have_a_message_and_a_code(arguments: tuple[str, ...], message: s
     assert run.returncode == 1
     assert message in run.stderr.replace("\n", " ") and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "poem"), "--format must be text, chat or code, got 'poem'"),
+        (("--format", "chat", "--text", "x.txt"), "give either --text or --format"),
+        (("--format", "chat", "--length", "20", "--skip", "9999"), "windows of 20 tokens, not 9999 + 30"),
+    ],
+)
+def test_eval_takes_one_text(saved: Path, options: tuple[str, ...], message: str) -> None:  # noqa: F811
+    run = mqc("eval", saved, "--no-float", "--length", "20", *options)
+    assert run.returncode == 1 and message in run.stderr.replace("\n", " ")
 
 
 def test_run_needs_a_prompt(saved: Path) -> None:  # noqa: F811

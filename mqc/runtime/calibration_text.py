@@ -40,7 +40,11 @@ def packaged_calibration(tokenizer: Tokenizer, vocabulary: int, length: int) -> 
         _windows(tokenizer.encode(given("calibration"), start=False), length) for given in (text, code)
     ]
     if tokenizer.has_template:
-        sections.insert(1, packaged_conversations(tokenizer, "calibration", length))
+        try:
+            sections.insert(1, packaged_conversations(tokenizer, "calibration", length))
+        except InputError as error:
+            error.add_note("calibrate on a text of your own instead: calibration=…, --calibration FILE")
+            raise
     return Calibration.of(sections, vocabulary, tokenizer.bos, tokenizer.in_front)
 
 

@@ -89,6 +89,9 @@ def test_templates_that_refuse_a_system_message_or_tools() -> None:
     assert all(refusing.decode(w.tolist()).startswith("<U>") for w in windows)
     with pytest.raises(InputError, match="refused the messages"):
         packaged_conversations(with_template("{{ raise_exception('no') }}"), "test", 200)
+    with pytest.raises(InputError) as caught:
+        packaged_calibration(with_template("{{ raise_exception('no') }}"), VOCABULARY, 200)
+    assert "calibrate on a text of your own" in caught.value.__notes__[0]
 
 
 def test_conversations_of_a_user() -> None:
