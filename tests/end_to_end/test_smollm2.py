@@ -88,12 +88,12 @@ def test_almost_all_activations_have_eight_bits(compiled: Compiled, assigned: Pa
     chosen = replace(load_recipe("w8a8"), share=0.95)
     program = compiled.after(assigned, passes_after("assign-precision", chosen))
     assert mac_share_8bit(program.module) >= 0.95
-    assert beside_float(program, tmp_path / "share.mqc", 4)["int_kl"] <= 0.033
+    assert beside_float(program, tmp_path / "share.mqc", 4)["int_kl"] <= 0.031
     assert program.size_bytes < 170e6
 
 
 def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
-    """With 40 steps. A ratio of 1.193 was measured."""
+    """With 40 steps: 0.220 nats, a ratio of 1.193 ± 0.015."""
     learned = replace(load_recipe("w4a8", "learned"), share=0.95, windows=16)
     few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
@@ -103,5 +103,5 @@ def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, t
     program = compiled.with_module(*read_dump(out))
     assert mac_share_8bit(program.module) >= 0.95
     measured = beside_float(program, tmp_path / "learned.mqc", WINDOWS)
-    assert measured["int_ratio"] <= 1.22 and measured["int_kl"] <= 0.27
+    assert measured["int_kl"] <= 0.235 and measured["int_ratio"] <= 1.22
     assert program.size_bytes < 130e6
