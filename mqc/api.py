@@ -91,16 +91,18 @@ def compile(
     calibration windows; weights are in mapped files, and a model given by name stays in its own, if all of
     its tensors have one float type.
     """
-    from mqc.frontend.fidelity import check_against_model
-    from mqc.frontend.raising import raise_program
-    from mqc.frontend.sources import load_source, model_hash
-    from mqc.frontend.trace import trace
-
     chosen = load_recipe(recipe)
     backend = backend_for(target)
     steps = passes if isinstance(passes, Pipeline) else None
     steps = steps or (Pipeline.parse(passes) if isinstance(passes, str) else chosen.pipeline(backend.name))
     report = progress or (lambda message, share: None)
+
+    # Here, since they take seconds: what is wrong above is said at once.
+    from mqc.frontend.fidelity import check_against_model
+    from mqc.frontend.raising import raise_program
+    from mqc.frontend.sources import load_source, model_hash
+    from mqc.frontend.trace import trace
+
     origin: dict[str, Any] = {"kind": "object"}
     if isinstance(model, str | Path):
         report("loading the model", 0.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mqc as package
+from tests import in_process
 from tests.command_lines import try_command_lines
 from tests.import_graph import ROOT
 from tests.models import tiny_model
@@ -88,10 +89,11 @@ def test_eval_and_bench(saved: Path, tmp_path: Path) -> None:  # noqa: F811
         (("compile", "demo", "-o", "x.mqc", "--calibration", "/no.txt"), "cannot read /no.txt"),
     ],
 )
-def test_errors_have_a_message_and_a_code(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "mqc", *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+def test_errors_have_a_message_and_a_code(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = in_process.mqc(*arguments)
     assert run.returncode == 1
     assert message in run.stderr.replace("\n", " ") and "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []
@@ -106,19 +108,19 @@ def test_errors_have_a_message_and_a_code(arguments: tuple[str, ...], message: s
     ],
 )
 def test_eval_takes_one_text(saved: Path, options: tuple[str, ...], message: str) -> None:  # noqa: F811
-    run = mqc("eval", saved, "--no-float", "--length", "20", *options)
+    run = in_process.mqc("eval", saved, "--no-float", "--length", "20", *options)
     assert run.returncode == 1 and message in run.stderr.replace("\n", " ")
 
 
 def test_run_needs_a_prompt(saved: Path) -> None:  # noqa: F811
-    assert "either --prompt or --chat" in mqc("run", saved).stderr
-    too_long = mqc("run", saved, "--prompt", "h" * 80)
+    assert "either --prompt or --chat" in in_process.mqc("run", saved).stderr
+    too_long = in_process.mqc("run", saved, "--prompt", "h" * 80)
     assert too_long.returncode == 1 and "do not fit the context" in too_long.stderr.replace("\n", " ")
 
 
 def test_eval_without_a_float_model(saved: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "t").write_text("hello" * 60)
-    run = mqc("eval", saved, "--text", tmp_path / "t", "--windows", 2, "--length", 20)
+    run = in_process.mqc("eval", saved, "--text", tmp_path / "t", "--windows", 2, "--length", 20)
     assert run.returncode == 1 and "use --no-float" in run.stderr
 
 

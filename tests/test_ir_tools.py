@@ -33,16 +33,10 @@ from mqc.ir.module import mqc_ops, weight_refs
 from mqc.ir.op import attr
 from mqc.pass_base import Pass
 from tests.compiled import imported
+from tests.in_process import mqc
 from tests.models import tiny_model
 
 GOLDEN = Path(__file__).parent / "filecheck" / "passes"
-
-
-def mqc(*arguments: object, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mqc", *map(str, arguments)],
-        capture_output=True, text=True, check=False, input=text,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
