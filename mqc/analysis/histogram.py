@@ -50,12 +50,14 @@ class Histogram:
             self.limit *= 2
         parts = torch.split(x.reshape(-1), _AT_ONCE)
         scaled, binned = torch.empty(len(parts[0])), torch.empty(len(parts[0]), dtype=torch.int32)
+        middle = torch.tensor(BINS / 2)
         for part in parts:
             # Faster than torch.histc. The factor is a power of two; the largest value may round up.
             to = slice(len(part))
-            torch.add(part, self.limit, out=scaled[to]).mul_(BINS / (2 * self.limit))
-            bins = binned[to].copy_(scaled[to]).clamp_(0, BINS - 1)
-            self.counts += torch.bincount(bins, minlength=BINS).numpy()
+            torch.add(middle, part, alpha=BINS / (2 * self.limit), out=scaled[to])
+            counts = torch.bincount(binned[to].copy_(scaled[to]), minlength=BINS + 1).numpy()
+            self.counts += counts[:BINS]
+            self.counts[-1] += counts[BINS]
 
     @property
     def centers(self) -> Floats:

@@ -14,6 +14,7 @@ from mqc.calibration import Windows
 from mqc.dialects.llm import AttentionOp
 from mqc.ir.module import main_function, mqc_ops, returned_value
 from mqc.ir.op import MqcOp, channels
+from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Rows that are computed together, as many windows as that is; more are no faster.
 _ROWS = 512
@@ -48,8 +49,8 @@ def observe(
     """Evaluate a float module over all windows, op by op, so that each weight is read once.
 
     Each window follows the module's prefix. Rows of several windows, one below the other, are computed
-    together. Time is that of a float forward pass over all tokens; memory that of the values that are alive
-    between two ops, of all windows.
+    together, by `bfloat16_products`. Time is that of a float forward pass over all tokens; memory that of the
+    values that are alive between two ops, of all windows.
 
     Args:
         windows: token ids `[windows, tokens]`.
@@ -80,10 +81,13 @@ def observe(
                 return
             if last:
                 for part in _few_tokens(operands, channels(returned)):
-                    after(op, op.evaluate(evaluation, *part))
+                    with bfloat16_products():
+                        result = op.evaluate(evaluation, *part)
+                    after(op, result)
                 return
             for v, given in zip(values, operands, strict=True):
-                result = in_windows(op, evaluation, given, length)
+                with bfloat16_products():
+                    result = in_windows(op, evaluation, given, length)
                 instead = after(op, result)
                 result = result if instead is None else instead
                 for operand in evaluation.unused_after(op):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 
 from mqc.arrays import Array
+from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Steps that are tried, as shares of the one that covers the largest weight.
 _SHARES = np.linspace(1.0, 0.45, 23, dtype=np.float32)
 #: Share of the mean diagonal that is added to a Hessian's.
 _DAMPING = 0.01
-#: Input channels that are rounded before the error is carried to all others.
+#: Input channels that are rounded before their errors are carried on.
 _BLOCK = 128
 
 
@@ -64,7 +65,7 @@ def round_nearest(weight: Array, step: Array, bits: int) -> Array:
 class Hessian:
     """Mean products of the input channels of matrices, f32 `[inputs, inputs]`.
 
-    Memory: one such matrix, two while `factor` is computed.
+    Memory: one such matrix, three while `factor` is computed.
     """
 
     def __init__(self, products: torch.Tensor) -> None:
@@ -73,12 +74,16 @@ class Hessian:
 
     @classmethod
     def of(cls, inputs: Sequence[torch.Tensor]) -> Hessian:
-        """Over inputs `[tokens, inputs]`."""
-        total: Array = np.zeros((inputs[0].shape[1],) * 2, np.float32)
-        for x in map(torch.Tensor.numpy, inputs):
-            total += x.T @ x  # NumPy sees that the product is symmetric, and computes half of it
-        total /= sum(map(len, inputs))
-        return cls(torch.from_numpy(total))
+        """Over inputs `[tokens, inputs]`, by `bfloat16_products`."""
+        total = torch.zeros((inputs[0].shape[1],) * 2)
+        # The product is symmetric: of each quarter of its rows what is right of the diagonal is left out.
+        parts = np.linspace(0, len(total), 5).astype(int).tolist()
+        with bfloat16_products():
+            for x in inputs:
+                for begin, end in pairwise(parts):
+                    total[begin:end, :end].addmm_(x[:, begin:end].T, x[:, :end])
+        total.div_(sum(map(len, inputs)))
+        return cls(total.tril_().add_(total.tril(-1).T))
 
     @property
     def mean_squares(self) -> Array:
@@ -87,27 +92,27 @@ class Hessian:
 
     @cached_property
     def factor(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The order of the input channels, largest mean square first, and the upper Cholesky factor U of the
-        inverse in this order, `H⁻¹ = Uᵀ·U`; damped as GPTQ's code does."""
+        """The order of the input channels, largest mean square first, and in this order the lower unit
+        triangular L of `H = Lᵀ·D·L`, D diagonal; H damped as GPTQ's code does."""
         assert self._products is not None
         order = torch.argsort(self._diagonal, descending=True)
         back = order.flip(0)
         h = self._products[back[:, None], back]
         self._products = None
         h.diagonal().add_(max(_DAMPING * float(self._diagonal.mean()), 1e-12))
-        # With the channels turned round, U is the inverse of a factor of H itself. Both steps are in place.
-        lower, failed = lapack.spotrf(h.numpy().T, lower=1, overwrite_a=1)
-        if failed:
-            raise np.linalg.LinAlgError(f"channel {failed} makes the products not positive definite")
-        inverse, _ = lapack.strtri(lower, lower=1, overwrite_c=1)
-        return order, torch.from_numpy(np.ascontiguousarray(inverse[::-1, ::-1]))
+        lower = torch.linalg.cholesky(h)
+        del h
+        # With the channels turned round, the transposed factor is lower triangular.
+        lower = lower.T.flip(0, 1)
+        return order, lower.div_(lower.diagonal().clone()[:, None])
 
 
 def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian) -> Array:
-    """s8 `[outputs, inputs]` with a small `tr((W − Q)·H·(W − Q)ᵀ)`: GPTQ (arXiv 2210.17323, algorithm 1).
+    """s8 `[outputs, inputs]` with a small `tr((W − Q)·H·(W − Q)ᵀ)`: GPTQ (arXiv 2210.17323, algorithm 1), in
+    its form without an inverse (Babai's nearest plane: arXiv 2507.18553).
 
-    Input channels are rounded one after the other, the largest `H_kk` first; what each loses is made up
-    for by those that are left. A second-order step, by the Cholesky factor of H⁻¹.
+    Input channels are rounded one after the other, the largest `H_kk` first; each makes up for what those
+    before it have lost, by its row of `Hessian.factor`.
 
     Args:
         weight, step: `[outputs, inputs]`; step also broadcast to it.
@@ -115,22 +120,42 @@ def round_with_feedback(weight: Array, step: Array, bits: int, hessian: Hessian)
     Time: outputs · inputs²; memory: two copies of the matrix.
     """
     low, high = bounds(bits)
-    order, upper = hessian.factor
+    order, lower = hessian.factor
     # Input channels become rows, each contiguous.
-    rest = torch.from_numpy(weight).T[order]
-    steps = torch.tensor(step, dtype=torch.float32).T
-    steps = steps[order] if len(steps) > 1 else steps.expand(rest.shape)
-    result = torch.empty(rest.shape, dtype=torch.int8)
-    pivots = upper.diagonal().tolist()
-    for begin in range(0, len(rest), _BLOCK):
-        end = min(begin + _BLOCK, len(rest))
-        errors = torch.empty(end - begin, rest.shape[1])
-        for k in range(begin, end):
-            q = torch.div(rest[k], steps[k]).round_().clamp_(low, high)
-            error = torch.addcmul(rest[k], q, steps[k], value=-1, out=errors[k - begin]).div_(pivots[k])
-            rest[k + 1 : end].addr_(upper[k, k + 1 : end], error, alpha=-1)
-            result[k] = q
-        rest[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
-    back = torch.empty_like(result)
-    back[order] = result
-    return np.ascontiguousarray(back.T.numpy())
+    exact, steps = torch.from_numpy(weight).T, step.T
+    lost = torch.empty(exact.shape)
+    integers = np.empty(exact.shape, np.int8)
+    for begin in range(0, len(order), _BLOCK):
+        chosen = order[begin : begin + _BLOCK]
+        block = slice(begin, begin + len(chosen))
+        wanted = exact[chosen]
+        target = torch.addmm(wanted, lower[block, :begin], lost[:begin])
+        grid = np.broadcast_to(steps if len(steps) == 1 else steps[chosen.numpy()], wanted.shape)
+        _round_block(wanted, target, grid, (low, high), lower[block, block], lost[block], integers[block])
+    result = np.empty(weight.shape, np.int8)
+    result[:, order.numpy()] = integers.T
+    return result
+
+
+def _round_block(
+    wanted: torch.Tensor,
+    target: torch.Tensor,
+    grid: Array,
+    limits: tuple[int, int],
+    lower: torch.Tensor,
+    lost: torch.Tensor,
+    integers: Array,
+) -> None:
+    """Rounds channels `[channels, outputs]`, whose targets make up for all channels before them."""
+    q = np.empty(wanted.shape[1], np.float32)
+    # NumPy's calls take a third of the time of torch's, which counts for rows of a thousand elements.
+    exact, losses = wanted.numpy(), lost.numpy()
+    for k, (row, step) in enumerate(zip(target.numpy(), grid, strict=True)):
+        if k:
+            target[k].addmv_(lost[:k].T, lower[k, :k])
+        np.divide(row, step, out=q)
+        np.rint(q, out=q)
+        np.clip(q, *limits, out=q)
+        integers[k] = q
+        np.multiply(q, step, out=q)
+        np.subtract(exact[k], q, out=losses[k])

@@ -79,7 +79,7 @@ def test_simulated_divergence(eight_bits: bool) -> None:
         if eight_bits:
             assert abs(trial.divergence / want - 1) > 1e-4
         else:
-            assert trial.divergence == pytest.approx(want, rel=1e-3)
+            assert trial.divergence == pytest.approx(want, rel=0.02)  # products may be bfloat16
 
 
 def test_no_prefix_on_request() -> None:
