@@ -38,7 +38,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "layers": ("python benchmarks/layers.py",),
     "sizes": ("python benchmarks/sizes.py",),
-    "widths": ("python benchmarks/widths.py cpu",),
+    "widths": tuple(f"python benchmarks/widths.py {target}" for target in ("cpu", "npu", "onnx")),
     "npu": (
         f"mqc compile demo --target npu-int8 -o {BUILD}/npu.mqc > /dev/null",
         f"mqc bench {BUILD}/npu.mqc",

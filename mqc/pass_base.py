@@ -12,6 +12,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
 from mqc.analysis.context import CompilerContext
+from mqc.costs import ModelSize, Work
 from mqc.errors import RecipeError
 
 
@@ -32,6 +33,11 @@ class Pass(ModulePass):
         if not isinstance(ctx, CompilerContext):
             raise TypeError(f"{self.name} needs an mqc.analysis.context.CompilerContext")
         self.run(ctx, op)
+
+    def work(self, size: ModelSize, length: int) -> Work | None:
+        """What the pass does for a model of some size and calibration windows of `length` tokens, in counts;
+        None if it does not say, and `mqc compile --estimate` leaves it out and says so."""
+        return None
 
     def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
         """Raise `RecipeError` if `module` shows now that the pass will fail, once those `before` it ran.

@@ -6,7 +6,7 @@ move. The pages *Writing a pass*, *Adding an op* and *Writing a backend* use the
 - **Modules**: `main_function`, `mqc_ops`, `ops_by_name`, `returned_value`, `context_length`, `prefix_tokens`,
   `states`, `level`, `weight_refs`, `parse_module`, `print_module`, `read_dump`.
 - **Passes**: `Pass`, `CompilerContext` (`ctx.weights`, `ctx.calibration`), `WeightStore`, `Calibration`,
-  `observe`, `Instrument`.
+  `observe`, `Instrument`; `ModelSize` and `Work` say what a pass has to do.
 - **Ops**: `MqcOp`, `WeightAttr`, `State`, `rows_by_position`, `EvaluationContext`, `tensor`, `channels`,
   `element_type`, element types `u8`, `s8`, `u16`, `s16`, `s32`; `Array` of NumPy; the ops themselves as
   `llm.SiluOp`, `int_ops.LinearOp`.
@@ -50,6 +50,7 @@ from mqc.c_kernels import CKernel, register_kernel
 from mqc.calibration import Calibration
 from mqc.compiler.dump import read_dump
 from mqc.compiler.instruments import Instrument
+from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops
 from mqc.dialects.constraints import Limit, bits, limits, scales, within, zero_of
 from mqc.dialects.int_core import (
@@ -135,10 +136,10 @@ __all__ = [
     "ACCUMULATOR", "ACTIVATIONS", "BYTES", "INDEX", "AccumulatorOp", "ActivationOp", "Alike", "Array",
     "ArtifactError", "Backend", "BinaryOp", "CKernel", "Calibration", "CalibrationError", "CompilerContext",
     "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError", "Ids", "InputError",
-    "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits", "ModelError", "Modelled",
-    "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass", "PassError", "RecipeError", "RotationRule",
-    "State", "StorageError", "TargetError", "Tie", "ToolchainError", "UniformType", "UnsupportedOpError",
-    "WeightAttr", "WeightStore", "affine_range", "arithmetic", "bits", "channels", "check_ids",
+    "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits", "ModelError", "ModelSize",
+    "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass", "PassError", "RecipeError",
+    "RotationRule", "State", "StorageError", "TargetError", "Tie", "ToolchainError", "UniformType", "UnsupportedOpError",
+    "WeightAttr", "WeightStore", "Work", "affine_range", "arithmetic", "bits", "channels", "check_ids",
     "check_memory_plan", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
     "limits", "llm", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
     "prefix_tokens", "print_module", "read_dump", "register_kernel", "returned_value", "rows_by_position",

@@ -18,6 +18,7 @@ from mqc.analysis.histogram import Histogram
 from mqc.calibration import Calibration, Windows
 from mqc.compiler.observation import Operands, observe
 from mqc.compiler.precision_rules import DEFAULT_PLAN, Rule, value_bits
+from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import AddOp, AttentionOp
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, PassError, RecipeError
@@ -65,6 +66,14 @@ class AbsorbPrefix(Pass):
     def __post_init__(self) -> None:
         self.expect(self.most >= 0, f"most must be 0 or more, got {self.most}")
         self.expect(min(self.tokens or (0,)) >= 0, f"tokens must be token ids, got {self.tokens}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        if self.tokens is not None or self.most < 1:
+            return Work()
+        twice = walk(size, 2 * _WINDOWS * min(_TOKENS, length), logits=True)
+        return twice + Work(
+            elements=_WINDOWS * min(_TOKENS, length) * (20 * size.outputs + 4 * size.vocabulary)
+        )
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if prefix_tokens(module):

@@ -9,6 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.htp_schedule import Buffer, buffers, lower_bound
+from mqc.costs import ModelSize, Work
 from mqc.errors import TargetError
 from mqc.ir.module import static_functions
 from mqc.ir.op import attr
@@ -35,6 +36,9 @@ class AllocateVtcm(Pass):
 
     def __post_init__(self) -> None:
         self.expect(self.vtcm_bytes >= 1, f"vtcm_bytes must be 1 or more, got {self.vtcm_bytes}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work()
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         for name, function in static_functions(module).items():

@@ -20,6 +20,7 @@ from mqc.compiler.precision_rules import (
     value_bits,
     weight_bits,
 )  # fmt: skip
+from mqc.costs import ModelSize, Work
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import CalibrationError, PassError
 from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
@@ -86,6 +87,9 @@ class AssignPrecision(Pass):
             rules = [Rule.parse(rule) for rule in self.rules]
             free = (op for op in linears(module) if not any(rule.selects_weight(op) for rule in rules))
             check_groups(free, self.group)
+
+    def work(self, size: ModelSize, length: int) -> Work | None:
+        return None if self.needs_calibration else Work()
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         own = [Rule.parse(rule) for rule in self.rules]

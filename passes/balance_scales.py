@@ -17,6 +17,7 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.arrays import Array, row_blocks
 from mqc.calibration import Windows
 from mqc.compiler.observation import Operands, in_windows, observe
+from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError
@@ -68,6 +69,11 @@ class BalanceScales(Pass):
     def __post_init__(self) -> None:
         self.expect(0 <= self.alpha <= 1, f"alpha must be in [0, 1], got {self.alpha}")
         self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        windows, tokens = CHECKED
+        judged = Work(products=3 * windows * tokens * size.weights, elements=12 * size.weights)
+        return walk(size, self.windows * length + windows * tokens) + judged + Work(written=size.weights)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:

@@ -9,6 +9,7 @@ from xdsl.dialects.builtin import ModuleOp, StringAttr
 
 from mqc.analysis.context import CompilerContext
 from mqc.backend import Kernel
+from mqc.costs import ModelSize, Work
 from mqc.dialects.int_core import IntOp
 from mqc.dialects.int_ops import LinearOp
 from mqc.errors import TargetError
@@ -40,6 +41,9 @@ class ChooseKernels(Pass):
 
     def __post_init__(self) -> None:
         backend(self.backend)
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work(written=size.weights + size.logits)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         chosen = backend(self.backend)

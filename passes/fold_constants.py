@@ -14,6 +14,7 @@ from xdsl.pattern_rewriter import (
 )
 
 from mqc.analysis.context import CompilerContext
+from mqc.costs import ModelSize, Work
 from mqc.dialects.llm import EmbeddingOp, LinearOp, NormOp, ScaleOp, shared_tables
 from mqc.ir.op import WeightAttr, attr, channels
 from mqc.ir.weight_store import WeightStore
@@ -66,6 +67,9 @@ class FoldConstants(Pass):
     """
 
     name = "fold-constants"
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work()
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         tables = frozenset(linear.weight for _, linear in shared_tables(module))

@@ -12,6 +12,7 @@ from xdsl.rewriter import InsertPoint
 
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array
+from mqc.costs import ModelSize, Work
 from mqc.dialects.llm import LayerNormOp, LinearOp, NormOp, RmsNormOp, shared_tables
 from mqc.ir.op import WeightAttr, channels, tensor
 from mqc.ir.weight_store import WeightStore
@@ -92,6 +93,9 @@ class FoldNorm(Pass):
 
     name = "fold-norm"
     share_tables: bool = True
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work(written=size.weights + size.logits)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         shared = shared_tables(module) if self.share_tables else ()

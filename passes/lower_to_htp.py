@@ -15,6 +15,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.htp_schedule import lower_bound
 from mqc.analysis.liveness import live_ranges
+from mqc.costs import ModelSize, Work
 from mqc.dialects import htp_attention, htp_compute, htp_memory, int_ops
 from mqc.dialects.constraints import bits
 from mqc.dialects.htp import carrier
@@ -59,6 +60,9 @@ class LowerToHtp(Pass):
     def __post_init__(self) -> None:
         self.expect(min(self.tokens, default=1) >= 1, f"tokens must be 1 or more, got {self.tokens}")
         self.expect(self.vtcm_bytes >= 1, f"vtcm_bytes must be 1 or more, got {self.vtcm_bytes}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work()
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         room = context_length(module) - len(prefix_tokens(module))

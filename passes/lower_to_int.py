@@ -14,6 +14,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.analysis.lut import interpolation_table, table_of_256
 from mqc.analysis.proofs import acc_shift, accumulator_bound, check_accumulators
 from mqc.arrays import Array
+from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import PassError, UnsupportedOpError
@@ -45,6 +46,9 @@ class LowerToInt(Pass):
     name = "lower-to-int"
     requires: ClassVar[str] = "quant"
     ensures: ClassVar[str] = "int"
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work(written=size.weights + size.logits)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         Lowering(ctx, module).run()

@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.histogram import Histogram
 from mqc.compiler.observation import observe, prefix_rows
+from mqc.costs import ModelSize, Work, walk
 from mqc.errors import CalibrationError
 from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp
@@ -41,6 +42,10 @@ class ObserveRanges(Pass):
         self.expect_one_of("method", METHODS)
         self.expect(0 <= self.outside_ppm < 1e6, f"outside_ppm must be in [0, 1e6), got {self.outside_ppm}")
         self.expect(self.windows >= 1, f"windows must be 1 or more, got {self.windows}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        tokens = self.windows * length
+        return walk(size, tokens, logits=True) + Work(elements=tokens * (9 * size.outputs + size.vocabulary))
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:

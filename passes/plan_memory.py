@@ -8,6 +8,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.liveness import live_ranges
+from mqc.costs import ModelSize, Work
 from mqc.ir.op import attr
 from mqc.pass_base import Pass
 
@@ -23,6 +24,9 @@ class PlanMemory(Pass):
     name = "plan-memory"
     requires: ClassVar[str] = "int"
     ensures: ClassVar[str] = "int"
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work()
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         live: list[tuple[int, int, int]] = []  # (offset, end, last use)

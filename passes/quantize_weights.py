@@ -15,6 +15,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array, row_blocks
 from mqc.compiler.observation import Operands, observe
 from mqc.compiler.precision_rules import check_groups, group_size, grouped, matrix_bits
+from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import RecipeError
@@ -87,6 +88,21 @@ class QuantizeWeights(Pass):
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         return self.rounding == "feedback"
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        tables = Work(written=size.weights + size.logits, elements=4 * (size.weights + size.logits))
+        if self.rounding == "nearest":
+            return tables
+        tokens = self.windows * length
+        # An input of k channels: its products, 5/8 of a square, and each weight's with those before it.
+        inputs = sum(k * k for _, k in size.matrices) / 2
+        products = Work(products=tokens * 5 / 8 * inputs)
+        feedback = Work(
+            products=3 * sum(n * k * k / 2 for n, k in size.matrices),  # in f32
+            elements=8 * size.weights + tokens / 512 * 2 * size.weights + tokens * 4 * size.outputs,
+            calls=8 * sum(k for _, k in size.matrices),
+        )
+        return tables + walk(size, tokens) + products + feedback
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         done: Done = {}

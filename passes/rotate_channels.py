@@ -8,6 +8,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
+from mqc.costs import ModelSize, Work
 from mqc.dialects.equivariance import Fix
 from mqc.dialects.llm import LlmOp, shared_tables
 from mqc.dialects.rotations import Alike, Rotatable, Rotation, RotationRule, random_hadamard, rotatable
@@ -32,6 +33,9 @@ class RotateChannels(Pass):
 
     name = "rotate-channels"
     seed: int = 0
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work(written=size.weights + size.logits, elements=24 * (size.weights + size.logits))
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         matrices: dict[SSAValue, Rotation] = {}

@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
+from mqc.costs import ModelSize, Work
 from mqc.dialects.htp_compute import FullyConnectedOp
 from mqc.dialects.htp_core import DDR, VTCM, HtpOp, TransferType, in_space, shape, static
 from mqc.dialects.htp_memory import (
@@ -47,6 +48,9 @@ class TileHtp(Pass):
 
     def __post_init__(self) -> None:
         self.expect(self.tile_bytes >= 1, f"tile_bytes must be 1 or more, got {self.tile_bytes}")
+
+    def work(self, size: ModelSize, length: int) -> Work:
+        return Work(written=size.weights + size.logits)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         functions = static_functions(module)

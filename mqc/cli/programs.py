@@ -6,9 +6,9 @@ import json
 import os
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ from mqc.registry import backend_for
 from mqc.runtime.artifact import check_replaceable
 from mqc.runtime.program import Program
 
+if TYPE_CHECKING:
+    from mqc.compiler.pass_manager import Pipeline
+
 #: Control characters but the tab and the end of a line.
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -44,7 +47,7 @@ def compile_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, or a Hugging Face id")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write")] = None,
     target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
     recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",
     preset: Annotated[
@@ -72,18 +75,24 @@ def compile_command(
     print_ir_after: PrintAfter = None,
     print_ir_after_change: PrintChange = False,
     verify_each: VerifyEach = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="say what time, memory and disk it will take, and stop")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a model to an integer-only program.
 
     Under torchrun, processes share the work of learning, and the first writes the program.
     """
-    from mqc.api import compile
+    from mqc.api import compile, pipeline
     from mqc.compiler.instruments import PrintIR
+    from mqc.compiler.pass_manager import Pipeline
     from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
     from mqc.runtime.calibration_text import Conversation, conversations_of
 
+    if output is None and not estimate:
+        raise InputError("give the folder to write: -o FOLDER; or --estimate, which writes nothing")
     text: str | list[Conversation] | None = None
     if calibration is not None:
         text = read_text(calibration, InputError)
@@ -92,6 +101,9 @@ def compile_command(
     chosen = load_recipe(recipe, preset)
     if share is not None:
         chosen = replace(chosen, share=share)
+    if output is None or estimate:
+        _estimate(model, Pipeline.parse(passes) if passes else pipeline(target, chosen), context, as_json)
+        return
     check_replaceable(output)
     check_writable(output, folder=True)
     if plan is not None:
@@ -115,6 +127,23 @@ def compile_command(
         program.save(output)
         report("saving", 1.0)
     _describe(output, as_json)
+
+
+def _estimate(model: str, pipeline: Pipeline, context: int | None, as_json: bool) -> None:
+    from mqc.compiler.estimate import estimate, measure_machine
+    from mqc.frontend.size import size_of
+
+    found = estimate(size_of(model), pipeline, measure_machine(), context)
+    data = {**asdict(found), "total_seconds": sum(found.seconds.values())}
+    rows = [
+        *((step, f"{seconds:.0f} s") for step, seconds in found.seconds.items()),
+        ("in all", f"{data['total_seconds'] / 60:.1f} min"),
+        *((step, "not known: on top") for step in found.unknown),
+        ("memory", f"{found.memory / 2**30:.1f} GiB"),
+        ("temporary files", f"{found.temporary / 1e9:.1f} GB"),
+        ("program", f"{found.program / 1e6:.0f} MB"),
+    ]
+    show(data, as_json, (model,), rows)
 
 
 @app.command()

