@@ -134,17 +134,18 @@ _WITH_TORCH = {
 
 __all__ = [
     "ACCUMULATOR", "ACTIVATIONS", "BYTES", "INDEX", "AccumulatorOp", "ActivationOp", "Alike", "Array",
-    "ArtifactError", "Backend", "BinaryOp", "CKernel", "Calibration", "CalibrationError", "CompilerContext",
-    "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError", "Ids", "InputError",
-    "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits", "ModelError", "ModelSize",
-    "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass", "PassError", "RecipeError",
-    "RotationRule", "State", "StorageError", "TargetError", "Tie", "ToolchainError", "UniformType", "UnsupportedOpError",
-    "WeightAttr", "WeightStore", "Work", "affine_range", "arithmetic", "bits", "channels", "check_ids",
-    "check_memory_plan", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
-    "limits", "llm", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
-    "prefix_tokens", "print_module", "read_dump", "register_kernel", "returned_value", "rows_by_position",
-    "s8", "s16", "s32", "same_channels", "scales", "states", "tensor", "thread_count", "tie_all", "u8",
-    "u16", "uniform", "weight_refs", "within", "zero_of",
+    "ArtifactError", "Backend", "BinaryOp", "CKernel", "Calibration", "CalibrationError",
+    "CompilerContext", "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError", "Ids",
+    "InputError", "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits", "ModelError",
+    "ModelSize", "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass", "PassError",
+    "RecipeError", "RotationRule", "State", "StorageError", "TargetError", "Tie", "ToolchainError",
+    "UniformType", "UnsupportedOpError", "WeightAttr", "WeightStore", "Work", "affine_range",
+    "arithmetic", "bits", "channels", "check_ids", "check_memory_plan", "constant", "context_length",
+    "element_type", "evaluate", "int_ops", "level", "limits", "llm", "main_function", "mqc_ops",
+    "observe", "ops_by_name", "parse_module", "prefix_tokens", "print_module", "read_dump",
+    "register_kernel", "returned_value", "rows_by_position", "s8", "s16", "s32", "same_channels",
+    "scales", "states", "tensor", "thread_count", "tie_all", "u8", "u16", "uniform", "weight_refs",
+    "within", "zero_of",
 ]  # fmt: skip
 
 
