@@ -72,4 +72,4 @@ class Work:
 def walk(size: ModelSize, tokens: int, logits: bool = False) -> Work:
     """A float forward pass over calibration tokens, op by op (`mqc.compiler.observation.observe`)."""
     macs = size.weights + (size.logits if logits else 0)
-    return Work(products=tokens * macs, elements=tokens * 3 * size.outputs, calls=size.layers * tokens / 32)
+    return Work(products=tokens * macs, elements=tokens * 2 * size.outputs, calls=size.layers * tokens / 32)

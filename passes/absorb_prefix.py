@@ -72,7 +72,7 @@ class AbsorbPrefix(Pass):
             return Work()
         twice = walk(size, 2 * _WINDOWS * min(_TOKENS, length), logits=True)
         return twice + Work(
-            elements=_WINDOWS * min(_TOKENS, length) * (20 * size.outputs + 4 * size.vocabulary)
+            elements=_WINDOWS * min(_TOKENS, length) * (6 * size.outputs + 4 * size.vocabulary)
         )
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:

@@ -45,7 +45,7 @@ class ObserveRanges(Pass):
 
     def work(self, size: ModelSize, length: int) -> Work:
         tokens = self.windows * length
-        return walk(size, tokens, logits=True) + Work(elements=tokens * (9 * size.outputs + size.vocabulary))
+        return walk(size, tokens, logits=True) + Work(elements=tokens * (4 * size.outputs + size.vocabulary))
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:

@@ -99,7 +99,7 @@ class QuantizeWeights(Pass):
         products = Work(products=tokens * 5 / 8 * inputs)
         feedback = Work(
             products=3 * sum(n * k * k / 2 for n, k in size.matrices),  # in f32
-            elements=8 * size.weights + tokens / 512 * 2 * size.weights + tokens * 4 * size.outputs,
+            elements=8 * size.weights + tokens / 512 * 1.5 * size.weights + tokens * 4 * size.outputs,
             calls=8 * sum(k for _, k in size.matrices),
         )
         return tables + walk(size, tokens) + products + feedback

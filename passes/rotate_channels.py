@@ -35,7 +35,7 @@ class RotateChannels(Pass):
     seed: int = 0
 
     def work(self, size: ModelSize, length: int) -> Work:
-        return Work(written=size.weights + size.logits, elements=24 * (size.weights + size.logits))
+        return Work(written=size.weights + size.logits, elements=10 * (size.weights + size.logits))
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         matrices: dict[SSAValue, Rotation] = {}

@@ -18,6 +18,9 @@ from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Bytes of a process that has imported what compiles.
 _BASE_BYTES = 350 << 20
+#: Time of a model's products over that of the large one that is measured; and of writing what was computed
+#: from mapped weights over that of what is in memory. By three shapes (docs/measurements.md, sizes).
+_SMALLER, _MAPPED = 1.5, 2.0
 #: Bytes of a program besides weights, for each entry of the vocabulary: the tokenizer.
 _TOKEN_BYTES = 90
 
@@ -58,29 +61,28 @@ class Estimate:
 
 
 def measure_machine() -> Machine:
-    """How fast this machine is now: half a second for each kind of work."""
-    x, weight = torch.randn(512, 2048), torch.randn(2048, 2048)
-    large, other = torch.randn(1 << 22), torch.randn(1 << 22)
+    """How fast this machine is now: half a second for each kind of work, with operands that no cache holds
+    and results in fresh memory, as passes have them."""
+    x, weight, large = torch.randn(512, 2048), torch.randn(8192, 2048), torch.randn(1 << 23)
     row, matrix = torch.zeros(16), torch.zeros(16, 16)
-    spill, block = Spill(), np.ones((1 << 10, 1 << 12), np.float32)
+    block = np.ones((1 << 10, 1 << 13), np.float32)
     with torch.no_grad(), bfloat16_products():
         return Machine(
-            products=_rate(lambda: F.linear(x, weight), x.numel() * len(weight)),
-            elements=_rate(lambda: torch.mul(large, 0.5, out=other), len(large)),
-            written=_rate(lambda: spill.write(block.shape, block.dtype, [block]), block.size),
+            products=_rate(lambda: F.linear(x, weight), x.numel() * len(weight)) / _SMALLER,
+            elements=_rate(lambda: large * 0.5, len(large)),
+            written=_rate(lambda: Spill().write(block.shape, block.dtype, [block * 2]), block.size) / _MAPPED,
             calls=_rate(lambda: row.addmv_(matrix, row), 1),
         )
 
 
 def _rate(run: Callable[[], Any], count: int) -> float:
-    """How often a second `count` things are done: the best of many short trials."""
+    """How often a second `count` things are done, on the whole of half a second."""
     run()
-    best, end = 0.0, time.perf_counter() + 0.5
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
+    begin, times = time.perf_counter(), 0
+    while (taken := time.perf_counter() - begin) < 0.5:
         run()
-        best = max(best, count / (time.perf_counter() - begin))
-    return best
+        times += 1
+    return times * count / taken
 
 
 def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, context: int | None = None) -> Estimate:
@@ -92,12 +94,12 @@ def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, context: int
     positions = context or min(2048, size.positions or 2048)
     length = min(512, positions - 4)
     # What is read of a GGUF file: its tensors, and its vocabulary, entry by entry.
-    read = Work() if size.mapped else Work(elements=80 * size.parameters, calls=45 * size.vocabulary)
+    read = Work() if size.mapped else Work(elements=20 * size.parameters, calls=45 * size.vocabulary)
     steps: list[tuple[str, Work | None]] = [
-        ("starting", Work(calls=2e6)),
+        ("starting", Work(calls=3e6)),
         ("loading the model", read),
-        ("tracing", Work(calls=size.layers * 1.2e5, elements=20 * size.parameters)),
-        ("comparing with the model", Work(calls=5e5, elements=8 * size.parameters)),
+        ("tracing", Work(calls=size.layers * 1.2e5, elements=6 * size.parameters)),
+        ("comparing with the model", Work(calls=5e5, elements=2.5 * size.parameters)),
         *((step.name, step.work(size, length)) for step in pipeline),
     ]
     memory = _BASE_BYTES + max(
