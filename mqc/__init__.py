@@ -20,20 +20,21 @@ from mqc.errors import MqcError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mqc.api import compile, pipeline
+    from mqc.api import compile, estimate, pipeline
     from mqc.compiler.recipe import Recipe
     from mqc.pass_base import Pass
     from mqc.runtime.program import Program
 
 _HOME = {
     "compile": "mqc.api",
+    "estimate": "mqc.api",
     "pipeline": "mqc.api",
     "Pass": "mqc.pass_base",
     "Recipe": "mqc.compiler.recipe",
     "Program": "mqc.runtime.program",
 }
 
-__all__ = ["MqcError", "Pass", "Program", "Recipe", "compile", "load", "pipeline"]
+__all__ = ["MqcError", "Pass", "Program", "Recipe", "compile", "estimate", "load", "pipeline"]
 
 
 def load(path: str | Path) -> Program:

@@ -27,6 +27,8 @@ from mqc.runtime.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
+    from mqc.compiler.estimate import Estimate
+
 Progress = Callable[[str, float], None]
 
 
@@ -92,9 +94,8 @@ def compile(
     its tensors have one float type.
     """
     chosen = load_recipe(recipe)
-    backend = backend_for(target)
-    steps = passes if isinstance(passes, Pipeline) else None
-    steps = steps or (Pipeline.parse(passes) if isinstance(passes, str) else chosen.pipeline(backend.name))
+    backend_for(target)
+    steps = _pipeline(target, chosen, passes)
     report = progress or (lambda message, share: None)
 
     # Here, since they take seconds: what is wrong above is said at once.
@@ -115,7 +116,7 @@ def compile(
 
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
-    positions = _context(model, context)
+    positions = _context(getattr(getattr(model, "config", None), "max_position_embeddings", None), context)
     generation = getattr(model, "generation_config", None)
     packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
@@ -160,13 +161,46 @@ def compile(
     return Program(module, ctx.weights, packed, manifest)
 
 
+def estimate(
+    model: str,
+    target: str = "cpu-int8",
+    recipe: str | Path | Recipe = "w8a8",
+    *,
+    passes: Pipeline | str | None = None,
+    context: int | None = None,
+) -> Estimate:
+    """What `compile` will take on this machine: seconds of each step, bytes of memory and on disk.
+
+    From the model's config; no weight is read. Two seconds measure how fast the machine is. Figures of how
+    far off it was: docs/measurements.md, sizes.
+
+    Args:
+        model, target, recipe, passes, context: as `compile` takes them, but the model by name.
+
+    Raises:
+        ModelError: there is no such model, or its config is none of a decoder LLM.
+        RecipeError, TargetError, InputError: as `compile` does.
+    """
+    from mqc.compiler.estimate import estimate, measure_machine
+    from mqc.frontend.size import size_of
+
+    steps = _pipeline(target, load_recipe(recipe), passes)
+    size = size_of(model)
+    return estimate(size, steps, measure_machine(), _context(size.positions, context))
+
+
+def _pipeline(target: str, recipe: Recipe, passes: Pipeline | str | None) -> Pipeline:
+    if isinstance(passes, str):
+        return Pipeline.parse(passes)
+    return passes or pipeline(target, recipe)
+
+
 #: Fewer positions hold no prefix and no calibration window.
 _LEAST_CONTEXT = 16
 
 
-def _context(model: Any, context: int | None) -> int:
-    """Positions of the program. Raises `InputError` for what the model was not made for."""
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+def _context(longest: int | None, context: int | None) -> int:
+    """Positions of the program. Raises `InputError` for more than the model was made for."""
     if context is None:
         return min(2048, longest or 2048)
     if not _LEAST_CONTEXT <= context <= (longest or context):

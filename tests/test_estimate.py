@@ -25,14 +25,16 @@ UNIT = Machine(1.0, 1.0, 1.0, 1.0)
 SIZE = ModelSize(((64, 32), (32, 64)), 1, 32, 100, 10_000, True, 2048, True)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "opt", "gpt2"])
 def test_the_size_is_that_of_the_module(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     model.save_pretrained(tmp_path)
     _, module = imported(model)
     linears = [op for op in mqc_ops(module) if isinstance(op, LinearOp)]
     size = size_of(str(tmp_path))
-    assert sorted(size.matrices) == sorted(op.weight.shape for op in linears if not gives_logits(op))
+    shapes = [op.weight.shape for op in linears if not gives_logits(op)]
+    assert size.weights == sum(n * k for n, k in shapes) and size.outputs == sum(n for n, _ in shapes)
+    assert size.widest == max(k for _, k in shapes)
     assert [(size.vocabulary, size.hidden)] == [op.weight.shape for op in linears if gives_logits(op)]
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.tied == bool(model.config.tie_word_embeddings) and size.mapped
@@ -41,11 +43,12 @@ def test_the_size_is_that_of_the_module(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", target_names())
 def test_every_pass_of_the_default_recipes_says_what_it_does(target: str) -> None:
     for recipe in ("w8a8", "w4a8", "w4a8-g64"):
-        assert estimate(SIZE, pipeline(target, recipe), UNIT).unknown == ()
+        assert estimate(SIZE, pipeline(target, recipe), UNIT, 2048).unknown == ()
 
 
 def test_what_is_not_known_is_named() -> None:
-    found = estimate(SIZE, Pipeline.parse("fold-norm,learn-ranges,assign-precision{share=0.9}"), UNIT)
+    steps = Pipeline.parse("fold-norm,learn-ranges,assign-precision{share=0.9}")
+    found = estimate(SIZE, steps, UNIT, 2048)
     assert found.unknown == ("learn-ranges", "assign-precision")
     assert "fold-norm" in found.seconds and "learn-ranges" not in found.seconds
 
@@ -68,6 +71,8 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert data["total_seconds"] == pytest.approx(sum(data["seconds"].values())) and data["memory"] > 2**28
     assert "quantize-weights" in mqc("compile", "model", "--estimate", "--recipe", "w4a8").stdout
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    short = mqc("compile", "model", "--estimate", "--context", 8)
+    assert short.returncode == 1 and "a context of 8 positions" in short.stderr
     without = mqc("compile", "model")
     assert without.returncode == 1 and "-o FOLDER" in without.stderr
 

@@ -33,7 +33,7 @@ from mqc.runtime.artifact import check_replaceable
 from mqc.runtime.program import Program
 
 if TYPE_CHECKING:
-    from mqc.compiler.pass_manager import Pipeline
+    from mqc.compiler.estimate import Estimate
 
 #: Control characters but the tab and the end of a line.
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -84,9 +84,8 @@ def compile_command(
 
     Under torchrun, processes share the work of learning, and the first writes the program.
     """
-    from mqc.api import compile, pipeline
+    from mqc import api
     from mqc.compiler.instruments import PrintIR
-    from mqc.compiler.pass_manager import Pipeline
     from mqc.compiler.recipe import load_recipe
     from mqc.learning.training import under_torchrun
     from mqc.runtime.calibration_text import Conversation, conversations_of
@@ -102,7 +101,7 @@ def compile_command(
     if share is not None:
         chosen = replace(chosen, share=share)
     if output is None or estimate:
-        _estimate(model, Pipeline.parse(passes) if passes else pipeline(target, chosen), context, as_json)
+        _estimate(api.estimate(model, target, chosen, passes=passes, context=context), model, as_json)
         return
     check_replaceable(output)
     check_writable(output, folder=True)
@@ -112,7 +111,7 @@ def compile_command(
         if folder is not None:
             check_writable(folder / "file", folder=True)
     with progress() as report:
-        program = compile(
+        program = api.compile(
             model, target, chosen, calibration=text, passes=passes, context=context,
             checkpoints=checkpoints, dump_ir=dump_ir, progress=report, verify_each=verify_each,
             instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
@@ -129,11 +128,7 @@ def compile_command(
     _describe(output, as_json)
 
 
-def _estimate(model: str, pipeline: Pipeline, context: int | None, as_json: bool) -> None:
-    from mqc.compiler.estimate import estimate, measure_machine
-    from mqc.frontend.size import size_of
-
-    found = estimate(size_of(model), pipeline, measure_machine(), context)
+def _estimate(found: Estimate, model: str, as_json: bool) -> None:
     data = {**asdict(found), "total_seconds": sum(found.seconds.values())}
     rows = [
         *((step, f"{seconds:.0f} s") for step, seconds in found.seconds.items()),

@@ -85,13 +85,8 @@ def _rate(run: Callable[[], Any], count: int) -> float:
     return times * count / taken
 
 
-def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, context: int | None = None) -> Estimate:
-    """Time, memory and disk of compiling a model of some size by a pipeline.
-
-    Args:
-        context: positions of the program; as `mqc.compile` chooses them if None.
-    """
-    positions = context or min(2048, size.positions or 2048)
+def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, positions: int) -> Estimate:
+    """Time, memory and disk of compiling a model of some size by a pipeline, for so many positions."""
     length = min(512, positions - 4)
     # What is read of a GGUF file: its tensors, and its vocabulary, entry by entry.
     read = Work() if size.mapped else Work(elements=20 * size.parameters, calls=45 * size.vocabulary)

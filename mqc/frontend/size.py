@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from mqc.costs import ModelSize
 from mqc.errors import ModelError, whole
@@ -33,9 +34,13 @@ def size_of(name: str) -> ModelSize:
         raise ModelError(
             f"{name!r} has no table of tokens or gives no logits; mqc compiles decoder-only LLMs"
         )
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return ModelSize(
-        matrices=tuple((m.out_features, m.in_features) for m in linears),
+        matrices=tuple(
+            (rows, columns) if not isinstance(module, Conv1D) else (columns, rows)
+            for module in model.modules()
+            if module is not head and not isinstance(module, torch.nn.Embedding)
+            for rows, columns in (p.shape for p in module.parameters(recurse=False) if p.ndim == 2)
+        ),
         layers=int(config.num_hidden_layers),
         hidden=int(head.weight.shape[1]),
         vocabulary=int(head.weight.shape[0]),
