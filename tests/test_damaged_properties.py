@@ -34,8 +34,13 @@ def lower_not(ctx: CompilerContext, module: ModuleOp) -> None:
 @pytest.mark.parametrize(
     ("architecture", "lower"),
     [
-        ("llama", lower_not), ("opt", lower_for_cpu), ("grouped", lower_for_cpu), ("llama", lower_for_onnx),
-        pytest.param("grouped", lower_for_npu, marks=pytest.mark.slow),
+        ("llama", lower_not), ("opt", lower_for_cpu),
+        *(
+            pytest.param(name, lower, marks=pytest.mark.slow)
+            for name, lower in (
+                ("grouped", lower_for_cpu), ("llama", lower_for_onnx), ("grouped", lower_for_npu),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_what_verifies_can_be_evaluated(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
+
 import mqc.plugin
 from tests.import_graph import ROOT, sources
 
 SITE = runpy.run_path(str(ROOT / "docs" / "site.py"))
 
 
+@pytest.mark.slow
 def test_every_link_leads_somewhere(tmp_path: Path) -> None:
     assert SITE["build"](tmp_path / "site") == []
     api = tmp_path / "site" / "api"

@@ -35,7 +35,12 @@ def likeness(ctx: CompilerContext, module: ModuleOp) -> float:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(
-    "recipe", ["w8a8", Recipe("w4", weight_bits=4), Recipe("g", weight_bits=4, group=32)]
+    "recipe",
+    [
+        pytest.param("w8a8", marks=pytest.mark.slow),
+        pytest.param(Recipe("w4", weight_bits=4), marks=pytest.mark.slow),
+        Recipe("g", weight_bits=4, group=32),
+    ],
 )
 def test_presets_compile(preset: str, recipe: str | Recipe) -> None:
     chosen = load_recipe(recipe, preset)
