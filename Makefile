@@ -27,7 +27,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations
 test: lint
 	$(PYTEST)
 
-# Without the tests that run the real model.
+# Without the slow tests: those that run the real model, and long ones.
 fast: $(STAMP)
 	$(PYTEST) -m "not slow"
 

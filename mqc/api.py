@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.verification import verify_module
+from mqc.calibration import window_length
 from mqc.compiler.dump import RECIPE, Dump
 from mqc.compiler.instruments import Instrument
 from mqc.compiler.pass_manager import Pipeline
@@ -18,7 +19,7 @@ from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.compiler.reproducer import reproducer_folder
 from mqc.errors import InputError, MqcError
 from mqc.ir.module import mqc_ops, searched_precision
-from mqc.ir.spill import check_room, return_freed_memory
+from mqc.ir.spill import check_room, return_freed_memory, temporary_bytes
 from mqc.registry import backend_for
 from mqc.runtime.calibration_text import Conversation, calibration_from, packaged_calibration
 from mqc.runtime.program import Program
@@ -94,7 +95,6 @@ def compile(
     its tensors have one float type.
     """
     chosen = load_recipe(recipe)
-    backend_for(target)
     steps = _pipeline(target, chosen, passes)
     report = progress or (lambda message, share: None)
 
@@ -121,12 +121,12 @@ def compile(
     packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)
     exported = trace(model)
-    check_room(3 * 4 * sum(p.numel() for p in model.parameters()), "compiling the model")
+    check_room(temporary_bytes(sum(p.numel() for p in model.parameters())), "compiling the model")
     vocabulary = model.get_output_embeddings().weight.shape[0]
     module = raise_program(exported, ctx.weights, positions, vocabulary)
     verify_module(module)
     steps.check(module)
-    length = min(512, positions - 4)
+    length = window_length(positions)
     if calibration is None:
         ctx.calibration = packaged_calibration(packed, vocabulary, length)
     else:
@@ -171,8 +171,9 @@ def estimate(
 ) -> Estimate:
     """What `compile` will take on this machine: seconds of each step, bytes of memory and on disk.
 
-    From the model's config; no weight is read. Two seconds measure how fast the machine is. Figures of how
-    far off it was: docs/measurements.md, sizes.
+    From the model's config, as if its tensors had one float type; no weight is read. Two seconds measure how
+    fast the machine is. Whether the model can be compiled is not known before it is traced. How far off
+    estimates were: docs/measurements.md, sizes.
 
     Args:
         model, target, recipe, passes, context: as `compile` takes them, but the model by name.
@@ -190,9 +191,10 @@ def estimate(
 
 
 def _pipeline(target: str, recipe: Recipe, passes: Pipeline | str | None) -> Pipeline:
-    if isinstance(passes, str):
-        return Pipeline.parse(passes)
-    return passes or pipeline(target, recipe)
+    backend = backend_for(target)
+    if passes is None:
+        return recipe.pipeline(backend.name)
+    return Pipeline.parse(passes) if isinstance(passes, str) else passes
 
 
 #: Fewer positions hold no prefix and no calibration window.

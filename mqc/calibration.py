@@ -18,6 +18,12 @@ from mqc.files import check_regular, replacing
 Windows = npt.NDArray[np.int64]
 
 
+def window_length(positions: int) -> int:
+    """Tokens of a calibration window for a program of so many positions: 512, or what leaves room for a
+    prefix."""
+    return min(512, positions - 4)
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Token windows; passes take a part of them (`part`).

@@ -49,7 +49,8 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Work:
-    """Counts of what takes time.
+    """Counts of what takes time. Those of elementwise steps, and of calls, are what timings of three shapes
+    come to (docs/measurements.md, sizes), and not each step counted by hand.
 
     products: multiply-accumulates of calibration's float products.
     elements: elements that an elementwise step reads and writes, each step counted.

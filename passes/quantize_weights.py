@@ -13,7 +13,7 @@ from xdsl.ir import SSAValue
 
 from mqc.analysis.context import CompilerContext
 from mqc.arrays import Array, row_blocks
-from mqc.compiler.observation import Operands, observe
+from mqc.compiler.observation import ROWS, Operands, observe
 from mqc.compiler.precision_rules import check_groups, group_size, grouped, matrix_bits
 from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import EmbeddingOp, LinearOp
@@ -99,7 +99,7 @@ class QuantizeWeights(Pass):
         products = Work(products=tokens * 5 / 8 * inputs)
         feedback = Work(
             products=3 * sum(n * k * k / 2 for n, k in size.matrices),  # in f32
-            elements=8 * size.weights + tokens / 512 * 1.5 * size.weights + tokens * 4 * size.outputs,
+            elements=8 * size.weights + tokens / ROWS * 1.5 * size.weights + tokens * 4 * size.outputs,
             calls=8 * sum(k for _, k in size.matrices),
         )
         return tables + walk(size, tokens) + products + feedback

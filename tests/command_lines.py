@@ -10,7 +10,6 @@ minute. The seed of each command line is printed with its fault.
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import os
 import random
@@ -30,8 +29,9 @@ import typer
 from huggingface_hub import constants
 from typer.models import OptionInfo
 
-from mqc.cli import debug, ir, main, programs  # noqa: F401  (they register their commands)
+from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
 from mqc.cli.common import OPTIONAL_VALUE, app
+from tests.in_process import mqc
 
 SECONDS = 60
 #: Address space of this process: what is too large fails soon, and does not take the machine's memory.
@@ -242,25 +242,16 @@ def _limits(bytes_: int) -> Iterator[None]:
 
 def outcome(line: list[str], sandbox: Path, stdin: bytes) -> str:
     """The exit status, or what is wrong."""
-    kept, hook = (sys.argv, sys.stdin, sys.stdout, sys.stderr, Path.cwd()), sys.unraisablehook
-    before = _contents(sandbox)
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    sys.argv, sys.stdout, sys.stderr = ["mqc", *line], out, err
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    before, here = _contents(sandbox), Path.cwd()
     os.chdir(sandbox)
-    status: Any = 0
     try:
         with _limits(BYTES):
-            main()
-    except SystemExit as done:
-        status = done.code or 0
+            run = mqc(*line, text=stdin)
     except (Exception, Late) as error:
         return f"WRONG: {type(error).__name__}: {str(error)[:300]}"
     finally:
-        sys.argv, sys.stdin, sys.stdout, sys.stderr, folder = kept
-        sys.unraisablehook = hook
-        os.chdir(folder)
-    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+        os.chdir(here)
+    status, texts = run.returncode, (run.stdout, run.stderr)
     if status not in (0, 1, 2):
         return f"WRONG: exit status {status}"
     if "Traceback" in texts[1]:

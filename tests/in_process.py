@@ -12,18 +12,18 @@ import pytest
 from mqc.cli import main
 
 
-def mqc(*arguments: object, text: str = "") -> CompletedProcess[str]:
+def mqc(*arguments: object, text: str | bytes = "") -> CompletedProcess[str]:
     """Run `mqc ARGUMENTS` with `text` on its standard input."""
-    out, err, given = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(3))
-    given.write(text)
-    given.seek(0)
+    words = ["mqc", *map(str, arguments)]
+    given = io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()), "utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     status: Any = 0
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"argv": ["mqc", *map(str, arguments)], "stdin": given, "stdout": out,
+        for name, value in {"argv": words, "stdin": given, "stdout": out,
                             "stderr": err, "unraisablehook": sys.unraisablehook}.items():  # fmt: skip
             patch.setattr(sys, name, value)
         try:
             main()
         except SystemExit as done:
             status = done.code or 0
-    return CompletedProcess(sys.argv, status, *(s.buffer.getvalue().decode() for s in (out, err)))  # type: ignore[attr-defined]
+    return CompletedProcess(words, status, *(s.buffer.getvalue().decode() for s in (out, err)))  # type: ignore[attr-defined]

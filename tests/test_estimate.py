@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import BartConfig
 
+import mqc as package
 from mqc.api import pipeline
 from mqc.compiler.estimate import Machine, estimate
 from mqc.compiler.pass_manager import Pipeline
 from mqc.costs import ModelSize, Work
 from mqc.dialects.llm import LinearOp
-from mqc.errors import ModelError
+from mqc.errors import ModelError, TargetError
 from mqc.frontend.size import size_of
 from mqc.ir.module import gives_logits, mqc_ops
 from mqc.registry import target_names
@@ -75,6 +77,17 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert short.returncode == 1 and "a context of 8 positions" in short.stderr
     without = mqc("compile", "model")
     assert without.returncode == 1 and "-o FOLDER" in without.stderr
+
+
+def test_a_wrong_target_is_an_error_beside_passes_too() -> None:
+    with pytest.raises(TargetError, match="unknown target 'tpu'"):
+        package.estimate("demo", "tpu", passes="fold-norm")
+
+
+def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
+    BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        size_of(str(tmp_path))
 
 
 def test_no_model(tmp_path: Path) -> None:

@@ -101,7 +101,11 @@ def compile_command(
     if share is not None:
         chosen = replace(chosen, share=share)
     if output is None or estimate:
-        _estimate(api.estimate(model, target, chosen, passes=passes, context=context), model, as_json)
+        with progress() as report:
+            report("estimating", 0.0)
+            found = api.estimate(model, target, chosen, passes=passes, context=context)
+            report("estimating", 1.0)
+        _show_estimate(found, model, as_json)
         return
     check_replaceable(output)
     check_writable(output, folder=True)
@@ -119,8 +123,8 @@ def compile_command(
         if under_torchrun() and os.environ["RANK"] != "0":
             return
         if plan is not None:
-            found = tuple(program.manifest["precision"])
-            searched = replace(chosen, precision=(*found, *chosen.precision), share=0.0, weights8=0.0)
+            rules = tuple(program.manifest["precision"])
+            searched = replace(chosen, precision=(*rules, *chosen.precision), share=0.0, weights8=0.0)
             write_text(plan, searched.to_toml())
         report("saving", 0.0)
         program.save(output)
@@ -128,7 +132,7 @@ def compile_command(
     _describe(output, as_json)
 
 
-def _estimate(found: Estimate, model: str, as_json: bool) -> None:
+def _show_estimate(found: Estimate, model: str, as_json: bool) -> None:
     data = {**asdict(found), "total_seconds": sum(found.seconds.values())}
     rows = [
         *((step, f"{seconds:.0f} s") for step, seconds in found.seconds.items()),

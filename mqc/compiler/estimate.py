@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mqc.calibration import window_length
 from mqc.compiler.pass_manager import Pipeline
 from mqc.costs import ModelSize, Work
-from mqc.ir.spill import Spill
+from mqc.ir.spill import Spill, temporary_bytes
 from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Bytes of a process that has imported what compiles.
@@ -87,7 +88,7 @@ def _rate(run: Callable[[], Any], count: int) -> float:
 
 def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, positions: int) -> Estimate:
     """Time, memory and disk of compiling a model of some size by a pipeline, for so many positions."""
-    length = min(512, positions - 4)
+    length = window_length(positions)
     # What is read of a GGUF file: its tensors, and its vocabulary, entry by entry.
     read = Work() if size.mapped else Work(elements=20 * size.parameters, calls=45 * size.vocabulary)
     steps: list[tuple[str, Work | None]] = [
@@ -112,7 +113,7 @@ def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, positions: i
         seconds,
         tuple(dict.fromkeys(name for name, work in steps if work is None)),
         round(memory),
-        3 * 4 * size.parameters,
+        temporary_bytes(size.parameters),
         round(program) + _TOKEN_BYTES * size.vocabulary,
     )
 

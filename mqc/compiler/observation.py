@@ -17,7 +17,7 @@ from mqc.ir.op import MqcOp, channels
 from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Rows that are computed together, as many windows as that is; more are no faster.
-_ROWS = 512
+ROWS = 512
 #: Logits that are computed together.
 _LOGITS = 1 << 25
 
@@ -64,7 +64,7 @@ def observe(
     """
     evaluation = Evaluation(module, ctx.weights)
     length = windows.shape[1]
-    together = together or max(_ROWS // length, 1)
+    together = together or max(ROWS // length, 1)
     positions = evaluation.position + torch.arange(length)
     block = main_function(module).body.block
     values: list[dict[SSAValue, torch.Tensor]] = [

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from mqc.costs import ModelSize
-from mqc.errors import ModelError, whole
-from mqc.frontend.sources import locate
+from mqc.errors import ModelError, MqcError, whole
+from mqc.frontend.sources import locate, read_config
 
 
 def size_of(name: str) -> ModelSize:
@@ -21,10 +21,13 @@ def size_of(name: str) -> ModelSize:
     """
     place = locate(name)
     try:
-        config = AutoConfig.from_pretrained(place.name, **place.options)
+        config = read_config(place)
+        layers = int(config.get_text_config().num_hidden_layers)
         with init_empty_weights():
             model: Any = AutoModelForCausalLM.from_config(config)
         model.tie_weights()
+    except MqcError:
+        raise
     except Exception as error:  # damaged configs raise whatever their parsers raise
         raise ModelError(
             f"cannot read the config of {name!r} as that of a decoder LLM: {whole(error)}"
@@ -41,11 +44,11 @@ def size_of(name: str) -> ModelSize:
             if module is not head and not isinstance(module, torch.nn.Embedding)
             for rows, columns in (p.shape for p in module.parameters(recurse=False) if p.ndim == 2)
         ),
-        layers=int(config.num_hidden_layers),
+        layers=layers,
         hidden=int(head.weight.shape[1]),
         vocabulary=int(head.weight.shape[0]),
         parameters=sum(p.numel() for p in model.parameters()),
-        tied=bool(model.all_tied_weights_keys),
+        tied=head.weight is table.weight,
         positions=getattr(config, "max_position_embeddings", None),
         mapped=place.gguf is None,
     )

@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -85,10 +85,18 @@ def load_source(name: str) -> Source:
     Raises `ModelError` if it cannot be found or is no decoder LLM.
     """
     place = locate(name)
-    if place.gguf is None:
-        return _load(place.name, place.info)
-    with _gguf_read_once():
-        return _load(place.name, place.info, **place.options)
+    with nullcontext() if place.gguf is None else _gguf_read_once():
+        return _load(place)
+
+
+def read_config(place: Place) -> Any:
+    """The transformers config. Raises `ModelError` for that of an encoder-decoder model."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place.name, **place.options)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{place.name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
+    return config
 
 
 def _demo_folder() -> Path:
@@ -115,18 +123,17 @@ def _gguf_read_once() -> Iterator[None]:
                 setattr(gguf, name, original)
 
 
-def _load(name: str, info: dict[str, str], **options: Any) -> Source:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _load(place: Place) -> Source:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    name, options = place.name, place.options
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(name, **options)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(f"{name} is an encoder-decoder model; mqc compiles decoder-only LLMs")
-        stored = torch.float32 if options else _stored_type(name)
+        config = read_config(place)
+        stored = torch.float32 if place.gguf else _stored_type(name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -150,7 +157,7 @@ def _load(name: str, info: dict[str, str], **options: Any) -> Source:
         raise wrong from error
     finally:
         logging.set_verbosity(level)
-    return Source(model.eval(), tokenizer, info)
+    return Source(model.eval(), tokenizer, place.info)
 
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

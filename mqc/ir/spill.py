@@ -38,6 +38,12 @@ def folder() -> Path:
     return _VAR_TMP if os.access(_VAR_TMP, os.W_OK) else Path(tempfile.gettempdir())
 
 
+def temporary_bytes(parameters: int) -> int:
+    """What a compilation takes at most for so many parameters: old and new weights of a pass as f32, and
+    files of which only a part is in use."""
+    return 3 * 4 * parameters
+
+
 def check_room(needed: int, what: str) -> None:
     """Raise `StorageError` if the folder for temporary files has less than `needed` bytes left."""
     try:

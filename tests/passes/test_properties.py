@@ -21,6 +21,7 @@ from mqc.errors import CalibrationError, RecipeError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import channels, plain
 from mqc.ir.weight_store import WeightStore
+from mqc.numerics.bfloat16 import bfloat16_products, has_bfloat16
 from mqc.numerics.weight_rounding import Hessian, best_steps, round_nearest, round_with_feedback
 from mqc.passes.quantize_weights import QuantizeWeights, _quantize8
 from tests.compiled import imported, lower_for_cpu, quantized
@@ -96,6 +97,54 @@ def test_feedback_lowers_the_error_of_the_result(n: int, k: int, seed: int) -> N
         return float((((q * step - weight) @ x.T) ** 2).sum())
 
     assert error(fed) < 0.8 * error(near)
+
+
+@given(st.integers(8, 12), st.integers(2, 300), st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_feedback_is_that_of_the_paper(n: int, k: int, seed: int) -> None:
+    """Algorithm 1 of GPTQ, by the inverse, column by column, in f64. Sums in f32 may round an integer apart,
+    and then the row's later ones: few rows have any."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(2 * k, k)) @ rng.normal(size=(k, k))).astype(np.float32)
+    weight = rng.normal(size=(n, k)).astype(np.float32)
+    step = np.abs(weight).max(1, keepdims=True) / 127
+    products = x.T.astype(np.float64) @ x / len(x)
+    got = round_with_feedback(weight, step, 8, Hessian(torch.from_numpy(products.astype(np.float32))))
+    order = np.argsort(-np.diagonal(products), kind="stable")
+    h = products[np.ix_(order, order)] + 0.01 * np.diagonal(products).mean() * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(h)).T
+    rest, want = weight[:, order].astype(np.float64), np.empty((n, k))
+    for j in range(k):
+        want[:, j] = np.clip(np.rint(rest[:, j] / step[:, 0]), -127, 127)
+        error = (rest[:, j] - want[:, j] * step[:, 0]) / upper[j, j]
+        rest[:, j:] -= np.outer(error, upper[j, j:])
+    assert (got[:, order] != want).any(1).sum() <= 2
+    if k >= 100:
+        assert (round_nearest(weight, step, 8)[:, order] != want).any(1).all()
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_a_hessian_is_the_mean_of_products(tokens: int, k: int, seed: int) -> None:
+    """As precisely as bfloat16 has the inputs; symmetric to the bit."""
+    x = np.random.default_rng(seed).normal(size=(tokens, k)).astype(np.float32)
+    hessian = Hessian.of(torch.from_numpy(x).split(100))
+    want, got = x.T.astype(np.float64) @ x / tokens, hessian._products.numpy()
+    assert (got == got.T).all()
+    assert np.abs(got - want).max() <= 0.01 * np.diagonal(want).max()
+    assert (hessian.mean_squares == np.diagonal(got)).all()
+
+
+def test_products_in_bfloat16() -> None:
+    """They are as precise as it says, and the setting is what it was, however the block ends."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(64, 256, generator=generator) for _ in range(2))
+    exact = x.double() @ weight.double().T
+    with pytest.raises(KeyError), bfloat16_products():
+        error = float(((x @ weight.T) - exact).norm() / exact.norm())
+        assert error < 0.005 and (error > 1e-4) == has_bfloat16()
+        raise KeyError
+    assert float(((x @ weight.T) - exact).norm() / exact.norm()) < 1e-6
 
 
 def test_feedback_without_correlation_rounds_to_nearest() -> None:
