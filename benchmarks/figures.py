@@ -25,6 +25,7 @@ BUILD = "build/figures"
 
 #: The commands of each section, cheap ones first. What they print stands in the page.
 SECTIONS: dict[str, tuple[str, ...]] = {
+    "arm": ("python benchmarks/arm_loops.py",),
     "npu-cost": ("python benchmarks/npu_headline.py",),
     "demo": (
         f"mqc compile demo -o {BUILD}/demo.mqc > /dev/null",

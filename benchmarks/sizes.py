@@ -53,6 +53,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
         "tie_word_embeddings": True,
     },
+    "MoE-0.6B": {
+        "model_type": "qwen3_moe", "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816,
+        "moe_intermediate_size": 704, "num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True,
+        "num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+        "tie_word_embeddings": False,
+    },
+    "LFM2-350M": {
+        "model_type": "lfm2", "vocab_size": 65536, "hidden_size": 1024, "intermediate_size": 6656,
+        "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "layer_types": [
+            "full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)
+        ],
+        "tie_word_embeddings": True,
+    },
     "Llama-2-7B": {
         "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mqc.compiler.recipe import Recipe
     from mqc.pass_base import Pass
     from mqc.runtime.program import Program
+    from mqc.runtime.session import Session
 
 _HOME = {
     "compile": "mqc.api",
@@ -32,9 +33,10 @@ _HOME = {
     "Pass": "mqc.pass_base",
     "Recipe": "mqc.compiler.recipe",
     "Program": "mqc.runtime.program",
+    "Session": "mqc.runtime.session",
 }
 
-__all__ = ["MqcError", "Pass", "Program", "Recipe", "compile", "estimate", "load", "pipeline"]
+__all__ = ["MqcError", "Pass", "Program", "Recipe", "Session", "compile", "estimate", "load", "pipeline"]
 
 
 def load(path: str | Path) -> Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe, load_recipe
 from mqc.compiler.reproducer import reproducer_folder
 from mqc.errors import InputError, MqcError
-from mqc.ir.module import mqc_ops, searched_precision
+from mqc.ir.module import experts_not_chosen, mqc_ops, searched_precision
 from mqc.ir.spill import check_room, return_freed_memory, temporary_bytes
 from mqc.registry import backend_for
 from mqc.runtime.calibration_text import Conversation, calibration_from, packaged_calibration
@@ -53,6 +54,7 @@ def compile(
     target: str = "cpu-int8",
     recipe: str | Path | Recipe = "w8a8",
     *,
+    base: str | None = None,
     tokenizer: Any = None,
     calibration: str | Sequence[Conversation] | None = None,
     passes: Pipeline | str | None = None,
@@ -66,9 +68,11 @@ def compile(
     """Compile a decoder LLM to a program that holds no floating-point operation.
 
     Args:
-        model: a transformers model, or a string: `demo`, a folder, a GGUF file, or a Hugging Face id.
+        model: a transformers model, or a string: `demo`, a folder, a folder with a LoRA adapter, a GGUF file,
+            or a Hugging Face id.
         target: what the program is for; `mqc targets` lists them.
         recipe: how to quantize: a name, a TOML file or a `Recipe`.
+        base: the model that an adapter adapts, by name; None for the one that the adapter names.
         tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.
         calibration: what to observe ranges on: a text, or conversations, each a list of messages for the
             tokenizer's chat template. None: packaged text, code, and conversations if there is a template.
@@ -87,8 +91,8 @@ def compile(
         CalibrationError, RecipeError, TargetError, PassError: see `mqc.errors`. If a pass fails, the
             module that it was given is written to the temporary folder, and the error's notes hold
             the command that reproduces the failure.
-        StorageError: there is no room for temporary files, which take up to three times the bytes of the
-            weights as f32 (`MQC_TMP` names their folder).
+        StorageError: there is no room for temporary files, which take up to two and a half times the bytes
+            of the weights as f32 (`MQC_TMP` names their folder).
 
     Time grows linearly with the number of layers. Memory peaks at what is alive between two ops in all
     calibration windows; weights are in mapped files, and a model given by name stays in its own, if all of
@@ -107,10 +111,12 @@ def compile(
     origin: dict[str, Any] = {"kind": "object"}
     if isinstance(model, str | Path):
         report("loading the model", 0.0)
-        source = load_source(str(model))
+        source = load_source(str(model), base)
         model, tokenizer, origin = source.model, tokenizer or source.tokenizer, dict(source.info)
         del source
         report("loading the model", 1.0)
+    elif base is not None:
+        raise InputError("base is the name of a model that an adapter adapts: give the adapter's folder")
     if tokenizer is None:
         raise InputError("compile needs the model's tokenizer: pass tokenizer=…")
 
@@ -137,7 +143,7 @@ def compile(
     check_against_model(model, module, ctx.weights)
     report("comparing with the model", 1.0)
     origin["hash"] = model_hash(model)
-    del model  # passes replace weights: what only the model holds is freed
+    del model, tokenizer  # passes replace weights: what only the model holds is freed
     gc.collect()  # models and exported programs are cycles of objects
     return_freed_memory()
 
@@ -157,6 +163,7 @@ def compile(
         "mac_share_8bit": mac_share_8bit(module),
         "precision": searched_precision(module),
         "control_tokens_not_seen": packed.control_not_in(ctx.calibration.windows),
+        "experts_not_chosen": experts_not_chosen(module),
     }
     return Program(module, ctx.weights, packed, manifest)
 
@@ -166,6 +173,7 @@ def estimate(
     target: str = "cpu-int8",
     recipe: str | Path | Recipe = "w8a8",
     *,
+    base: str | None = None,
     passes: Pipeline | str | None = None,
     context: int | None = None,
 ) -> Estimate:
@@ -176,18 +184,21 @@ def estimate(
     estimates were: docs/measurements.md, sizes.
 
     Args:
-        model, target, recipe, passes, context: as `compile` takes them, but the model by name.
+        model, target, recipe, base, passes, context: as `compile` takes them, but the model by name.
 
     Raises:
         ModelError: there is no such model, or its config is none of a decoder LLM.
         RecipeError, TargetError, InputError: as `compile` does.
     """
+    begin = time.perf_counter()
+    steps = _pipeline(target, load_recipe(recipe), passes)
     from mqc.compiler.estimate import estimate, measure_machine
+    from mqc.frontend import fidelity, raising, trace  # noqa: F401 — what `compile` imports
     from mqc.frontend.size import size_of
 
-    steps = _pipeline(target, load_recipe(recipe), passes)
-    size = size_of(model)
-    return estimate(size, steps, measure_machine(), _context(size.positions, context))
+    size = size_of(model, base)
+    starting = time.perf_counter() - begin
+    return estimate(size, steps, measure_machine(size), _context(size.positions, context), starting)
 
 
 def _pipeline(target: str, recipe: Recipe, passes: Pipeline | str | None) -> Pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.arrays import Array
 from mqc.errors import InputError, TargetError
-from mqc.ir.op import MqcOp, WeightAttr
-from mqc.ir.weight_store import WeightStore
+from mqc.ir.op import MqcOp, State, WeightAttr
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 from mqc.tokens import token_ids
 
 Ids = npt.NDArray[np.int32]
@@ -97,6 +98,62 @@ class Engine(ABC):
         Returns s32 logits `[rows, vocabulary]` of the last `rows` tokens, all of them if None.
         Raises `InputError` if a token id is out of range or the cache has no room.
         """
+
+    # What sessions take besides. An engine without it still runs one sequence after another.
+
+    def rewind(self, position: int) -> None:
+        """Forget what the sequence has at `position` and behind it.
+
+        Raises `InputError` as `check_rewind` does, `TargetError` by default: an engine need not be able to.
+        """
+        raise TargetError(f"{type(self).__name__} cannot go back to an earlier position")
+
+    def read_state(self) -> dict[str, Array]:
+        """A copy of what ops keep of the sequence, by the state's name, in its element type: rows
+        `[position - prefix_length, *shape]` of one that grows, else the whole.
+
+        Raises `TargetError` by default.
+        """
+        raise TargetError(f"{type(self).__name__} does not give its state: no fork, and nothing to save")
+
+    def write_state(self, position: int, state: Mapping[str, Array]) -> None:
+        """Be at `position` of a sequence with a state that `read_state` gave there.
+
+        Raises `InputError` as `check_state` does, `TargetError` by default.
+        """
+        raise TargetError(f"{type(self).__name__} does not take a state")
+
+
+def check_rewind(engine: Engine, states: Iterable[State], position: int) -> None:
+    """Raise `InputError` unless a sequence that keeps `states` can go back to a position.
+
+    A state that grows has a row for each position. One of fixed size is that of the last position alone.
+    """
+    if not engine.prefix_length <= position <= engine.position:
+        raise InputError(f"position must be in [{engine.prefix_length}, {engine.position}], got {position}")
+    fixed = [state.name for state in states if not state.grows]
+    if fixed and position != engine.position:
+        raise InputError(
+            f"state {fixed[0]} is that of the last position alone and cannot go back; fork the session "
+            "before, and go on with the copy"
+        )
+
+
+def check_state(engine: Engine, states: Iterable[State], position: int, given: Mapping[str, Array]) -> None:
+    """Raise `InputError` unless `given` is `states` at a position: names, shapes and element types."""
+    if not engine.prefix_length <= position <= engine.context:
+        raise InputError(f"position must be in [{engine.prefix_length}, {engine.context}], got {position}")
+    rows = position - engine.prefix_length
+    wanted = {
+        state.name: ((rows, *state.shape) if state.grows else state.shape, numpy_dtype(state.element))
+        for state in states
+    }
+    if set(given) != set(wanted):
+        raise InputError(f"the program keeps {sorted(wanted)}, and the state has {sorted(given)}")
+    for name, (shape, dtype) in wanted.items():
+        array = given[name]
+        if array.shape != shape or array.dtype != dtype:
+            raise InputError(f"state {name} is {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
 
 
 def check_ids(engine: Engine, ids: Ids) -> Ids:
@@ -180,7 +237,7 @@ class Backend(ABC):
         metadata: Mapping[str, str],
         **options: Any,
     ) -> None:
-        """Write the files that a user takes to the target into an empty folder.
+        """Write the files that a user takes to the target into a folder that holds the tokenizer's alone.
 
         `metadata` says where the program comes from: mqc_version, recipe, pipeline, source and prefix.
 
@@ -217,6 +274,14 @@ class Backend(ABC):
         None by default: what runs here is measured. Raises `InputError` if the tokens do not fit.
         """
         return None
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        """What building and running for its targets takes of a machine, by name, for `mqc doctor`.
+
+        A check says what is found here, and raises an `MqcError` that says how to get what is not. None by
+        default.
+        """
+        return {}
 
     @abstractmethod
     def limits(self, **options: Any) -> Limits:

@@ -53,7 +53,7 @@ class Work:
     come to (docs/measurements.md, sizes), and not each step counted by hand.
 
     products: multiply-accumulates of calibration's float products.
-    elements: elements that an elementwise step reads and writes, each step counted.
+    elements: values that are put into a histogram, or steps that take as long.
     written: weights that are computed and written to temporary files.
     calls: calls of small ops, one after the other.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
@@ -20,6 +21,7 @@ from mqc.errors import MqcError, StorageError
 #: No text that is read is larger.
 TEXT_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 #: What the names of folders begin with in which something is being written.
 _WORK = ".mqc-partial-"
 _KINDS = {
@@ -136,7 +138,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """A hidden folder, which is gone after the block. What processes left that were killed goes first.
+    """A hidden folder, which is gone after the block. What processes left that were killed goes first, with a
+    warning in the log.
 
     A lock says that the process lives. It ends with the process, however that ends. Where a file system has
     no locks, nothing is removed.
@@ -147,7 +150,8 @@ def work_folder(parent: Path) -> Iterator[Path]:
         yield folder
     finally:
         with contextlib.suppress(OSError):
-            _clear(folder)
+            _bring_back(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
 
 
@@ -235,15 +239,17 @@ def _remove_leftovers(parent: Path) -> None:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _clear(folder)
+                _bring_back(folder)
+                held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                shutil.rmtree(folder, ignore_errors=True)
+                _log.warning("removed what a process that was killed left: %s, %.1f MB", folder, held / 1e6)
             finally:
                 os.close(handle)
 
 
-def _clear(work: Path) -> None:
-    """Remove a folder; what stood where the new folder was to stand, and does not yet, comes back first."""
+def _bring_back(work: Path) -> None:
+    """What stood where the new folder was to stand, and does not yet, comes back."""
     old = work / "old"
     for kept in old.iterdir() if os.path.isdir(old) else ():
         if not os.path.lexists(work.parent / kept.name):
             os.rename(kept, work.parent / kept.name)
-    shutil.rmtree(work, ignore_errors=True)

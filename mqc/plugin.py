@@ -17,8 +17,8 @@ move. The pages *Writing a pass*, *Adding an op* and *Writing a backend* use the
   `arithmetic`.
 - **Kernels**: `CKernel`, `register_kernel`.
 - **Backends**: `Backend`, `Engine`, `Kernel`, `Limits`, `Modelled`, `ModelledRun`, `Ids`, `Logits`,
-  `check_ids`, `thread_count`, `check_memory_plan`; `Evaluation`, `evaluate` and `OracleEngine` say what is
-  right.
+  `check_ids`, `check_rewind`, `check_state`, `thread_count`, `check_memory_plan`; `Evaluation`, `evaluate`
+  and `OracleEngine` say what is right.
 - **Errors**: all of `mqc.errors`.
 
 Names of level `llm` and of observation need torch, and are imported on first use. The others do without: a
@@ -44,6 +44,8 @@ from mqc.backend import (
     Modelled,
     ModelledRun,
     check_ids,
+    check_rewind,
+    check_state,
     thread_count,
 )
 from mqc.c_kernels import CKernel, register_kernel
@@ -135,17 +137,17 @@ _WITH_TORCH = {
 __all__ = [
     "ACCUMULATOR", "ACTIVATIONS", "BYTES", "INDEX", "AccumulatorOp", "ActivationOp", "Alike", "Array",
     "ArtifactError", "Backend", "BinaryOp", "CKernel", "Calibration", "CalibrationError",
-    "CompilerContext", "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError", "Ids",
-    "InputError", "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits", "ModelError",
-    "ModelSize", "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass", "PassError",
-    "RecipeError", "RotationRule", "State", "StorageError", "TargetError", "Tie", "ToolchainError",
-    "UniformType", "UnsupportedOpError", "WeightAttr", "WeightStore", "Work", "affine_range",
-    "arithmetic", "bits", "channels", "check_ids", "check_memory_plan", "constant", "context_length",
-    "element_type", "evaluate", "int_ops", "level", "limits", "llm", "main_function", "mqc_ops",
-    "observe", "ops_by_name", "parse_module", "prefix_tokens", "print_module", "read_dump",
-    "register_kernel", "returned_value", "rows_by_position", "s8", "s16", "s32", "same_channels",
-    "scales", "states", "tensor", "thread_count", "tie_all", "u8", "u16", "uniform", "weight_refs",
-    "within", "zero_of",
+    "CompilerContext", "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError",
+    "Ids", "InputError", "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits",
+    "ModelError", "ModelSize", "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass",
+    "PassError", "RecipeError", "RotationRule", "State", "StorageError", "TargetError", "Tie",
+    "ToolchainError", "UniformType", "UnsupportedOpError", "WeightAttr", "WeightStore", "Work",
+    "affine_range", "arithmetic", "bits", "channels", "check_ids", "check_memory_plan", "check_rewind",
+    "check_state", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
+    "limits", "llm", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
+    "prefix_tokens", "print_module", "read_dump", "register_kernel", "returned_value",
+    "rows_by_position", "s8", "s16", "s32", "same_channels", "scales", "states", "tensor",
+    "thread_count", "tie_all", "u8", "u16", "uniform", "weight_refs", "within", "zero_of",
 ]  # fmt: skip
 
 

@@ -9,21 +9,22 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.histogram import Histogram
 from mqc.calibration import Calibration, Windows
+from mqc.compiler.divergence import divergences
 from mqc.compiler.observation import Operands, observe
 from mqc.compiler.precision_rules import DEFAULT_PLAN, Rule, value_bits
 from mqc.costs import ModelSize, Work, walk
-from mqc.dialects.llm import AddOp, AttentionOp
+from mqc.dialects.llm import AddOp
+from mqc.dialects.llm_core import LlmOp
 from mqc.dialects.quant import affine_range
 from mqc.errors import CalibrationError, PassError, RecipeError
 from mqc.ir.module import context_length, mqc_ops, prefix_tokens, set_prefix
-from mqc.ir.op import MqcOp, channels
+from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
 
 #: Nats a token. A prefix costs as much by itself (docs/measurements.md), so less is not tried to be bettered.
@@ -36,8 +37,6 @@ _WINDOWS, _TOKENS = 4, 128
 _BEGINNING, _FEW = 32, 3
 #: Ranges are tried in so many steps: many prefixes are simulated, and the sample is small.
 _STEPS = 10
-#: Logits that are compared together.
-_LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,10 @@ class AbsorbPrefix(Pass):
         with torch.no_grad():
             evaluation.run(torch.tensor(tokens), torch.arange(len(tokens)))
         for op in mqc_ops(module):
-            if isinstance(op, AttentionOp):
-                for name, state in zip(("k", "v"), op.states(), strict=True):
-                    rows = evaluation.state[state.name].numpy()
-                    ref = ctx.weights.add(f"{op.value_name}.prefix_{name}", rows)
-                    op.properties[f"prefix_{name}"] = ref
+            assert isinstance(op, LlmOp)
+            for name, state in zip(op.PREFIX, op.states(), strict=True):
+                rows = evaluation.state[state.name].numpy()
+                op.properties[name] = ctx.weights.add(f"{op.value_name}.{name}", rows)
         set_prefix(module, tokens)
         return True
 
@@ -187,9 +185,12 @@ class _Simulation:
             return result
 
         behind = self._walk(prefixes, windows, note, report)
+        exact = tuple(x[:, :tokens].flatten(0, 1) for x in self._exact)
+        others = [tuple(x.flatten(0, 1) for x in operands) for operands in behind]
+        farther = divergences(self._evaluation, self._last, exact, others)
         return [
-            _Trial(prefix, self._divergence(operands, tokens), tuple(found))
-            for prefix, operands, found in zip(prefixes, behind, suspects, strict=True)
+            _Trial(prefix, divergence, tuple(found))
+            for prefix, divergence, found in zip(prefixes, farther, suspects, strict=True)
         ]
 
     def _walk(
@@ -211,23 +212,6 @@ class _Simulation:
 
         observe(self._ctx, self._module, rows, before=keep, after=note, together=len(rows), report=report)
         return behind
-
-    def _divergence(self, behind: Operands, tokens: int) -> float:
-        """Mean KL divergence of the predictions from the float model's, in nats."""
-        given = zip(self._exact, behind, strict=True)
-        pairs = [(x[:, :tokens].flatten(0, 1), y.flatten(0, 1)) for x, y in given]
-        count, total = len(pairs[0][1]), 0.0
-        rows = max(1, _LOGITS // channels(self._last.results[0]))
-        with torch.no_grad():
-            for start in range(0, count, rows):
-                exact, other = (
-                    self._last.evaluate(self._evaluation, *(x[start : start + rows] for x in operands))
-                    for operands in zip(*pairs, strict=True)
-                )
-                total += float(
-                    F.kl_div(other.log_softmax(-1), exact.log_softmax(-1), reduction="sum", log_target=True)
-                )
-        return total / count
 
 
 def _in_8_bits(values: torch.Tensor) -> torch.Tensor:

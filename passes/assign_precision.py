@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
-from xdsl.ir import Attribute
+from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import Rewriter
 
 from mqc.analysis.context import CompilerContext
@@ -18,20 +17,15 @@ from mqc.compiler.precision_rules import (
     check_groups,
     linears,
     value_bits,
+    value_type,
     weight_bits,
-)  # fmt: skip
-from mqc.costs import ModelSize, Work
-from mqc.dialects.quant import UniformType, affine_range
-from mqc.errors import CalibrationError, PassError
+)
+from mqc.costs import ModelSize, Work, walk
+from mqc.errors import CalibrationError
 from mqc.ir.module import gives_logits, mqc_ops, set_level, set_searched_precision
-from mqc.ir.op import MqcOp, attr, channels, tensor
+from mqc.ir.op import attr, channels, tensor
 from mqc.numerics.products import GROUPS
 from mqc.pass_base import Pass
-
-#: A 16-bit value has room for this many times the extremes that calibration saw, …
-BEYOND = 1.25
-#: … but for no more than this many times the range that 8 bits would cover.
-OUTLIERS = 4.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,14 @@ class AssignPrecision(Pass):
             free = (op for op in linears(module) if not any(rule.selects_weight(op) for rule in rules))
             check_groups(free, self.group)
 
-    def work(self, size: ModelSize, length: int) -> Work | None:
-        return None if self.needs_calibration else Work()
+    def work(self, size: ModelSize, length: int) -> Work:
+        # Forwards, backwards, and what rounding does; a weight's error is a product more.
+        once = walk(size, self.samples * min(self.length, length), logits=True)
+        activations = once + once + once if self.share else Work()
+        if not self.weights8:
+            return activations
+        rounded = Work(written=size.weights, elements=4 * size.weights)
+        return activations + once + once + once + once + rounded
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         own = [Rule.parse(rule) for rule in self.rules]
@@ -103,7 +103,7 @@ class AssignPrecision(Pass):
             if bits is not None:
                 op.properties["weight_bits"] = attr(bits)
             if not gives_logits(op):
-                quantized = _quantized(op, value_bits(rules, op))
+                quantized = value_type(op, value_bits(rules, op))
                 new = tensor(quantized, channels(op.results[0]))
                 Rewriter.replace_value_with_new_type(op.results[0], new)
         set_level(module, "quant")
@@ -119,24 +119,8 @@ class AssignPrecision(Pass):
         windows = ctx.calibration.part(self.samples, self.length)
         found = []
         if self.share:
-            kind = partial(_quantized, bits=8)
+            kind = partial(value_type, bits=8)
             found += search_activations(ctx, module, self.share, kind, plan, own, windows)
         if self.weights8:
             found += search_weights(ctx, module, self.weights8, self.group, own, windows)
         return found
-
-
-def _quantized(op: MqcOp, bits: int) -> UniformType:
-    low, high = _pair(op, "clip")
-    if bits == 16:
-        lowest, highest = _pair(op, "range")
-        low, high = max(lowest * BEYOND, low * OUTLIERS), min(highest * BEYOND, high * OUTLIERS)
-    return affine_range(low, high, bits)
-
-
-def _pair(op: MqcOp, name: str) -> tuple[float, float]:
-    stated: Attribute | None = op.attributes.get(name)
-    if not isinstance(stated, DenseArrayBase):
-        raise PassError(f"assign-precision: %{op.value_name} has no {name}; run observe-ranges first")
-    low, high = (float(v) for v in stated.get_values())
-    return low, high

@@ -167,7 +167,7 @@ def _noisier(
                     for value, x in zip(op.operands, given, strict=True)
                 )
                 if isinstance(op, LinearOp):
-                    errors[i] += _noise_of_product(ctx, op, rounded[0], chosen[op.x], exact)
+                    errors[i] += _noise_of_product(ctx, op, rounded, chosen[op.x], exact)
                 else:
                     result = in_windows(op, evaluation, rounded, length)
                     errors[i] += float((result - exact).norm()) ** 2
@@ -190,13 +190,18 @@ def _rounded(x: torch.Tensor, limits: tuple[Array, Array], scale: Array) -> torc
 
 
 def _noise_of_product(
-    ctx: CompilerContext, op: LinearOp, x: torch.Tensor, scale: Array, exact: torch.Tensor
+    ctx: CompilerContext, op: LinearOp, operands: Operands, scale: Array, exact: torch.Tensor
 ) -> float:
     """The squared error of a product with 8-bit weights, whose columns are multiplied by scales meanwhile."""
     error, weight = 0.0, ctx.weights[op.weight]
     bias = None if op.bias is None else torch.from_numpy(ctx.weights[op.bias])
+    chosen = None if op.gates is None or op.get("expert_axis") == 1 else op.spread(operands[1] != 0)
     for rows in row_blocks(weight.shape):
-        result = F.linear(x, _rounded_weight(weight[rows], scale), None if bias is None else bias[rows])
+        result = F.linear(
+            operands[0], _rounded_weight(weight[rows], scale), None if bias is None else bias[rows]
+        )
+        if chosen is not None:
+            result = result * chosen[:, rows]
         error += float((result - exact[:, rows]).norm()) ** 2
     return error
 

@@ -79,7 +79,7 @@ def _lay_out(
     matrix = weights[ref] if layout is None else unpack(weights[ref], layout, *op.matrix_shape)
     if kernel.row_sums and isinstance(op, LinearOp) and op.row_sums is None:
         factor = None if op.group_scale is None else weights[op.group_scale]
-        sums = row_sums(effective_weight(matrix, factor))
+        sums = row_sums(effective_weight(matrix, factor), *op.sums_shape[1:])
         op.properties["row_sums"] = weights.add(f"{ref.key.data}.row_sums", sums)
     if layout == kernel.layout:
         return

@@ -18,16 +18,16 @@ from mqc.analysis.ir_text import print_module
 from mqc.calibration import Windows
 from mqc.compiler.observation import prefix_rows
 from mqc.compiler.precision_rules import check_groups, grouped
-from mqc.dialects.llm import LinearOp
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import MqcOp, channels, tensor
-from mqc.learning.allocator import keep_freed_memory
+from mqc.learning.allocator import keep_freed_memory, return_large_blocks
 from mqc.learning.methods import LOSSES, Task, end_to_end, layer_wise
 from mqc.learning.parameters import WeightGrid
 from mqc.learning.segments import segments
-from mqc.learning.student import FloatModel, Student
+from mqc.learning.sharding import shard
+from mqc.learning.student import FloatModel, Student, check_reference
 from mqc.learning.training import Checkpoint, Processes, Schedule, own_device
 from mqc.pass_base import Pass
 
@@ -74,8 +74,9 @@ class LearnRanges(Pass):
             activations live in a memory-mapped file.
 
     A step takes about three evaluations of the float model on its windows, five with `lr_rounding`. Memory
-    for `lr_rounding` is five times the float weights, six in groups; for `lr_clipping`, five times those of
-    the layers learned together.
+    for `lr_rounding` is 8 bytes a weight (offsets from the integers, gradient and two moments in bfloat16),
+    shared out among processes under torchrun; for `lr_clipping`, five times the float weights of the layers
+    learned together.
     """
 
     name = "learn-ranges"
@@ -121,13 +122,14 @@ class LearnRanges(Pass):
         if ctx.calibration is None:
             raise CalibrationError("learn-ranges needs calibration text")
         windows = ctx.calibration.part(self.samples, self.length)
-        rounded = [op for op in mqc_ops(module) if isinstance(op, LinearOp) and op.weight_scale is not None]
-        if any(op.reference is None for op in rounded):
-            raise RecipeError(
-                "learn-ranges: the float weights are gone; give quantize-weights keep_reference=true"
-            )
-        keep_freed_memory()
+        check_reference(module, self.name)
         device = own_device()
+        processes = Processes.join(device)
+        sharing = processes.count > 1 and self.lr_rounding > 0
+        if sharing:
+            return_large_blocks()
+        else:
+            keep_freed_memory()
         teacher = FloatModel(ctx, module, device)
         if self.method == "mse-grid":
             _mse_grid(ctx, module, teacher, windows)
@@ -140,7 +142,7 @@ class LearnRanges(Pass):
             "zeros": self.lr_zeros,
             "clipping": self.lr_clipping,
             "weight_steps": self.lr_weights,
-            "unrounded": self.lr_rounding,
+            "offsets": self.lr_rounding,
             "biases": self.lr_biases,
         }
         start = hashlib.sha256(
@@ -148,7 +150,8 @@ class LearnRanges(Pass):
         ).hexdigest()
 
         def checkpoint(part: str) -> Checkpoint:
-            name = f"{self.name}-{start[:16]}-{part.replace(' ', '-')}.safetensors"
+            rank = f"-{processes.rank}-of-{processes.count}" if processes.count > 1 else ""
+            name = f"{self.name}-{start[:16]}-{part.replace(' ', '-')}{rank}.safetensors"
             return Checkpoint(None if ctx.checkpoints is None else ctx.checkpoints / name)
 
         def report(part: str, share: float, loss: float | None) -> None:
@@ -160,20 +163,21 @@ class LearnRanges(Pass):
             ("scales", "lr_scales", "float weights, with channels between them"),
             ("clipping", "lr_clipping", "float weights, and weight_bits"),
             ("weight_steps", "lr_weights", "weights that quantize-weights has rounded"),
-            ("unrounded", "lr_rounding", "weights that quantize-weights has rounded"),
+            ("offsets", "lr_rounding", "weights that quantize-weights has rounded"),
         ):
             if rates[kind] and not kinds[kind]:
                 raise RecipeError(f"learn-ranges: {option} has nothing to learn here: it needs {needs}")
-        processes = Processes.join(device)
-        if processes.count > self.batch:
+        if self.batch % processes.count:
             raise RecipeError(
-                f"learn-ranges: {processes.count} processes share a step, and batch={self.batch} "
-                "leaves some of them without a window; give a batch of at least as many"
+                f"learn-ranges: {processes.count} processes share the windows of a step evenly, and there "
+                f"are batch={self.batch}; give a multiple of {processes.count}"
             )
+        parts = segments(module)
         task = Task(
-            segments(module),
+            parts,
             student,
             teacher,
+            shard(student, parts.layers, processes.count) if sharing else [],
             windows,
             rates,
             Schedule(self.steps, self.batch, self.seed),

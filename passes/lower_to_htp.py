@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,9 +18,9 @@ from mqc.analysis.liveness import live_ranges
 from mqc.costs import ModelSize, Work
 from mqc.dialects import htp_attention, htp_compute, htp_memory, int_ops
 from mqc.dialects.constraints import bits
-from mqc.dialects.htp import carrier
+from mqc.dialects.htp import carrier, without_form
 from mqc.dialects.htp_core import HtpOp, pack_scale, static
-from mqc.errors import TargetError
+from mqc.errors import TargetError, UnsupportedOpError
 from mqc.ir.module import context_length, main_function, mqc_ops, prefix_tokens, returned_value, set_level
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, element_type, s32, u8, u16
 from mqc.numerics import arithmetic
@@ -60,6 +60,14 @@ class LowerToHtp(Pass):
     def __post_init__(self) -> None:
         self.expect(min(self.tokens, default=1) >= 1, f"tokens must be 1 or more, got {self.tokens}")
         self.expect(self.vtcm_bytes >= 1, f"vtcm_bytes must be 1 or more, got {self.vtcm_bytes}")
+
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        for op in mqc_ops(module):
+            if what := without_form(op):
+                raise UnsupportedOpError(
+                    f"%{op.value_name}", what,
+                    "has no form for NPUs yet; targets cpu-int8 and onnx-int8 have one",
+                )  # fmt: skip
 
     def work(self, size: ModelSize, length: int) -> Work:
         return Work()

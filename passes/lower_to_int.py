@@ -16,6 +16,8 @@ from mqc.analysis.proofs import acc_shift, accumulator_bound, check_accumulators
 from mqc.arrays import Array
 from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
+from mqc.dialects.expressions import Call
+from mqc.dialects.int_attention import CAP_KNOTS, CAP_SEGMENT_BITS, CAP_STEP, SINK_LIMIT
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import PassError, UnsupportedOpError
 from mqc.ir.module import main_function, mqc_ops, set_level
@@ -23,7 +25,14 @@ from mqc.ir.op import MqcOp, WeightAttr, attr, channels, s32, tensor
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics import arithmetic
 from mqc.numerics.products import effective_weight
+from mqc.numerics.routing import BIAS_LIMIT, SHARE_FRACTION_BITS
+from mqc.numerics.weight_rounding import least_scale
 from mqc.pass_base import Pass
+
+#: Largest softcap of scores: knots of its table stay below 2^24.
+_MOST_CAP = 300.0
+#: Of a channel whose weights are all 0.
+_LEAST_SCALE = 1e-12
 
 
 class LowerToInt(Pass):
@@ -36,6 +45,7 @@ class LowerToInt(Pass):
     4. activations → `int.lut`
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
     6. `attention` → `int.attention`, prefix rows quantized
+    7. `causal_conv` → `int.causal_conv` with s16 weights, `int.requant` per channel
 
     Each result states the real numbers it stands for (`represents`, a quantized type), for people,
     tools, and targets that want real scales (QDQ). The returned logits become s32 with one scale,
@@ -75,6 +85,12 @@ class Lowering:
             llm.MulOp: self.mul,
             llm.AddOp: self.add,
             llm.ActivationOp: self.activation,
+            llm.ElementwiseOp: self.elementwise,
+            llm.ScaleOp: self.scale,
+            llm.JoinOp: self.join,
+            llm.RouteOp: self.route,
+            llm.GateOp: self.gate,
+            llm.CausalConvOp: self.convolution,
         }
 
     def run(self) -> None:
@@ -191,12 +207,14 @@ class Lowering:
                     "quantize-weights choose the scale"
                 )
             bias = exact.astype(np.int32)
-        bound = accumulator_bound(weight, bias, x.low - x.zero, x.high - x.zero)
+        bound = accumulator_bound(weight, bias, x.low - x.zero, x.high - x.zero, *op.column_blocks)
         shift = acc_shift(int(bound.max()))
+        gates_zero = None if op.gates is None else self.quantization(op, op.gates).zero
         acc = self.emit(
-            int_ops.LinearOp, [op.x], tensor(s32, n), f"{op.value_name}.acc",
+            int_ops.LinearOp, list(op.operands), tensor(s32, n), f"{op.value_name}.acc",
             weight=op.weight, weight_bits=op.get("weight_bits"), group_scale=op.group_scale,
             bias=self.weights.add(f"{op.value_name}.bias", bias), x_zero=x.zero, acc_shift=shift,
+            gates_zero=gates_zero, expert_axis=op.get("expert_axis"),
         )  # fmt: skip
         real = scale * 2.0**shift
         if uniform(op.result) is not None:
@@ -240,6 +258,11 @@ class Lowering:
         x = self.quantization(op, op.x)
         y, result = self.out(op)
         one = 2.0**arithmetic.ROPE_FRACTION_BITS
+        largest = max(float(np.abs(self.weights[ref]).max()) for ref in (op.cos, op.sin))
+        if round(largest * one) > np.iinfo(np.int16).max:
+            raise UnsupportedOpError(
+                f"%{op.value_name}", op.name, f"with factors up to {largest:.3g}; 16 bits hold less than 2"
+            )
         tables = {
             name: self.weights.add(f"rope.{name}", np.rint(self.weights[ref] * one).astype(np.int16))
             for name, ref in (("cos", op.cos), ("sin", op.sin))
@@ -252,8 +275,6 @@ class Lowering:
         return self.requant(op, rotated, x.real_scale / y.real_scale / one, result, y.zero)
 
     def attention(self, op: llm.AttentionOp) -> SSAValue:
-        if op.softcap is not None:
-            raise UnsupportedOpError(f"%{op.value_name}", "softcapped attention", "has no integer form")
         q, k, v = (self.quantization(op, value) for value in (op.q, op.k, op.v))
         y, result = self.out(op)
         score = q.real_scale * k.real_scale * op.get("scale") * np.log2(np.e)
@@ -263,48 +284,140 @@ class Lowering:
             for name, ref, quantized in (("prefix_k", op.prefix_k, k), ("prefix_v", op.prefix_v, v))
             if ref is not None
         }
+        real_sinks, sinks = self.constant(op.sinks), None
+        if real_sinks is not None:
+            steps = np.rint(real_sinks / (q.real_scale * k.real_scale * op.get("scale")))
+            sinks = self.weights.add(
+                f"{op.value_name}.sinks", np.clip(steps, -SINK_LIMIT, SINK_LIMIT).astype(np.int32)
+            )
+        cap, table = op.get("softcap"), None
+        steps = score * 2.0**arithmetic.SCORE_FRACTION_BITS
+        if cap is not None:
+            if cap > _MOST_CAP:
+                raise UnsupportedOpError(f"%{op.value_name}", op.name, f"with a softcap beyond {_MOST_CAP:g}")
+            table = self.weights.add("softcap.knots", _softcap_knots(cap))
+            steps = q.real_scale * k.real_scale * op.get("scale") / (cap * CAP_STEP)
         return self.emit(
             int_ops.AttentionOp, [op.q, op.k, op.v], result, op.value_name,
             layer=op.get("layer"), heads=op.get("heads"), kv_heads=op.get("kv_heads"),
             window=op.get("window"), q_zero=q.zero, k_zero=k.zero, v_zero=v.zero, zero_point=y.zero,
-            **prefix,
-            **self.scalar(op, "score_", score * 2.0**arithmetic.SCORE_FRACTION_BITS),
+            sinks=sinks, softcap=cap, cap_table=table, **prefix, **self.scalar(op, "score_", steps),
             **self.scalar(op, "", v.real_scale * probability / y.real_scale),
         )  # fmt: skip
 
+    def convolution(self, op: llm.CausalConvOp) -> SSAValue:
+        x = self.quantization(op, op.x)
+        y, result = self.out(op)
+        weight, bias = self.weights[op.weight].astype(np.float64), self.constant(op.bias)
+        bias = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
+        scale = np.maximum(np.abs(weight).max(1) / np.iinfo(np.int16).max, least_scale(bias, x.real_scale))
+        scale = np.maximum(scale, _LEAST_SCALE)
+        stored_weight = np.rint(weight / scale[:, None]).astype(np.int16)
+        stored_bias = np.rint(bias / (scale * x.real_scale)).astype(np.int32)
+        bound = accumulator_bound(stored_weight, stored_bias, x.low - x.zero, x.high - x.zero)
+        shift, name = acc_shift(int(bound.max())), op.value_name
+        prefix = None
+        if op.prefix_x is not None:
+            prefix = self.weights.add(f"{name}.prefix_x", stored(self.weights[op.prefix_x], x))
+        acc = self.emit(
+            int_ops.CausalConvOp, [op.x], tensor(s32, len(weight)), f"{name}.acc", layer=op.get("layer"),
+            weight=self.weights.add(op.weight.key.data, stored_weight), x_zero=x.zero, acc_shift=shift,
+            bias=self.weights.add(f"{name}.bias", stored_bias), prefix_x=prefix,
+        )  # fmt: skip
+        return self.requant(op, acc, scale * x.real_scale * 2.0**shift / y.real_scale, result, y.zero)
+
     def activation(self, op: llm.ActivationOp) -> SSAValue:
+        return self.lut(op, op.function, op.name.removeprefix("llm."))
+
+    def scale(self, op: llm.ScaleOp) -> SSAValue:
+        factor = op.get("factor")
+        return self.lut(op, lambda x: factor * x, str(Call("mul", ("x", factor))))
+
+    def elementwise(self, op: llm.ElementwiseOp) -> SSAValue:
+        return self.lut(op, op.function, op.get("expression"))
+
+    def lut(self, op: llm.ActivationOp | llm.ScaleOp, function: Any, name: str) -> SSAValue:
         x = self.quantization(op, op.x)
         y, result = self.out(op)
         if x.bits == 8:
-            table, segment_bits = table_of_256(op.function, x, y), None
+            table, segment_bits = table_of_256(function, x, y), None
         else:
-            table, segment_bits = interpolation_table(op.function, x, y)
+            table, segment_bits = interpolation_table(function, x, y)
         ref = self.weights.add(f"{op.value_name}.table", table)
         return self.emit(
-            int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits,
-            function=op.name.removeprefix("llm."),
-        )  # fmt: skip
+            int_ops.LutOp, [op.x], result, op.value_name, table=ref, segment_bits=segment_bits, function=name
+        )
 
     def mul(self, op: llm.MulOp) -> SSAValue:
-        a, b = self.quantization(op, op.a), self.quantization(op, op.b)
+        return self.product(op, int_ops.MulOp, ("a_zero", "b_zero"))
+
+    def gate(self, op: llm.GateOp) -> SSAValue:
+        return self.product(op, int_ops.GateOp, ("x_zero", "gates_zero"))
+
+    def product(self, op: llm.MulOp | llm.GateOp, kind: type[MqcOp], zeros: tuple[str, str]) -> SSAValue:
+        """Of two values; zeros: the names of their zero points."""
+        a, b = (self.quantization(op, value) for value in op.operands)
         y, result = self.out(op)
         shift = max(a.bits + b.bits - 30, 0)
         product = self.emit(
-            int_ops.MulOp, [op.a, op.b], tensor(s32, channels(op.a)), f"{op.value_name}.product",
-            a_zero=a.zero, b_zero=b.zero, acc_shift=shift,
+            kind, list(op.operands), tensor(s32, channels(op.result)), f"{op.value_name}.product",
+            acc_shift=shift, **dict(zip(zeros, (a.zero, b.zero), strict=True)),
         )  # fmt: skip
         real = a.real_scale * b.real_scale / y.real_scale * 2.0**shift
         return self.requant(op, product, real, result, y.zero)
 
     def add(self, op: llm.AddOp) -> SSAValue:
+        one = 2.0 ** (arithmetic.ADD_FRACTION_BITS - arithmetic.ADD_LEFT_SHIFT)
+        return self.rescaled(op, int_ops.AddOp, one)
+
+    def join(self, op: llm.JoinOp) -> SSAValue:
+        index = self.weights.add(f"{op.value_name}.index", self.weights[op.index].astype(np.int32))
+        return self.rescaled(op, int_ops.JoinOp, 1.0, index=index)
+
+    def rescaled(self, op: llm.AddOp | llm.JoinOp, kind: type[MqcOp], one: float, **more: Any) -> SSAValue:
+        """Of two values, each rescaled to the result's scale, of which `one` is a step."""
         a, b = self.quantization(op, op.a), self.quantization(op, op.b)
         y, result = self.out(op)
-        unit = 2.0 ** (arithmetic.ADD_FRACTION_BITS - arithmetic.ADD_LEFT_SHIFT) / y.real_scale
         return self.emit(
-            int_ops.AddOp, [op.a, op.b], result, op.value_name, a_zero=a.zero, b_zero=b.zero,
-            zero_point=y.zero, **self.scalar(op, "a_", a.real_scale * unit),
-            **self.scalar(op, "b_", b.real_scale * unit),
+            kind, [op.a, op.b], result, op.value_name, a_zero=a.zero, b_zero=b.zero, zero_point=y.zero,
+            **self.scalar(op, "a_", a.real_scale * (one / y.real_scale)),
+            **self.scalar(op, "b_", b.real_scale * (one / y.real_scale)), **more,
         )  # fmt: skip
+
+    def route(self, op: llm.RouteOp) -> SSAValue:
+        x = self.quantization(op, op.x)
+        y, result = self.out(op)
+        probability = 2.0**-arithmetic.PROBABILITY_FRACTION_BITS
+        unit = probability if op.get("shares") else x.real_scale
+        real_bias, bias = self.constant(op.bias), None
+        if real_bias is not None:
+            steps = np.rint(real_bias.astype(np.float64) / unit)
+            if np.abs(steps).max() > BIAS_LIMIT:
+                raise PassError(
+                    f"lower-to-int: %{op.value_name}: a bias is more than 2^30 steps of its scores"
+                )
+            bias = self.weights.add(f"{op.value_name}.bias", steps.astype(np.int32))
+        names = ("top_k", "shares", "normalization", "groups", "top_groups", "group_scores")
+        score = x.real_scale * np.log2(np.e) * 2.0**arithmetic.SCORE_FRACTION_BITS
+        weight = self.emit(
+            int_ops.RouteOp, [op.x], tensor(s32, channels(op.x)), f"{op.value_name}.weight", x_zero=x.zero,
+            bias=bias, **{name: op.get(name) for name in names}, **self.scalar(op, "score_", score),
+        )  # fmt: skip
+        units = {"none": unit, "softmax": probability, "sum": 2.0**-SHARE_FRACTION_BITS}
+        gain = self.constant(op.gain)
+        real = (
+            units[op.get("normalization")] / y.real_scale * (1.0 if gain is None else gain.astype(np.float64))
+        )
+        return self.requant(op, weight, real, result, y.zero)
+
+
+def _softcap_knots(cap: float) -> Array:
+    """`cap · tanh` at multiples of `cap · CAP_STEP`, in 2^-11 octaves, with 4 fraction bits."""
+    places = np.arange(CAP_KNOTS) * (1 << CAP_SEGMENT_BITS) - (1 << 15)
+    octaves = cap * np.tanh(places * CAP_STEP) * np.log2(np.e)
+    bits = arithmetic.SCORE_FRACTION_BITS + arithmetic.LUT_FRACTION_BITS
+    knots: Array = np.rint(octaves * 2.0**bits).astype(np.int32)
+    return knots
 
 
 def stored(real: Array, quantized: UniformType) -> Array:

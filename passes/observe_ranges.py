@@ -6,24 +6,30 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, f64
 
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.histogram import Histogram
 from mqc.compiler.observation import observe, prefix_rows
 from mqc.costs import ModelSize, Work, walk
+from mqc.dialects.llm import RouteOp
 from mqc.errors import CalibrationError
-from mqc.ir.module import gives_logits, mqc_ops
+from mqc.ir.module import gives_logits, mqc_ops, set_experts_not_chosen
 from mqc.ir.op import MqcOp
 from mqc.pass_base import Pass
 
 METHODS = ("minmax", "percentile", "mse")
+#: Of how many tokens one has its logits looked at: their extremes set a unit, and 32 bits hold larger ones.
+LOGITS_EVERY = 8
 
 
 @dataclass(frozen=True)
 class ObserveRanges(Pass):
     """Attach to each op `range = [low, high]`, the extremes of its result, and `clip = [low, high]`,
-    the range that 8-bit quantization should cover. Logits are not quantized: their `clip` are the extremes.
+    the range that 8-bit quantization should cover. Logits are not quantized: their `clip` are the extremes,
+    of every eighth token. The module's `mqc.not_chosen` lists experts that no token chose: nothing is known
+    of their results, which have the ranges of others'.
 
     Options:
         method: how `clip` is chosen: `minmax` takes the extremes, `percentile` leaves out `outside_ppm`
@@ -45,22 +51,27 @@ class ObserveRanges(Pass):
 
     def work(self, size: ModelSize, length: int) -> Work:
         tokens = self.windows * length
-        return walk(size, tokens, logits=True) + Work(elements=tokens * (4 * size.outputs + size.vocabulary))
+        some = tokens / LOGITS_EVERY
+        logits = Work(products=some * size.logits, elements=some * size.vocabulary)
+        return walk(size, tokens) + logits + Work(elements=tokens * 4 * size.outputs)
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:
             raise CalibrationError("observe-ranges needs calibration text")
         histograms: dict[MqcOp, Histogram] = {op: Histogram() for op in mqc_ops(module)}
         windows = ctx.calibration.part(self.windows, ctx.calibration.windows.shape[1])
+        chosen: dict[str, Any] = {}
 
         def note(op: MqcOp, result: Any) -> None:
+            if isinstance(op, RouteOp):
+                chosen[op.value_name] = (result != 0).any(0) | chosen.get(op.value_name, False)
             if gives_logits(op):
                 histograms[op].reach(result)
             else:
                 histograms[op].add(result)
 
         report = partial(ctx.progress, self.name)
-        observe(ctx, module, windows, after=note, logits=True, report=report)
+        observe(ctx, module, windows, after=note, logits_every=LOGITS_EVERY, report=report)
         for op, rows in prefix_rows(ctx, module):
             histograms[op].add(rows)
         for op, histogram in histograms.items():
@@ -73,4 +84,9 @@ class ObserveRanges(Pass):
             full = [histogram.low, histogram.high]
             op.attributes["range"] = DenseArrayBase.from_list(f64, full)
             op.attributes["clip"] = DenseArrayBase.from_list(f64, list(clip))
+        never = {name: torch.nonzero(~some)[:, 0].tolist() for name, some in chosen.items() if not some.all()}
+        if never:
+            set_experts_not_chosen(
+                module, [f"%{name}: {', '.join(map(str, n))}" for name, n in never.items()]
+            )
         return True

@@ -8,6 +8,7 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
+import torch
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
@@ -37,6 +38,34 @@ MAX_GROUP_FACTOR = 16
 
 #: Float matrices with their learned steps, if any: the integers and scales that they became.
 Done = dict[tuple[WeightAttr, WeightAttr | None], tuple[WeightAttr, WeightAttr]]
+
+
+class Feedback:
+    """The inputs `[tokens, inputs]` of matrices on calibration data, and the products of their channels: of
+    all with all; or in blocks, if they are of experts, whose channels meet others' in no product."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor], blocks: int) -> None:
+        self.blocks = blocks
+        #: All products, or the inputs: the products of all blocks at once would be too many.
+        self._whole = Hessian.of(inputs) if blocks == 1 else None
+        self._inputs = () if blocks == 1 else inputs
+
+    def columns(self) -> list[slice]:
+        """Those of each block."""
+        size = self._inputs[0].shape[1] // self.blocks
+        return [slice(i * size, (i + 1) * size) for i in range(self.blocks)]
+
+    def hessian(self, block: int) -> Hessian:
+        """Of a block's columns. Where no token chose the expert it is 0: columns make up for nothing then."""
+        return self._whole or Hessian.of([x[:, self.columns()[block]] for x in self._inputs])
+
+    @property
+    def mean_squares(self) -> Array:
+        """Of each input channel, `[inputs]`."""
+        if self._whole is not None:
+            return self._whole.mean_squares
+        squares = torch.stack([x.square().sum(0) for x in self._inputs]).sum(0)
+        return np.asarray((squares / sum(map(len, self._inputs))).numpy())
 
 
 @dataclass(frozen=True)
@@ -106,15 +135,18 @@ class QuantizeWeights(Pass):
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         done: Done = {}
-        hessians: dict[SSAValue, Hessian] = {}
+        feedback: dict[tuple[SSAValue, int], Feedback] = {}
 
         def quantize(op: MqcOp, operands: Sequence[Operands]) -> None:
             if not isinstance(op, LinearOp):
                 return
-            if operands and op.x not in hessians:
-                hessians.clear()  # ops with the same input stand together
-                hessians[op.x] = Hessian.of([x for (x,) in operands])
-            self._quantize(ctx.weights, op, hessians.get(op.x), done)
+            blocks = op.column_blocks[0]
+            if operands and (op.x, blocks) not in feedback:
+                feedback.clear()  # ops with the same input stand together
+                feedback[op.x, blocks] = Feedback([x for x, *_ in operands], blocks)
+            self._quantize(ctx.weights, op, feedback.get((op.x, blocks)), done)
+            if blocks > 1:
+                feedback.clear()  # it holds the inputs
 
         if self.rounding == "feedback":
             assert ctx.calibration is not None
@@ -135,28 +167,28 @@ class QuantizeWeights(Pass):
                 table.properties["table"], table.properties["table_scale"] = done[matrix]
         return True
 
-    def _quantize(self, weights: WeightStore, op: LinearOp, hessian: Hessian | None, done: Done) -> None:
+    def _quantize(self, weights: WeightStore, op: LinearOp, feedback: Feedback | None, done: Done) -> None:
         if self.keep_reference:
             op.properties["reference"] = op.weight
         learned = op.weight_step
         op.properties.pop("weight_step", None)
         step = None if learned is None else weights[learned]
         if matrix_bits(op, self.bits, self.keep8) == 4:
-            self._quantize4(weights, op, step, hessian)
+            self._quantize4(weights, op, step, feedback)
             return
         matrix = op.weight, learned
         if matrix not in done:
-            done[matrix] = _quantize8(weights, op.weight, _bias_floor(weights, op), step, hessian)
+            done[matrix] = _quantize8(weights, op.weight, _bias_floor(weights, op), step, feedback)
         op.properties["weight"], op.properties["weight_scale"] = done[matrix]
         op.properties["weight_bits"] = attr(8)
 
     def _quantize4(
-        self, weights: WeightStore, op: LinearOp, step: Array | None, hessian: Hessian | None
+        self, weights: WeightStore, op: LinearOp, step: Array | None, feedback: Feedback | None
     ) -> None:
         weight = weights[op.weight]
         size = group_size(op, self.group)
         groups = weight.shape[1] // size
-        importance = None if hessian is None else hessian.mean_squares
+        importance = None if feedback is None else feedback.mean_squares
         if step is None:
             step = np.concatenate(
                 [best_steps(weight[rows], size, 4, importance) for rows in row_blocks(weight.shape)]
@@ -175,7 +207,7 @@ class QuantizeWeights(Pass):
         if floor is not None:
             scale = np.maximum(scale, floor[:, None])
         name = op.weight.key.data
-        op.properties["weight"] = _rounded(weights, op.weight, scale * factor, 4, hessian)
+        op.properties["weight"] = _rounded(weights, op.weight, scale * factor, 4, feedback)
         op.properties["weight_scale"] = weights.add(
             f"{name}.scale", np.ascontiguousarray(scale[:, 0], np.float32)
         )
@@ -194,27 +226,42 @@ def _quantize8(
     ref: WeightAttr,
     floor: Array | None = None,
     step: Array | None = None,
-    hessian: Hessian | None = None,
+    feedback: Feedback | None = None,
 ) -> tuple[WeightAttr, WeightAttr]:
     weight = weights[ref]
     scale = np.maximum(weight.max(1), -weight.min(1)) / 127 if step is None else step[:, 0]
     scale = np.maximum(scale, 1e-12).astype(np.float32)
     if floor is not None:
         scale = np.maximum(scale, floor.astype(np.float32))
-    rounded = _rounded(weights, ref, scale[:, None], 8, hessian)
+    rounded = _rounded(weights, ref, scale[:, None], 8, feedback)
     return rounded, weights.add(f"{ref.key.data}.scale", scale)
 
 
 def _rounded(
-    weights: WeightStore, ref: WeightAttr, steps: Array, bits: int, hessian: Hessian | None
+    weights: WeightStore, ref: WeightAttr, steps: Array, bits: int, feedback: Feedback | None
 ) -> WeightAttr:
     """The integers of a matrix `[outputs, inputs]`, given its steps `[outputs, groups]`."""
     weight = weights[ref]
 
-    def rows(block: slice) -> Array:
-        step = per_input(steps[block], weight.shape[1]) if steps.shape[1] > 1 else steps[block]
-        if hessian is None:
-            return round_nearest(weight[block], step, bits)
-        return round_with_feedback(weight[block], step, bits, hessian)
+    def step(rows: slice, columns: slice) -> Array:
+        return per_input(steps[rows], weight.shape[1])[:, columns] if steps.shape[1] > 1 else steps[rows]
 
-    return weights.build(ref.key.data, weight.shape, np.int8, rows)
+    def nearest(rows: slice) -> Array:
+        return round_nearest(weight[rows], step(rows, slice(None)), bits)
+
+    if feedback is None:
+        return weights.build(ref.key.data, weight.shape, np.int8, nearest)
+    if feedback.blocks == 1:
+        whole = feedback.hessian(0)
+        return weights.build(
+            ref.key.data, weight.shape, np.int8,
+            lambda rows: round_with_feedback(weight[rows], step(rows, slice(None)), bits, whole),
+        )  # fmt: skip
+    # An expert's columns, whatever their rows, need its products: one expert after the other.
+    integers = np.empty(weight.shape, np.int8)
+    for block, columns in enumerate(feedback.columns()):
+        hessian = feedback.hessian(block)
+        for rows in row_blocks((len(weight), columns.stop - columns.start)):
+            part, grid = weight[rows, columns], step(rows, columns)
+            integers[rows, columns] = round_with_feedback(part, grid, bits, hessian)
+    return weights.add(ref.key.data, integers)

@@ -29,7 +29,7 @@ import typer
 from huggingface_hub import constants
 from typer.models import OptionInfo
 
-from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
+from mqc.cli import chat, debug, doctor, ir, programs, run  # noqa: F401  (they register their commands)
 from mqc.cli.common import OPTIONAL_VALUE, app
 from tests.in_process import mqc
 
@@ -82,6 +82,7 @@ _KNOWN: dict[str, list[str]] = {
     "template_option": ["a=1", "messages=[]", "tools=[{}]", "x"],
     "prompt": ["hello", "h" * 5000],
     "chat": ["hello", "<eos>", "h" * 5000],
+    "overflow": ["refuse", "drop-oldest"],
     "tasks": ["", ","],
 }  # fmt: skip
 #: They are run by a shell, so that only these are given.

@@ -21,31 +21,33 @@ from tests.models import VOCABULARY
 CONTEXT = 64
 
 
-#: Modules by model and passes: many tests start from the same ones, and tracing takes seconds.
+#: Modules by model, context and passes: many tests start from the same ones, and tracing takes seconds.
 _made: dict[tuple[str, str], tuple[ModuleOp, WeightStore]] = {}
 
 
-def imported(model: PreTrainedModel) -> tuple[CompilerContext, ModuleOp]:
+def imported(model: PreTrainedModel, context: int = CONTEXT) -> tuple[CompilerContext, ModuleOp]:
     """The `llm` module of a tiny model, with calibration data in its context."""
 
     def make() -> tuple[ModuleOp, WeightStore]:
         weights = WeightStore()
-        return raise_program(trace(model), weights, CONTEXT, VOCABULARY), weights
+        return raise_program(trace(model), weights, context, VOCABULARY), weights
 
-    return _once(_identity(model), "", make)
+    return _once(_identity(model), f"{context}", make)
 
 
-def quantized(model: PreTrainedModel, recipe: Recipe | None = None) -> tuple[CompilerContext, ModuleOp]:
+def quantized(
+    model: PreTrainedModel, recipe: Recipe | None = None, context: int = CONTEXT
+) -> tuple[CompilerContext, ModuleOp]:
     """The module after every pass but those of the target; by default with a prefix."""
     chosen = recipe or Recipe(prefix=(39, 33))
     pipeline = chosen.pipeline("cpu").without("choose-kernels").without("plan-memory")
 
     def make() -> tuple[ModuleOp, WeightStore]:
-        ctx, module = imported(model)
+        ctx, module = imported(model, context)
         pipeline.run(ctx, module)
         return module, ctx.weights
 
-    return _once(_identity(model), str(pipeline), make)
+    return _once(_identity(model), f"{context} {pipeline}", make)
 
 
 def _once(

@@ -15,6 +15,16 @@ settings.load_profile("mqc")
 # As the command line sets it, before torch is imported: waiting threads soon leave the core to others.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
+#: By marker: the variable that requires them, programs, and Debian's packages.
+TOOLS = {
+    "cmake": ("MQC_REQUIRE_CMAKE", ["cmake"], "cmake"),
+    "hexagon": ("MQC_REQUIRE_HEXAGON", ["qemu-hexagon"], "clang-19 lld-19 llvm-19 qemu-user"),
+    "arm": (
+        "MQC_REQUIRE_ARM", ["qemu-aarch64", "aarch64-linux-gnu-gcc"],
+        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
+    ),
+}  # fmt: skip
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     group. Slow ones come first, so that no process is left alone with them; of these last those for which
     another group compiles first.
 
-    Tests marked `hexagon` need clang for Hexagon and QEMU. Where both are missing they are skipped,
-    unless MQC_REQUIRE_HEXAGON is set, as it is in CI.
+    Tests of other machines' code need tools (TOOLS). Where these are missing they are skipped, unless the
+    environment requires them, as CI's does.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
@@ -33,9 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: (item.get_closest_marker("slow") is None, item.path.name == "test_smollm2.py")
     )
-    if os.environ.get("MQC_REQUIRE_HEXAGON") or shutil.which("qemu-hexagon"):
-        return
-    skip = pytest.mark.skip(reason="no qemu-hexagon: apt-get install clang-19 lld-19 llvm-19 qemu-user")
-    for item in items:
-        if item.get_closest_marker("hexagon"):
-            item.add_marker(skip)
+    for marker, (variable, programs, packages) in TOOLS.items():
+        missing = [program for program in programs if shutil.which(program) is None]
+        if os.environ.get(variable) or not missing:
+            continue
+        skip = pytest.mark.skip(reason=f"no {', '.join(missing)}: apt-get install {packages}")
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
@@ -31,7 +32,84 @@ _OWN: dict[str, dict[str, Any]] = {
     "olmo2": _GATED,
     "nemotron": {**_GATED, "partial_rotary_factor": 0.5},
 }
+#: What these do that those above do not: layer norms by hand, norms behind rotary embeddings, factors by
+#: position, a scale that no weight takes, attention by their own products, masks of their own, and functions
+#: that are no activation's.
+_FURTHER: dict[str, dict[str, Any]] = {
+    "cohere": {**_GATED, "logit_scale": 0.25},
+    "ctrl": {"dff": 48},
+    "falcon": {"multi_query": True, "ffn_hidden_size": 48},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 6, "intermediate_size": 48},
+    "gptj": {"rotary_dim": 4, "n_inner": 48},
+    "hunyuan_v1_dense": {**_GATED, "head_dim": 8},
+    "ministral3": {
+        **_GATED, "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "apertus": _GATED,
+    "olmo": {**_GATED, "clip_qkv": 0.5},
+    "xglm": {"ffn_dim": 48},
+}  # fmt: skip
+#: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
+#: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
+#: Softcaps.
+_ROUTED: dict[str, Any] = {
+    **_GATED,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
+_NOT_ON_NPU: dict[str, dict[str, Any]] = {
+    "gpt_oss": {
+        **_ROUTED,
+        "num_local_experts": 4,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "intermediate_size": 24,
+    },
+    "deepseek_v2": {
+        "intermediate_size": 48,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 9,
+    },
+    "minicpm3": {
+        "intermediate_size": 48,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+    "gemma2": {**_GATED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "lfm2": {
+        **_GATED,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "conv_bias": True,
+    },
+    "mixtral": {**_ROUTED, "num_local_experts": 4},
+    "qwen2_moe": {**_ROUTED, "num_experts": 4},
+    "glm4_moe": {
+        **_ROUTED,
+        "n_routed_experts": 12,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 0,
+    },
+}
 ARCHITECTURES = sorted(_OWN)
+FURTHER = sorted(_FURTHER)
+NOT_ON_NPU = sorted(_NOT_ON_NPU)
+#: For tests of more than the front end.
+ON_NPU = [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
+ALL = [*ON_NPU, *(pytest.param(name, marks=pytest.mark.slow) for name in NOT_ON_NPU)]
 
 
 def tokens(count: int) -> torch.Tensor:
@@ -42,11 +120,15 @@ def tokens(count: int) -> torch.Tensor:
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
     """Two layers, 32 wide, weights random but the same on every call."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[architecture](**{**_COMMON, **_OWN.get(architecture, {}), **changes})
+    own = (_OWN | _FURTHER | _NOT_ON_NPU).get(architecture, {})
+    config = CONFIG_MAPPING[architecture](**{**_COMMON, **own, **changes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
     return model
 
 

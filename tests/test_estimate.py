@@ -45,25 +45,35 @@ def test_the_size_is_that_of_the_module(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", target_names())
 def test_every_pass_of_the_default_recipes_says_what_it_does(target: str) -> None:
     for recipe in ("w8a8", "w4a8", "w4a8-g64"):
-        assert estimate(SIZE, pipeline(target, recipe), UNIT, 2048).unknown == ()
+        assert estimate(SIZE, pipeline(target, recipe), UNIT, 2048, 0.0).unknown == ()
 
 
 def test_what_is_not_known_is_named() -> None:
-    steps = Pipeline.parse("fold-norm,learn-ranges,assign-precision{share=0.9}")
-    found = estimate(SIZE, steps, UNIT, 2048)
-    assert found.unknown == ("learn-ranges", "assign-precision")
+    steps = Pipeline.parse("fold-norm,learn-ranges")
+    found = estimate(SIZE, steps, UNIT, 2048, 0.0)
+    assert found.unknown == ("learn-ranges",)
     assert "fold-norm" in found.seconds and "learn-ranges" not in found.seconds
+
+
+def test_searches_say_what_they_take() -> None:
+    for search in ("assign-precision{share=0.9}", "assign-precision{weights8=0.1}", "search-precision"):
+        found, once = (
+            estimate(SIZE, Pipeline.parse(passes), UNIT, 2048, 0.0).seconds
+            for passes in (search, "observe-ranges")
+        )
+        name = search.partition("{")[0]
+        assert found[name] > 2 * once["observe-ranges"]
 
 
 def test_counts() -> None:
     steps = Pipeline.parse("observe-ranges{windows=2},quantize-weights{bits=4}")
-    one, longer = (estimate(SIZE, steps, UNIT, context) for context in (104, 204))
+    one, longer = (estimate(SIZE, steps, UNIT, context, 0.0) for context in (104, 204))
     assert longer.seconds["observe-ranges"] == pytest.approx(2 * one.seconds["observe-ranges"])
     assert one.seconds["quantize-weights"] == UNIT.seconds(
         Work(written=SIZE.weights + 3200, elements=4 * (SIZE.weights + 3200))
     )
     assert one.program == SIZE.weights // 2 + 3200 + 90 * 100  # 4-bit matrices, one table, the tokenizer
-    assert one.temporary == 12 * SIZE.parameters
+    assert one.temporary == 10 * SIZE.parameters
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +98,12 @@ def test_encoder_decoders_are_refused(tmp_path: Path) -> None:
     BartConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="encoder-decoder"):
         size_of(str(tmp_path))
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    tiny_model("mixtral").config.save_pretrained(tmp_path / "routed")
+    with pytest.raises(ModelError, match="is a mixture of experts"):
+        size_of(str(tmp_path / "routed"))
 
 
 def test_no_model(tmp_path: Path) -> None:

@@ -27,10 +27,9 @@ from mqc.compiler.recipe import Recipe
 from mqc.debugging.ir_diff import diff, render
 from mqc.debugging.ir_graph import graph, select, svg
 from mqc.debugging.ir_reduce import reduce_module
-from mqc.dialects.llm import LinearOp, SiluOp
+from mqc.dialects.llm import LinearOp, RopeOp, SiluOp
 from mqc.errors import IRError, PassError
 from mqc.ir.module import mqc_ops, weight_refs
-from mqc.ir.op import attr
 from mqc.pass_base import Pass
 from tests.compiled import imported
 from tests.in_process import mqc
@@ -128,18 +127,18 @@ def test_a_failing_pass_leaves_a_reproducer(how: str, message: str, tmp_path: Pa
 
 
 def test_the_printed_command_fails_again(tmp_path: Path) -> None:
-    """With a pass that is registered: lowering a softcapped attention has no integer form."""
+    """With a pass that is registered: factors of a rotary embedding that 16 bits do not hold."""
     ctx, module = imported(tiny_model("llama"))
     Recipe(prefix=()).pipeline("cpu").without("lower-to-int").without("choose-kernels").without(
         "plan-memory"
     ).run(ctx, module)
-    op = next(op for op in mqc_ops(module) if op.name == "llm.attention")
-    op.properties["softcap"] = attr(30.0)
-    with pytest.raises(Exception, match="softcapped") as caught:
+    op = next(op for op in mqc_ops(module) if isinstance(op, RopeOp))
+    op.properties["cos"] = ctx.weights.add("rope.cos", 3 * ctx.weights[op.cos])
+    with pytest.raises(Exception, match="16 bits hold less than 2") as caught:
         Pipeline.parse("lower-to-int").run(ctx, module, reproducer=tmp_path)
     words = caught.value.__notes__[0].removeprefix("to reproduce: mqc ").split()
     done = mqc(*(word.strip("'") for word in words))
-    assert done.returncode == 1 and "softcapped attention has no integer form" in done.stderr
+    assert done.returncode == 1 and "16 bits hold less than 2" in done.stderr
     assert "to reproduce" not in done.stderr  # it is one already
 
 

@@ -35,7 +35,7 @@ def run_page(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **config:
     """Execute the Python blocks of a page in one module, which is returned."""
     model = tiny_model("llama", **config)
     source = sources.Source(model, tokenizer(), {"kind": "demo", "id": "tiny"})
-    monkeypatch.setattr(sources, "load_source", lambda name: source)
+    monkeypatch.setattr(sources, "load_source", lambda name, base=None: source)
     monkeypatch.chdir(folder)
     module = type(sys)("tutorial")
     monkeypatch.setitem(sys.modules, "tutorial", module)  # dataclasses look their module up by name

@@ -5,44 +5,76 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from mqc.backends.cpu import runtime
 from mqc.backends.cpu.kernels import FOLDER, SOURCES, texts
 from mqc.errors import StorageError, TargetError, ToolchainError
 from mqc.files import work_folder
 
-#: Compiler flags by instruction set, best first.
+#: If gcc moves instructions about before it assigns registers, the kernels' sums leave them.
+_ARM_FLAGS = ["-fno-schedule-insns"]
+#: What -march=armv8.2-a+dotprod lets a compiler use.
+_ARMV8_2 = {"asimd", "crc32", "atomics", "asimdrdm", "asimddp"}
+#: Compiler flags by instruction set; of those that one machine runs the best comes first.
 ISA_FLAGS = {
     "avx512vnni": [
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mbmi2",
         "-mprefer-vector-width=512",
     ],
     "avx2": ["-mavx2", "-mbmi2"],
-    "portable": [],
+    "i8mm": ["-march=armv8.2-a+dotprod+i8mm", *_ARM_FLAGS],
+    "dotprod": ["-march=armv8.2-a+dotprod", *_ARM_FLAGS],
+    "neon": ["-march=armv8-a", *_ARM_FLAGS],
+    "portable": ["-DMQC_PORTABLE"],
 }  # fmt: skip
+#: Those whose kernels multiply x - 128, and so need the true sums of weights.
+ADDS_SUMS = {"dotprod", "neon"}
 _NEEDS = {
     "avx512vnni": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "bmi2"},
     "avx2": {"avx2", "bmi2"},
+    "i8mm": {"i8mm", *_ARMV8_2},
+    "dotprod": _ARMV8_2,
+    "neon": {"asimd"},
     "portable": set[str](),
 }
+#: Bits of what getauxval gives on Arm, by AT_HWCAP and AT_HWCAP2: names and numbers as Linux has them.
+_HWCAPS = {16: {"asimd": 1, "crc32": 7, "atomics": 8, "asimdrdm": 12, "asimddp": 20}, 26: {"i8mm": 13}}
 _FLAGS = ["-std=c11", "-O3", "-fPIC", "-pthread"]
+INCLUDES = [f"-I{folder}" for folder in (FOLDER, runtime.FOLDER, runtime.INCLUDE)]
 #: Of the kernels only what is marked is visible in a program's library.
 _KERNEL_FLAGS = ["-r", "-nostdlib", "-fvisibility=hidden"]
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What Linux says that this machine's CPU has; empty where there is no `/proc/cpuinfo`."""
+    """What Linux says that this machine's CPU has, as far as kernels ask; empty on other systems."""
+    if platform.machine() == "aarch64":
+        return arm_flags(_auxiliary_values())
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     return frozenset(f for line in text.splitlines() if line.startswith("flags") for f in line.split())
+
+
+def arm_flags(values: Mapping[int, int]) -> frozenset[str]:
+    """Names of what an Arm CPU has, from the values of AT_HWCAP and AT_HWCAP2."""
+    return frozenset(
+        name for kind, bits in _HWCAPS.items() for name, bit in bits.items() if values[kind] >> bit & 1
+    )
+
+
+def _auxiliary_values() -> dict[int, int]:
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return {kind: getauxval(kind) for kind in _HWCAPS}
 
 
 @cache
@@ -78,6 +110,12 @@ def compiler() -> list[str]:
     raise ToolchainError("no C compiler found (tried cc, gcc, clang); install one, e.g. apt-get install gcc")
 
 
+def compiler_version() -> str:
+    """The C compiler and the first line of its version. Raises `ToolchainError` as `compiler` does."""
+    command = compiler()
+    return f"{shlex.join(command)}: {_version(tuple(command)).partition(chr(10))[0]}"
+
+
 def cache_folder() -> Path:
     """`$MQC_CACHE`, if it is not empty, or `mqc` in the user's cache folder."""
     if os.environ.get("MQC_CACHE"):
@@ -103,8 +141,9 @@ def build(source: str, isa: str) -> Path:
 
 
 def kernels(isa: str) -> Path:
-    """One object file of all kernels, from the cache or built now. Raises as `build` does."""
+    """One object file of all kernels and the engine, from the cache or built now. Raises as `build` does."""
     sources = {name: text for name, text in texts().items() if name in SOURCES}
+    sources[runtime.ENGINE] = (runtime.FOLDER / runtime.ENGINE).read_text(encoding="utf-8")
     return _build("kernels.o", sources, [*_KERNEL_FLAGS, *ISA_FLAGS[isa]])
 
 
@@ -116,7 +155,8 @@ def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequ
     """
     command = compiler()
     flags = [*_FLAGS, *options]
-    parts = [*sources.values(), *texts().values(), *flags, _version(tuple(command))]
+    headers = [(runtime.FOLDER / name).read_text(encoding="utf-8") for name in runtime.ENGINE_HEADERS]
+    parts = [*sources.values(), *texts().values(), *headers, *flags, _version(tuple(command))]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = cache_folder()
     result = (folder / key).with_suffix(Path(name).suffix)
@@ -129,7 +169,7 @@ def _build(name: str, sources: dict[str, str], options: list[str], objects: Sequ
             for path, text in zip(inputs, sources.values(), strict=True):
                 path.write_text(text, encoding="utf-8")
             run = subprocess.run(
-                [*command, *flags, f"-I{FOLDER}", *map(str, [*inputs, *objects]), "-o", str(made)],
+                [*command, *flags, *INCLUDES, *map(str, [*inputs, *objects]), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 check=False,

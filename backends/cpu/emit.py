@@ -24,18 +24,22 @@ from mqc.ir.module import context_length, main_function, mqc_ops
 from mqc.ir.op import MqcOp, WeightAttr, channels, plain
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.arithmetic import EXP2_TABLE
+from mqc.numerics.routing import NORMALIZATIONS
+
+#: TILE_ROWS in dot.h.
+_TILE_ROWS = 4
 
 
 @dataclass(frozen=True)
 class CProgram:
     """Source text, and the arrays that the program addresses by number.
 
-    attention: the attention ops, in the order of their caches.
+    caches: the ops that keep rows, in the order of their caches.
     """
 
     source: str
     constants: list[Array]
-    attention: list[int_ops.AttentionOp]
+    caches: list[MqcOp]
 
 
 def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
@@ -59,17 +63,21 @@ class _Emitter:
         self.constants: list[Array] = []
         self.numbers: dict[WeightAttr, int] = {}
         self.lines: list[str] = []
-        self.attentions: list[int_ops.AttentionOp] = []
+        self.layers = sum(isinstance(op, int_ops.AttentionOp) for op in mqc_ops(module))
+        self.attentions: list[MqcOp] = []
+        self.convolutions: list[MqcOp] = []
         self.tables: list[str] = []
+        self.rows: list[str] = []
         self.exp2 = ""
         self.sources: dict[str, str] = {}
-        self.widest = 0
+        self.widest = self.tile = 0
         self.rules: dict[type[MqcOp], Callable[[Any], None]] = {
             int_ops.EmbeddingOp: self.embedding,
             int_ops.RequantOp: self.requant,
             int_ops.AttentionOp: self.attention,
             int_ops.LutOp: self.lut,
             int_ops.AddOp: self.add,
+            int_ops.JoinOp: self.join,
         }
 
     def run(self) -> CProgram:
@@ -77,16 +85,18 @@ class _Emitter:
             _check_kernel(op)
             if "fused_into" not in op.attributes:
                 self.rules.get(type(op), self.external)(op)
-        return CProgram(self.text(), self.constants, self.attentions)
+        return CProgram(self.text(), self.constants, [*self.attentions, *self.convolutions])
 
     def text(self) -> str:
         planes = -(-self.widest // 4) * 4
-        fields = f"{len(self.tables)}, ATTENTION, {self.arena}, {planes}, run"
+        counts = f"{len(self.tables)}, {len(self.rows)}"
+        fields = f"{counts}, ATTENTION, ROWS, {self.arena}, {planes}, {self.tile}, run"
         return "\n".join(
             [
                 '#include "kernels.h"',
                 *self.sources.values(),
                 f"static const Attention ATTENTION[] = {{{', '.join([*self.tables, '{0}'])}}};",
+                f"static const Rows ROWS[] = {{{', '.join([*self.rows, '{0}'])}}};",
                 "static void run(Run *r) {",
                 *self.lines,
                 "}",
@@ -100,6 +110,13 @@ class _Emitter:
     def constant(self, array: Array) -> str:
         self.constants.append(np.ascontiguousarray(array))
         return f"r->constants[{len(self.constants) - 1}]"
+
+    def padded(self, array: Array, dtype: Any) -> str:
+        """`[outputs]` or `[outputs, experts]` as rows of outputs, padded to blocks of 16."""
+        rows = array.reshape(len(array), -1).T
+        full = np.zeros((len(rows), -(-len(array) // 16) * 16), dtype)
+        full[:, : len(array)] = rows
+        return self.constant(full)
 
     def weight(self, ref: Attribute) -> str:
         """A stored tensor, addressed where it lies (memory-mapped, if the store is)."""
@@ -144,8 +161,14 @@ class _Emitter:
         requant = self.scale(self.weights[op.multiplier], self.weights[op.shift], count, op)
         producer = op.accumulator
         match producer:
+            case int_ops.LinearOp() if producer.gates is not None:
+                self.experts(op, producer, producer.gates, requant)
             case int_ops.LinearOp():
-                self.linear(op, producer, requant)
+                sums = self.padded(producer.sums(self.evaluation), np.int32)
+                fields = self.linear(op, producer, producer.correction(self.evaluation), sums, requant)
+                if bits(producer.x) == 16:
+                    self.widest = max(self.widest, channels(producer.x))
+                self.call(op, "Linear", fields, [self.place(producer.x), self.place(op.result)])
             case int_ops.NormOp():
                 centered = int(isinstance(producer, int_ops.LayerNormOp))
                 fields = [
@@ -164,17 +187,24 @@ class _Emitter:
                 fields = [*(producer.get(n) for n in ("a_zero", "b_zero", "acc_shift")), requant]
                 places = [self.place(v) for v in (producer.a, producer.b, op.result)]
                 self.call(op, "Mul", fields, [str(count), *places])
+            case int_ops.GateOp():
+                fields = [producer.get(n) for n in ("x_zero", "gates_zero", "acc_shift")]
+                places = [self.place(v) for v in (producer.x, producer.gates, op.result)]
+                self.call(op, "Gate", [*fields, channels(producer.gates), requant], [str(count), *places])
+            case int_ops.RouteOp():
+                self.route(op, producer, requant)
+            case int_ops.CausalConvOp():
+                self.convolution(op, producer, requant)
             case _:
                 raise TargetError(f"cpu: no kernel requantizes %{op.x.name_hint}")
 
-    def linear(self, op: MqcOp, linear: int_ops.LinearOp, requant: str) -> None:
+    def linear(self, op: MqcOp, linear: int_ops.LinearOp, added: Array, sums: str, requant: str) -> list[Any]:
+        """The fields of a `Linear`; added: to the sums of x·w, s64 `[outputs]`. sums: of the weights."""
         n, k = channels(linear.result), channels(linear.x)
         groups4, weight_bits = -(-k // 4), linear.get("weight_bits")
-        if bits(linear.x) == 16:
-            self.widest = max(self.widest, k)
         correction = np.zeros(-(-n // 16) * 16, np.int64)
-        correction[:n] = linear.correction(self.evaluation)
-        dot, factor, group4 = f"dot_s{weight_bits}", "0", 0
+        correction[:n] = added
+        dot, factor, group4, factor_bytes = f"dot_s{weight_bits}", "0", 0, 0
         if linear.group_scale is not None:
             table = self.weights[linear.group_scale]
             groups = table.shape[1]
@@ -183,12 +213,52 @@ class _Emitter:
             blocks = np.zeros((-(-n // 16) * 16, groups), np.uint8)
             blocks[:n] = table
             factor = self.constant(blocks.reshape(-1, 16, groups).transpose(0, 2, 1))
-            dot, group4 = f"{dot}_grouped", k // groups // 4
-        packed = (
-            f"{{{self.weight(linear.weight)}, {groups4 * weight_bits * 8}, {groups4}, {factor}, {group4}}}"
-        )
-        fields = [packed, dot, k, n, self.constant(correction), linear.get("acc_shift"), requant]
-        self.call(op, "Linear", fields, [self.place(linear.x), self.place(op.results[0])])
+            dot, group4, factor_bytes = f"{dot}_grouped", k // groups // 4, 16 * groups
+        weight = self.weight(linear.weight)
+        columns = f"{groups4 * weight_bits * 8}, {groups4}, {factor}, {group4}, {factor_bytes}"
+        packed = f"{{{weight}, {columns}, {sums}}}"
+        return [packed, dot, k, n, self.constant(correction), linear.get("acc_shift"), requant]
+
+    def experts(self, op: MqcOp, linear: int_ops.LinearOp, gates: SSAValue, requant: str) -> None:
+        axis, count = linear.get("expert_axis"), channels(gates)
+        added, sums = linear.correction(self.evaluation), self.padded(linear.sums(self.evaluation), np.int32)
+        apart = ["0", "0"]
+        if axis == 1:
+            apart = [self.padded(added, np.int64), sums]
+            added, sums = self.evaluation.array(linear.bias), "0"
+        product = ", ".join(map(str, self.linear(op, linear, added, sums, requant)))
+        fields = [
+            f"{{{product}}}", linear.get("weight_bits"), count, axis, bits(gates), linear.get("gates_zero"),
+            *apart,
+        ]  # fmt: skip
+        width = channels(linear.x) // (count if axis == 1 else 1)
+        self.tile = max(self.tile, _TILE_ROWS * (width + 8))
+        self.call(op, "Experts", fields, [self.place(v) for v in (linear.x, gates, op.results[0])])
+
+    def route(self, op: MqcOp, route: int_ops.RouteOp, requant: str) -> None:
+        sizes = [route.get(name) for name in ("top_k", "groups", "top_groups", "group_scores", "shares")]
+        bias = "0" if route.bias is None else self.weight(route.bias)
+        fields = [
+            channels(route.x), *sizes, NORMALIZATIONS.index(route.get("normalization")),
+            route.get("x_zero"), *_factor(route, "score_"), bias, requant,
+        ]  # fmt: skip
+        places = [self.exp2_table(), self.place(route.x), self.place(op.results[0])]
+        self.call(op, "Route", fields, places)
+
+    def convolution(self, op: MqcOp, conv: int_ops.CausalConvOp, requant: str) -> None:
+        count = channels(conv.x)
+        fields = [
+            self.layers + len(self.convolutions), count, conv.taps,
+            self.constant(self.weights[conv.weight].T), self.weight(conv.bias),
+            conv.get("x_zero"), conv.get("acc_shift"), requant,
+        ]  # fmt: skip
+        self.convolutions.append(conv)
+        self.rows.append(f"{{{count * bits(conv.x) // 8}, {context_length(self.module)}}}")
+        self.call(op, "Convolution", fields, [self.place(conv.x), self.place(op.results[0])])
+
+    def exp2_table(self) -> str:
+        self.exp2 = self.exp2 or self.constant(EXP2_TABLE.astype(np.int32))
+        return self.exp2
 
     def embedding(self, op: int_ops.EmbeddingOp) -> None:
         width = channels(op.result)
@@ -205,17 +275,19 @@ class _Emitter:
         self.attentions.append(op)
         capacity = -(-context_length(self.module) // 64) * 64
         fields = [
-            number, op.get("heads"), op.get("kv_heads"), channels(op.q) // op.get("heads"),
+            number, op.get("heads"), op.get("kv_heads"), op.head_dim, op.value_dim,
             op.get("window") or 0, capacity, op.get("q_zero"), op.get("k_zero"), op.get("v_zero"),
             *_factor(op, "score_"), *_factor(op, ""), op.get("zero_point"),
             limits(op.result)[1],
         ]  # fmt: skip
         self.tables.append(f"{{{', '.join(map(str, fields))}}}")
-        self.exp2 = self.exp2 or self.constant(EXP2_TABLE.astype(np.int32))
         places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
         kernel = plain(op.attributes["kernel"])
+        optional = ("0" if ref is None else self.weight(ref) for ref in (op.sinks, op.cap_table))
+        tables = ", ".join([self.exp2_table(), *optional])
         self.lines.append(
-            f"    {kernel}(r, &ATTENTION[{number}], {self.exp2}, {places}); /* %{op.value_name} */"
+            f"    {{ ScoreTables t = {{{tables}}}; {kernel}(r, &ATTENTION[{number}], &t, {places}); }} "
+            f"/* %{op.value_name} */"
         )
 
     def lut(self, op: int_ops.LutOp) -> None:
@@ -227,12 +299,17 @@ class _Emitter:
         self.lines.append(f"    {kernel}(r, {', '.join(arguments)}); /* %{op.value_name} */")
 
     def add(self, op: int_ops.AddOp) -> None:
-        fields: list[Any] = []
+        self.rescaled(op, "Add", [])
+
+    def join(self, op: int_ops.JoinOp) -> None:
+        self.rescaled(op, "Join", [channels(op.a), channels(op.b), self.weight(op.index)])
+
+    def rescaled(self, op: int_ops.RescaledOp, struct: str, fields: list[Any]) -> None:
         for name in ("a", "b"):
             fields += [op.get(f"{name}_zero"), *_factor(op, f"{name}_")]
         fields += [op.get("zero_point"), limits(op.result)[1]]
         places = [self.place(v) for v in (op.a, op.b, op.result)]
-        self.call(op, "Add", fields, [str(channels(op.result)), *places])
+        self.call(op, struct, fields, [str(channels(op.result)), *places])
 
     def external(self, op: MqcOp) -> None:
         kernel = registered_kernel(op)

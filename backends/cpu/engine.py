@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.proofs import check_row_sums
 from mqc.arrays import Array
-from mqc.backend import Engine, Ids, Logits, check_ids, thread_count
-from mqc.backends.cpu.build import choose_isa, load_library
+from mqc.backend import Engine, Ids, Logits, check_ids, check_rewind, check_state, thread_count
+from mqc.backends.cpu.build import ADDS_SUMS, choose_isa, load_library
 from mqc.backends.cpu.emit import emit
 from mqc.errors import InputError, TargetError
 from mqc.ir.module import context_length, prefix_tokens, returned_value
 from mqc.ir.op import channels
-from mqc.ir.weight_store import WeightStore
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 #: Most tokens in one call of the C program (CHUNK in prelude.h).
 CHUNK = 128
@@ -27,7 +30,7 @@ CHUNK = 128
 class CpuEngine(Engine):
     """One sequence on the CPU. Weights stay where the store has them; the cache is the engine's.
 
-    It is for one thread at a time: another one gets an `InputError`.
+    It is for one thread at a time, in the process that opened it: another one gets an `InputError`.
 
     Memory: the weights (shared), 2 · positions · kv channels per layer for the cache, and 128
     tokens of activations.
@@ -37,9 +40,12 @@ class CpuEngine(Engine):
         self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
     ) -> None:
         self._handle: int | None = None
+        self._process = os.getpid()
         self._busy = threading.Lock()
         self.threads = thread_count(threads)
         self.isa = choose_isa(isa)
+        if self.isa in ADDS_SUMS:
+            check_row_sums(module, weights)
         program = emit(module, weights)
         self._library = load_library(program.source, self.isa)
         self._declare()
@@ -50,34 +56,37 @@ class CpuEngine(Engine):
         addresses = [a.ctypes.data for a in program.constants]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
         table = ctypes.byref(ctypes.c_char.in_dll(self._library, "mqc_program"))
-        self._handle = self._library.mqc_open(table, self._addresses, self.threads)
+        self._handle = self._library.mqc_engine_open(table, self._addresses, self.threads, None)
         if not self._handle:
             raise TargetError("cpu: not enough memory for the cache, or threads cannot be started")
-        for number, op in enumerate(program.attention):
-            initial = [weights[state.initial] for state in op.states() if state.initial is not None]
+        #: What each cache holds: keys and values, or rows of a convolution.
+        self._states = [op.states() for op in program.caches]
+        for number, kept in enumerate(self._states):
+            initial = [weights[state.initial] for state in kept if state.initial is not None]
             if initial:
-                for position, (k, v) in enumerate(zip(*initial, strict=True)):
-                    self._library.mqc_write_cache(
-                        self._handle, number, position, k.ctypes.data, v.ctypes.data
-                    )
+                self._write(self._handle, number, 0, *initial)
         self.position = self.prefix_length
 
     def _declare(self) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._library.mqc_open.restype = pointer
-        self._library.mqc_open.argtypes = [pointer, pointer, number]
-        self._library.mqc_close.argtypes = [pointer]
-        self._library.mqc_close.restype = None
-        self._library.mqc_write_cache.argtypes = [pointer, number, number, pointer, pointer]
-        self._library.mqc_write_cache.restype = None
-        self._library.mqc_forward.argtypes = [pointer, pointer, number, number, number, pointer]
-        self._library.mqc_forward.restype = None
-        self._library.mqc_arena.argtypes = [pointer]
-        self._library.mqc_arena.restype = pointer
+        self._library.mqc_engine_open.restype = pointer
+        self._library.mqc_engine_open.argtypes = [pointer, pointer, number, pointer]
+        self._library.mqc_engine_close.argtypes = [pointer]
+        self._library.mqc_engine_close.restype = None
+        for move in (self._library.mqc_engine_write, self._library.mqc_engine_read):
+            move.argtypes = [pointer, number, number, number, pointer, pointer]
+            move.restype = None
+        self._library.mqc_engine_run.argtypes = [pointer, pointer, number, number, number, pointer]
+        self._library.mqc_engine_run.restype = None
+        self._library.mqc_engine_arena.argtypes = [pointer]
+        self._library.mqc_engine_arena.restype = pointer
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
-        """The handle of the C program, for this thread alone. Raises `InputError` if another one has it."""
+        """The handle of the C program, for this thread alone. Raises `InputError` if another one has it, and
+        in a forked process, which has the memory but none of the threads."""
+        if self._process != os.getpid():
+            raise InputError("the engine was opened before a fork; open one in each process")
         if not self._busy.acquire(blocking=False):
             raise InputError("the engine is at work in another thread; give each thread an engine of its own")
         try:
@@ -104,20 +113,50 @@ class CpuEngine(Engine):
                 skip = min(max(first - start, 0), len(part))
                 row = max(start - first, 0)
                 target = logits.ctypes.data + row * self.vocabulary * 4
-                self._library.mqc_forward(handle, part.ctypes.data, len(part), self.position, skip, target)
+                self._library.mqc_engine_run(handle, part.ctypes.data, len(part), self.position, skip, target)
                 self.position += len(part)
             return logits
 
+    def rewind(self, position: int) -> None:
+        with self._alone():
+            check_rewind(self, chain(*self._states), position)
+            self.position = position
+
+    def read_state(self) -> dict[str, Array]:
+        with self._alone() as handle:
+            found: dict[str, Array] = {}
+            count = self.position - self.prefix_length
+            for number, kept in enumerate(self._states):
+                rows = [np.empty((count, *state.shape), numpy_dtype(state.element)) for state in kept]
+                addresses = [array.ctypes.data for array in rows]
+                self._library.mqc_engine_read(handle, number, self.prefix_length, count, *_pair(addresses))
+                found |= zip((state.name for state in kept), rows, strict=True)
+            return found
+
+    def write_state(self, position: int, state: Mapping[str, Array]) -> None:
+        with self._alone() as handle:
+            check_state(self, chain(*self._states), position, state)
+            for number, kept in enumerate(self._states):
+                self._write(handle, number, self.prefix_length, *(state[one.name] for one in kept))
+            self.position = position
+
+    def _write(self, handle: int, number: int, position: int, *rows: Array) -> None:
+        arrays = [np.ascontiguousarray(array) for array in rows]
+        addresses = [array.ctypes.data for array in arrays]
+        self._library.mqc_engine_write(handle, number, position, len(arrays[0]), *_pair(addresses))
+
     def arena(self, size: int) -> Array:
         """The first `size` bytes of the arena as they are, u8; valid until the next call."""
-        address = self._library.mqc_arena(self._handle)
+        address = self._library.mqc_engine_arena(self._handle)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def close(self) -> None:
         """Free cache and threads. The engine cannot be used after."""
+        if self._process != os.getpid():
+            self._handle = None  # joining threads that a fork did not copy would wait forever
         if self._handle is not None:
             with self._alone() as handle:
-                self._library.mqc_close(handle)
+                self._library.mqc_engine_close(handle)
                 self._handle = None
 
     def __enter__(self) -> CpuEngine:
@@ -129,3 +168,9 @@ class CpuEngine(Engine):
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self.close()
+
+
+def _pair(addresses: list[int]) -> tuple[int, int | None]:
+    """The addresses of keys and values, or of rows and nothing."""
+    first, *more = addresses
+    return first, more[0] if more else None

@@ -33,6 +33,8 @@ def select(op: MqcOp) -> Kernel | None:
             return Kernel(f"lut_{kind(op.x)}_{result}")
         case int_ops.AddOp():
             return Kernel(f"add_{kind(op.a)}_{kind(op.b)}_{result}")
+        case int_ops.JoinOp():
+            return Kernel(f"join_{kind(op.a)}_{kind(op.b)}_{result}")
     found = registered_kernel(op)
     return Kernel(found.name) if found is not None else None
 
@@ -54,6 +56,8 @@ def _requant(op: int_ops.RequantOp, result: str) -> Kernel | None:
     if (result == "s32") != returned or (returned and op.get("zero_point") != 0):
         return None
     match producer:
+        case int_ops.LinearOp() if producer.gates is not None:
+            return None if returned else Kernel(f"experts_{kind(producer.x)}_{result}")
         case int_ops.LinearOp():
             return Kernel(f"linear_{kind(producer.x)}_{result}")
         case _ if returned:
@@ -62,6 +66,12 @@ def _requant(op: int_ops.RequantOp, result: str) -> Kernel | None:
             return Kernel(f"norm_{kind(producer.x)}_{result}")
         case int_ops.RopeOp():
             return Kernel(f"rope_{kind(producer.x)}_{result}")
+        case int_ops.RouteOp():
+            return Kernel(f"route_{kind(producer.x)}_{result}")
+        case int_ops.CausalConvOp():
+            return Kernel(f"convolution_{kind(producer.x)}_{result}")
+        case int_ops.GateOp():
+            return Kernel(f"gate_{kind(producer.x)}_{kind(producer.gates)}_{result}")
         case int_ops.MulOp():
             return Kernel(f"mul_{kind(producer.a)}_{kind(producer.b)}_{result}")
     return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Backend, Ids, Kernel, Limits, Modelled
-from mqc.backends.npu import device_files
+from mqc.backends.npu import device_files, toolchain
 from mqc.backends.npu.engine import NpuEngine, values
 from mqc.backends.npu.modelled import modelled
 from mqc.backends.npu.select import select
@@ -65,6 +65,13 @@ class NpuBackend(Backend):
 
     def modelled(self, module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Modelled]:
         return modelled(module, prompt_tokens, new_tokens)
+
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        return {
+            "clang for Hexagon": lambda: f"{toolchain.clang()} {toolchain.clang_version()}",
+            "linker": toolchain.linker,
+            "simulator": lambda: toolchain.qemu()[0],
+        }
 
     def limits(self, **options: Any) -> Limits:
         raise TargetError("npu: nothing here is measured on a chip; mqc bench gives modelled figures")

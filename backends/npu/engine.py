@@ -7,7 +7,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.verification import verify_module
 from mqc.arrays import Array
-from mqc.backend import Engine, Ids, Logits, check_ids
+from mqc.backend import Engine, Ids, Logits, check_ids, check_rewind
 from mqc.backends.npu.numpy_runner import NumpyRunner
 from mqc.backends.npu.qemu import QemuRunner
 from mqc.backends.npu.runner import Observer, Runner
@@ -40,9 +40,9 @@ class NpuEngine(Engine):
         self.vocabulary = channels(returned_value(module))
         self.context = context_length(module)
         self.prefix_length = len(prefix_tokens(module))
-        kept, functions = states(module), static_functions(module)
-        self._clear = any(state.cleared for state in kept)
-        self._pad = all(state.padding for state in kept)
+        self._states, functions = states(module), static_functions(module)
+        self._clear = any(state.cleared for state in self._states)
+        self._pad = all(state.padding for state in self._states)
         self._lengths = sorted(
             ((shape(f.body.block.args[0])[0], name) for name, f in functions.items() if name != "initialize"),
             reverse=True,
@@ -62,6 +62,10 @@ class NpuEngine(Engine):
         if self._initialize:
             self._runner.run("initialize", 0, np.zeros(self.prefix_length, np.int32), 0, 0)
         self.position = self.prefix_length
+
+    def rewind(self, position: int) -> None:
+        check_rewind(self, self._states, position)
+        self.position = position
 
     def forward(self, ids: Ids, rows: int | None = None, observe: Observer | None = None) -> Logits:
         """As `Engine.forward`; `observe` is given the rows of the values in `finals`, piece by piece."""

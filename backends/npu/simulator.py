@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class Simulator:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
+        self._opened_by = os.getpid()
 
     def run(
         self,
@@ -78,11 +80,12 @@ class Simulator:
         return Answer(logits.reshape(rows[1], self._vocabulary), traced, counts)
 
     def close(self) -> None:
-        """End the process; harmless when it has ended."""
+        """End the process; harmless when it has ended, and in a fork, whose parent it still serves."""
         if self._errors.closed:
             return
-        self._process.kill()
-        self._process.wait()
+        if self._opened_by == os.getpid():
+            self._process.kill()
+            self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(OSError):  # bytes that the process did not take
@@ -110,6 +113,8 @@ class Simulator:
         assert self._process.stdin is not None
         if self._errors.closed:
             raise TargetError("the NPU simulator is closed")
+        if self._opened_by != os.getpid():
+            raise TargetError("the NPU simulator was started before a fork; start one in each process")
         try:
             self._process.stdin.write(data)
             self._process.stdin.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,6 +85,9 @@ class OnnxBackend(Backend):
 
         return values(module, weights, ids, **options)
 
+    def checks(self) -> Mapping[str, Callable[[], str]]:
+        return {"execution providers": _providers}
+
     def limits(self, **options: Any) -> Limits:
         return backend("cpu").limits(threads=options.get("threads"))
 
@@ -93,3 +96,10 @@ def _check_packages() -> None:
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise TargetError(f"target onnx-int8 needs the package {package}: pip install 'mqc[onnx]'")
+
+
+def _providers() -> str:
+    _check_packages()
+    import onnxruntime
+
+    return ", ".join(onnxruntime.get_available_providers())

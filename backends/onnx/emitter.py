@@ -86,6 +86,7 @@ class Emitter:
         #: For the weights of ops: `LinearOp.matrix`, `EmbeddingOp.evaluate`.
         self.evaluation = Evaluation(module, weights)
         self._masks: dict[int | None, str] = {}
+        self._places: dict[tuple[int, int], str] = {}
         self._head_shapes: dict[tuple[int, int], str] = {}
         self._flat_shapes: dict[int, str] = {}
 
@@ -156,6 +157,67 @@ class Emitter:
         scaled = g.op("Mul", blocks, g.constant(factor[:, None]))
         return g.op("Cast", self.reshape(scaled, (k, n)), to=TensorProto.INT8)
 
+    # ---- experts
+
+    def chosen(self, op: int_ops.RouteOp, choice: str, hidden: str) -> str:
+        """Which experts a token goes to, boolean `[tokens, experts]`; hidden: a choice below all others."""
+        g, last = self.graph, self.graph.constant(np.array([-1], np.int64))
+        if op.get("top_groups") < op.get("groups"):
+            parts = self.reshape(choice, (0, op.get("groups"), op.group_size))
+            best = self.largest(parts, op.get("group_scores"))[0]
+            kept = self.among_largest(g.op("ReduceSum", best, last, keepdims=0), op.get("top_groups"))
+            parts = g.op("Where", g.op("Unsqueeze", kept, last), parts, hidden)
+            choice = self.reshape(parts, (0, channels(op.x)))
+        return self.among_largest(choice, op.get("top_k"))
+
+    def largest(self, x: str, count: int) -> list[str]:
+        """The largest of the last axis, and their places; of equal ones the first."""
+        wanted = self.graph.constant(np.array([count], np.int64))
+        return self.graph.ops("TopK", [x, wanted], [None, None], axis=-1, largest=1, sorted=1)
+
+    def among_largest(self, x: str, count: int) -> str:
+        """Where the largest of the last axis stand, boolean."""
+        g, places = self.graph, self.largest(x, count)[1]
+        none = g.op("Cast", g.op("Sub", x, x), to=TensorProto.INT64)
+        ones = g.op("Cast", g.op("Equal", places, places), to=TensorProto.INT64)
+        return g.op("Cast", g.op("ScatterElements", none, places, ones, axis=-1), to=TensorProto.BOOL)
+
+    # ---- convolutions
+
+    def taps(self, op: int_ops.CausalConvOp, x: str) -> list[str]:
+        """What each tap of a convolution meets: rows `[tokens, channels]` of stored integers, `x_zero` where
+        there are none. x: those of the new tokens."""
+        g, before = self.graph, op.taps - 1
+        (state,) = op.states()
+        nothing = np.full((before, channels(op.x)), op.get("x_zero"), numpy_dtype(state.element))
+        rows = self.rows(state, x)
+        seen = g.op("Concat", g.constant(nothing), rows, axis=0) if before else rows
+        places = (self.places(past_name(state), i, before) for i in range(op.taps))
+        return [g.op("Gather", seen, place, axis=0) for place in places]
+
+    def places(self, past: str, tap: int, before: int) -> str:
+        """Where rows `tap − before` tokens behind each token stand: after as many empty ones, and all of the
+        cache, stand the new ones."""
+        key = tap, before
+        if key not in self._places:
+            g, index, lengths = self.graph, self.INDEX, self.lengths
+            with g.scope("places"):
+                offset = g.constant(np.array(tap, index))
+                if lengths.past is None:
+                    one = g.constant(np.array(1, np.int64))
+                    first = g.op("Squeeze", g.op("Shape", past, start=0, end=1))
+                    end = g.op("Add", first, g.op("Squeeze", g.op("Shape", self.ids)))
+                    self._places[key] = g.op("Add", g.op("Range", first, end, one), offset)
+                else:
+                    # Rows of the cache from the first new position on are passed over.
+                    zero = g.constant(np.array([0], np.int64))
+                    first = g.op("Gather", self.positions, zero)
+                    place = g.op("Add", self.positions, offset)
+                    empty = g.op("Sub", g.constant(np.array(lengths.past, index)), first)
+                    old = g.op("Less", place, g.op("Add", first, g.constant(np.array(before, index))))
+                    self._places[key] = g.op("Where", old, place, g.op("Add", place, empty))
+        return self._places[key]
+
     # ---- attention
 
     def rows(self, state: State, x: Any) -> Any:
@@ -172,8 +234,7 @@ class Emitter:
 
     def merge(self, op: int_ops.AttentionOp, y: str) -> str:
         """Inverse of `queries`."""
-        heads, kv_heads = op.get("heads"), op.get("kv_heads")
-        width = channels(op.q) // heads
+        heads, kv_heads, width = op.get("heads"), op.get("kv_heads"), op.value_dim
         tokens = self.lengths.tokens
         split = self.reshape(y, (kv_heads, heads // kv_heads, -1 if tokens is None else tokens, width))
         y = self.graph.op("Transpose", split, perm=[2, 0, 1, 3])

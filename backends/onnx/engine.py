@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import onnxruntime as ort
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.arrays import Array
-from mqc.backend import Engine, Ids, Logits, check_ids
+from mqc.backend import Engine, Ids, Logits, check_ids, check_rewind, check_state
 from mqc.backends.onnx.emitter import IDS, LOGIT_ROWS, LOGITS, POSITIONS, Lengths, new_name, past_name
 from mqc.backends.onnx.files import all_lengths, initial_cache, write
 from mqc.backends.onnx.qdq_npu import logit_type
 from mqc.backends.onnx.session import exact_products, open_session
 from mqc.errors import InputError, TargetError
 from mqc.ir.module import context_length, prefix_tokens, returned_value, states
-from mqc.ir.op import channels, plain
+from mqc.ir.op import State, channels, plain
 from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 #: Most tokens in one call of a graph of dynamic length, which bounds the memory of attention.
@@ -39,6 +39,7 @@ _DTYPES = {
 class _Rows:
     """One state: graph input, graph output, and all rows `[context, *shape]`."""
 
+    state: State
     past: str
     new: str
     buffer: Array
@@ -89,10 +90,25 @@ class OnnxEngine(Engine):
                 raise TargetError(f"onnx: the engine keeps rows by position only, and {state.name} is none")
             buffer = np.zeros((self.context, *state.shape), numpy_dtype(state.element))
             buffer[: self.prefix_length] = rows.get(past_name(state), 0)
-            self._cache.append(_Rows(past_name(state), new_name(state), buffer))
+            self._cache.append(_Rows(state, past_name(state), new_name(state), buffer))
 
     def reset(self) -> None:
         self.position = self.prefix_length
+
+    def rewind(self, position: int) -> None:
+        check_rewind(self, (rows.state for rows in self._cache), position)
+        self.position = position
+
+    def read_state(self) -> dict[str, Array]:
+        return {
+            rows.state.name: rows.buffer[self.prefix_length : self.position].copy() for rows in self._cache
+        }
+
+    def write_state(self, position: int, state: Mapping[str, Array]) -> None:
+        check_state(self, (rows.state for rows in self._cache), position, state)
+        for rows in self._cache:
+            rows.buffer[self.prefix_length : position] = state[rows.state.name]
+        self.position = position
 
     def forward(self, ids: Ids, rows: int | None = None) -> Logits:
         ids = check_ids(self, ids)

@@ -13,10 +13,12 @@ from mqc.arrays import Array
 from mqc.backends.onnx.emitter import LOGITS, Emitter
 from mqc.dialects import int_ops
 from mqc.dialects.constraints import limits
+from mqc.dialects.int_attention import CAP_SEGMENT_BITS
 from mqc.ir.op import MqcOp, WeightAttr, channels, element_type, u8
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics import arithmetic as a
 from mqc.numerics.rotary import rope_pairs
+from mqc.numerics.routing import SHARE_FRACTION_BITS
 
 #: Added before a logical shift to the right, so that it acts as an arithmetic one.
 _BIAS = 1 << 62
@@ -132,8 +134,12 @@ class IntegerForm(Emitter):
         x = self.values[op.x]
         if self.feeds_logits(op):
             x = self.select_rows(x)
+        by_outputs = op.get("expert_axis") == 0
+        if op.get("expert_axis") == 1:
+            x = self.of_chosen(op, x, op.get("x_zero"), channels(op.x))
         if element_type(op.x) == u8:
-            whole = not bias.any() and not op.get("acc_shift")
+            x = self.cast(x, TensorProto.UINT8) if op.gates is not None and not by_outputs else x
+            whole = not bias.any() and not op.get("acc_shift") and not by_outputs
             zero, name = self.constant(op.get("x_zero"), np.uint8), self.name(op.result)
             acc = g.op("MatMulInteger", x, matrix, zero, out=name if whole else None)
             if whole:
@@ -143,9 +149,21 @@ class IntegerForm(Emitter):
         else:
             # Σ (x − z)·w = 256·Σ high·w + Σ low·w − z·Σ w
             acc = self.plane_product(self.cast(x, TensorProto.UINT64), matrix)
-            bias = op.correction(self.evaluation)
-        total = g.op("Add", acc, self.constant(bias.reshape(n)))
-        self.finish(self.shift_right_round(total, op.get("acc_shift")), op.result)
+            bias = op.whole_correction(self.evaluation)
+        total = self.shift_right_round(g.op("Add", acc, self.constant(bias.reshape(n))), op.get("acc_shift"))
+        if by_outputs:
+            total = self.of_chosen(op, total, 0, n)
+        self.finish(total, op.result)
+
+    def of_chosen(self, op: int_ops.LinearOp, x: str, other: int, count: int) -> str:
+        """int64 `[tokens, count]`: x in the blocks of experts that a token chose, `other` elsewhere."""
+        g, gates = self.graph, op.gates
+        assert gates is not None
+        experts = channels(gates)
+        deviation = self.deviation(gates, op.get("gates_zero"))
+        chosen = g.op("Unsqueeze", self.cast(deviation, TensorProto.BOOL), self.constant(np.array([-1])))
+        blocks = self.reshape(self.wide(x), (0, experts, count // experts))
+        return self.reshape(g.op("Where", chosen, blocks, self.constant(other)), (0, count))
 
     def feeds_logits(self, op: MqcOp) -> bool:
         """Whether the op's result goes to nothing but the logits."""
@@ -272,19 +290,34 @@ class IntegerForm(Emitter):
         q = self.queries(op, self.values[op.q])
         scores = g.op("MatMulInteger", q, g.op("Transpose", k, perm=[1, 2, 0]), *zeros)
         visible, scores = self.visible(op), self.by_head(op, scores)
+        score, apart = (op.get("score_multiplier"), op.get("score_shift")), None
+        if op.cap_table is not None:
+            steps = g.op("Add", self.requantize(self.wide(scores), *score), self.constant(1 << 15))
+            line = self.interpolate(
+                op.cap_table, self.clamp(steps, (0, 65535), small=False), CAP_SEGMENT_BITS
+            )
+            scores = self.cast(line, TensorProto.INT32)
         lowest = self.constant(a.INT32_MIN, np.int32)
         shown = g.op("Where", visible, scores, lowest)
         largest = g.op("ReduceMax", shown, self.constant(np.array([-1])), keepdims=1)
+        if op.sinks is not None:
+            sinks = self.constant(self.weights[op.sinks].reshape(op.get("kv_heads"), -1, 1, 1), np.int32)
+            largest = g.op("Where", g.op("Greater", largest, sinks), largest, sinks)
+            apart = self.requantize(self.wide(g.op("Sub", largest, sinks)), *score, within=(0, 65535))
         below = self.wide(g.op("Where", visible, g.op("Sub", largest, scores), self.constant(0, np.int32)))
-        score = op.get("score_multiplier"), op.get("score_shift")
-        p = self.softmax(self.requantize(below, *score, within=(0, 65535)), visible)
+        if op.cap_table is None:
+            differences = self.requantize(below, *score, within=(0, 65535))
+        else:
+            differences = g.op("Min", below, self.constant(65535))
+        p = self.softmax(differences, visible, apart)
         values = g.op("Transpose", v, perm=[1, 0, 2])
         acc = self.merge(op, self.plane_product(self.flat_heads(op, p), values, op.get("v_zero")))
         scale = op.get("multiplier"), op.get("shift")
         self.finish(self.requantize(acc, *scale, op.get("zero_point"), limits(op.result)), op.result)
 
-    def softmax(self, differences: str, visible: str) -> str:
-        """`arithmetic.softmax`: uint64 probabilities with 15 fraction bits."""
+    def softmax(self, differences: str, visible: str, apart: str | None = None) -> str:
+        """`arithmetic.softmax`: uint64 probabilities with 15 fraction bits. apart: the difference of one more
+        entry of each row, whose probability nobody wants."""
         g = self.graph
         steps = np.arange(1 << 16)
         bits = a.SCORE_FRACTION_BITS
@@ -292,6 +325,8 @@ class IntegerForm(Emitter):
         exps = g.op("Gather", self.constant(table), differences, axis=0)
         exps = g.op("Where", visible, exps, self.constant(0))
         total = self.sum(exps)
+        if apart is not None:
+            total = g.op("Add", total, g.op("Gather", self.constant(table), apart, axis=0))
         k = self.bit_length(total, 31, 48)
         unsigned = self.cast(k, TensorProto.UINT64)
         reciprocal = g.op("Div", self.constant(1 << 61), self.shift(total, unsigned))
@@ -306,19 +341,80 @@ class IntegerForm(Emitter):
         if element_type(op.x) == u8:
             self.values[op.result] = g.op("Gather", g.constant(table), x, axis=0, out=self.name(op.result))
             return
-        b = op.get("segment_bits")
-        knots, step = self.constant(table.astype(np.int64)), self.constant(1 << b)
+        self.narrow(self.interpolate(op.table, x, op.get("segment_bits")), op.result)
+
+    def interpolate(self, table: WeightAttr, x: str, b: int) -> str:
+        """`arithmetic.interpolate`: int64, x of [0, 2^16)."""
+        g = self.graph
+        knots, step = self.constant(self.weights[table].astype(np.int64)), self.constant(1 << b)
         index = g.op("Div", x, step)
         rest = g.op("Sub", x, g.op("Mul", index, step))
         first = g.op("Mul", g.op("Gather", knots, index, axis=0), g.op("Sub", step, rest))
         after = g.op("Gather", knots, g.op("Add", index, self.constant(1)), axis=0)
-        y = g.op("Add", first, g.op("Mul", after, rest))
-        self.narrow(self.shift_right_round(y, b + a.LUT_FRACTION_BITS), op.result)
+        return self.shift_right_round(g.op("Add", first, g.op("Mul", after, rest)), b + a.LUT_FRACTION_BITS)
 
     def mul(self, op: int_ops.MulOp) -> None:
         left, right = self.deviation(op.a, op.get("a_zero")), self.deviation(op.b, op.get("b_zero"))
         product = self.graph.op("Mul", left, right)
         self.finish(self.shift_right_round(product, op.get("acc_shift")), op.result)
+
+    def convolution(self, op: int_ops.CausalConvOp) -> None:
+        g, zero = self.graph, self.constant(op.get("x_zero"))
+        weight, bias = (self.weights[ref].astype(np.int64) for ref in (op.weight, op.bias))
+        total = self.constant(bias)
+        for column, rows in zip(weight.T, self.taps(op, self.values[op.x]), strict=True):
+            d = g.op("Sub", self.wide(rows), zero)
+            total = g.op("Add", total, g.op("Mul", d, self.constant(column)))
+        self.finish(self.shift_right_round(total, op.get("acc_shift")), op.result)
+
+    def join(self, op: int_ops.JoinOp) -> None:
+        g, parts = self.graph, []
+        for name, value in (("a", op.a), ("b", op.b)):
+            factor = op.get(f"{name}_multiplier"), op.get(f"{name}_shift")
+            parts.append(self.requantize(self.deviation(value, op.get(f"{name}_zero")), *factor))
+        places = self.constant(self.weights[op.index])
+        joined = g.op("Gather", g.op("Concat", *parts, axis=1), places, axis=1)
+        y = g.op("Add", joined, self.constant(op.get("zero_point")))
+        self.finish(self.clamp(y, limits(op.result), small=False), op.result)
+
+    def gate(self, op: int_ops.GateOp) -> None:
+        g, blocks = self.graph, channels(op.gates)
+        x = self.reshape(self.deviation(op.x, op.get("x_zero")), (0, blocks, channels(op.x) // blocks))
+        gates = g.op(
+            "Unsqueeze", self.deviation(op.gates, op.get("gates_zero")), self.constant(np.array([-1]))
+        )
+        product = self.reshape(g.op("Mul", x, gates), (0, channels(op.x)))
+        self.finish(self.shift_right_round(product, op.get("acc_shift")), op.result)
+
+    def route(self, op: int_ops.RouteOp) -> None:
+        g, zero = self.graph, self.constant(0)
+        d = self.deviation(op.x, op.get("x_zero"))
+        everything = g.op("Equal", d, d)
+        p = self.wide(self.softmax_of(op, d, everything)) if op.get("shares") else d
+        choice = p if op.bias is None else g.op("Add", p, self.constant(self.weights[op.bias]))
+        chosen = self.chosen(op, choice, self.constant(-(1 << 40)))
+        match op.get("normalization"):
+            case "softmax":
+                y = self.wide(self.softmax_of(op, d, chosen))
+            case "sum":
+                positive = g.op("Where", g.op("And", chosen, g.op("Greater", p, zero)), p, zero)
+                total = self.sum(positive)
+                total = g.op("Where", g.op("Greater", total, zero), total, self.constant(1))
+                y = g.op("Div", g.op("Mul", positive, self.constant(1 << SHARE_FRACTION_BITS)), total)
+            case _:
+                y = g.op("Where", chosen, p, zero)
+        self.finish(y, op.result)
+
+    def softmax_of(self, op: int_ops.RouteOp, d: str, visible: str) -> str:
+        """uint64 probabilities of visible scores."""
+        g = self.graph
+        top = g.op(
+            "ReduceMax", g.op("Where", visible, d, self.constant(a.INT32_MIN)), self.constant(np.array([-1])),
+            keepdims=1,
+        )  # fmt: skip
+        below = g.op("Where", visible, g.op("Sub", top, d), self.constant(0))
+        scale = op.get("score_multiplier"), op.get("score_shift")
+        return self.softmax(self.requantize(below, *scale, within=(0, 65535)), visible)
 
     def add(self, op: int_ops.AddOp) -> None:
         g, terms = self.graph, []

@@ -14,15 +14,24 @@ from mqc.arrays import Array
 from mqc.backends.onnx.emitter import LOGITS, Emitter
 from mqc.backends.onnx.select import RULES
 from mqc.dialects import int_ops
+from mqc.dialects.expressions import Argument, parse
+from mqc.dialects.int_attention import CAP_STEP
 from mqc.dialects.int_core import IntOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import TargetError
 from mqc.ir.op import channels, plain
+from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics import arithmetic as a
 from mqc.numerics.rotary import rope_pairs
+from mqc.numerics.routing import SHARE_FRACTION_BITS
 
 #: Added to the scores of keys that a token does not see.
 _HIDDEN = -1e9
+#: Functions of expressions whose ONNX op has another name.
+_ONNX = {
+    "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less", "maximum": "Max",
+    "minimum": "Min",
+}  # fmt: skip
 
 
 def real_factor(multiplier: Any, shift: Any) -> Array:
@@ -106,7 +115,7 @@ class QdqForm(Emitter):
     def linear(self, op: int_ops.AccumulatorOp) -> None:
         """Accumulators are emitted with the requant that follows (`rescaled_…`)."""
 
-    norm = rope = mul = linear
+    norm = rope = mul = route = gate = convolution = linear
 
     def requant(self, op: int_ops.RequantOp) -> None:
         producer = op.accumulator
@@ -122,6 +131,17 @@ class QdqForm(Emitter):
         return result
 
     def rescaled_linear(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Any:
+        # Inputs of experts that were not chosen are 0 already.
+        product = self.dense_product(op, requant)
+        if op.gates is None or op.get("expert_axis") == 1:
+            return product
+        g, experts, n = self.graph, channels(op.gates), channels(op.result)
+        chosen = g.op("Cast", self.real(op.gates), to=TensorProto.BOOL)
+        spread = g.op("Unsqueeze", chosen, g.constant(np.array([-1], np.int64)))
+        blocks = self.reshape(product, (0, experts, n // experts))
+        return self.reshape(g.op("Where", spread, blocks, self.constant(0.0)), (0, n))
+
+    def dense_product(self, op: int_ops.LinearOp, requant: int_ops.RequantOp) -> Any:
         g = self.graph
         step, scale = self.product_scales(op, requant)
         weight = self.real_weight(op, scale)
@@ -176,7 +196,9 @@ class QdqForm(Emitter):
         both = g.op("MatMul", planes, weight)
         first, second = g.ops("Split", [both], [None, None], axis=0, num_outputs=2)
         y = g.op("Add", g.op("Mul", first, self.constant(256)), second)
-        correction = 256 * s * (128 - zero) * scale * op.sums(self.evaluation) + bias
+        correction = (
+            256 * s * (128 - zero) * scale * op.sums(self.evaluation).reshape(len(bias), -1).sum(1) + bias
+        )
         return g.op("Add", y, self.constant(correction, f"{self.name(op.result)}.correction"))
 
     def rescaled_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Any:
@@ -238,6 +260,49 @@ class QdqForm(Emitter):
     def rescaled_mul(self, op: int_ops.MulOp, requant: int_ops.RequantOp) -> Any:
         return self.graph.op("Mul", self.real(op.a), self.real(op.b))
 
+    def rescaled_gate(self, op: int_ops.GateOp, requant: int_ops.RequantOp) -> Any:
+        g, blocks = self.graph, channels(op.gates)
+        x = self.reshape(self.real(op.x), (0, blocks, channels(op.x) // blocks))
+        gates = g.op("Unsqueeze", self.real(op.gates), g.constant(np.array([-1], np.int64)))
+        return self.reshape(g.op("Mul", x, gates), (0, channels(op.x)))
+
+    def rescaled_convolution(self, op: int_ops.CausalConvOp, requant: int_ops.RequantOp) -> Any:
+        g, stated = self.graph, self.type(op.x)
+        dtype = numpy_dtype(stated.storage)
+        x = self.values.get(op.x) or self.quantize(self.floats[op.x], stated.real_scale, stated.zero, dtype)
+        step = self.factor(requant) * 2.0 ** -op.get("acc_shift")
+        weight = self.weights[op.weight] * (step / stated.real_scale)[:, None]
+        total = self.constant(self.weights[op.bias] * step)
+        for column, rows in zip(weight.T, self.taps(op, x), strict=True):
+            real = self.dequantize(rows, stated.real_scale, stated.zero, dtype)
+            total = g.op("Add", total, g.op("Mul", real, self.constant(column)))
+        return total
+
+    def rescaled_route(self, op: int_ops.RouteOp, requant: int_ops.RequantOp) -> Any:
+        g, scores, zero = self.graph, self.real(op.x), self.constant(0.0)
+        shares, normalization = op.get("shares"), op.get("normalization")
+        p = g.op("Softmax", scores, axis=-1) if shares else scores
+        unit = 2.0**-a.PROBABILITY_FRACTION_BITS if shares else self.scale(op.x)
+        choice = p if op.bias is None else g.op("Add", p, self.constant(self.weights[op.bias] * unit))
+        last = g.constant(np.array([-1], np.int64))
+        chosen = self.chosen(op, choice, self.constant(_HIDDEN))
+        if normalization == "softmax":
+            shown = g.op("Where", chosen, scores, self.constant(_HIDDEN))
+            y = g.op("Softmax", shown, axis=-1)
+        else:
+            y = g.op("Where", chosen, p, zero)
+        if normalization == "sum":
+            y = g.op("Div", y, g.op("ReduceSum", y, last, keepdims=1))
+        probability = 2.0**-a.PROBABILITY_FRACTION_BITS
+        one = {"none": unit, "softmax": probability, "sum": 2.0**-SHARE_FRACTION_BITS}[normalization]
+        return g.op("Mul", y, self.constant(self.factor(requant) / one))
+
+    def join(self, op: int_ops.JoinOp) -> None:
+        g = self.graph
+        places = g.constant(self.weights[op.index].astype(np.int64))
+        parts = g.op("Concat", self.real(op.a), self.real(op.b), axis=1)
+        self.store(g.op("Gather", parts, places, axis=1), op.result)
+
     def add(self, op: int_ops.AddOp) -> None:
         self.store(self.graph.op("Add", self.real(op.a), self.real(op.b)), op.result)
 
@@ -258,10 +323,31 @@ class QdqForm(Emitter):
                 return g.op("Mul", positive, positive)
             case "relu" | "sigmoid" | "tanh":
                 return g.op(name.capitalize(), x)
-        raise TargetError(
-            f"onnx: %{self.name(op.result)} is a table of {name or 'no stated function'}, which has no QDQ "
-            'form; use style "integer"'
-        )
+        try:
+            return self.expression(parse(name or ""), x)
+        except ValueError as error:
+            raise TargetError(
+                f"onnx: %{self.name(op.result)} is a table of {name or 'no stated function'}, which has no "
+                f'QDQ form ({error}); use style "integer"'
+            ) from error
+
+    def expression(self, expression: Argument, x: str) -> str:
+        """An elementwise function of a float tensor as float ops."""
+        match expression:
+            case str():
+                return x
+            case float():
+                return self.constant(expression)
+        g, name = self.graph, expression.name
+        arguments = [self.expression(a, x) for a in expression.arguments]
+        match name:
+            case "expm1":
+                return g.op("Sub", g.op("Exp", *arguments), self.constant(1.0))
+            case "log1p":
+                return g.op("Log", g.op("Add", *arguments, self.constant(1.0)))
+            case "silu":
+                return g.op("Mul", *arguments, g.op("Sigmoid", *arguments))
+        return g.op(_ONNX.get(name, name.capitalize()), *arguments)
 
     def attention(self, op: int_ops.AttentionOp) -> None:
         g, q = self.graph, self.type(op.q)
@@ -273,15 +359,32 @@ class QdqForm(Emitter):
         k, v = self.type(op.k), self.type(op.v)
         turned = self.dequantize(g.op("Transpose", keys, perm=[1, 2, 0]), k.real_scale, k.zero)
         scores = self.by_head(op, g.op("MatMul", scaled, turned))
-        p = g.op("Softmax", g.op("Add", scores, self.mask(op)), axis=-1)
+        if (cap := op.get("softcap")) is not None:
+            shares = g.op("Tanh", g.op("Mul", scores, self.constant(1 / cap)))
+            scores = g.op("Mul", shares, self.constant(cap))
+        p = self.shares(op, g.op("Add", scores, self.mask(op)))
         p = self.flat_heads(op, p)
         values = self.dequantize(g.op("Transpose", rows, perm=[1, 0, 2]), v.real_scale, v.zero)
         self.store(self.merge(op, g.op("MatMul", p, values)), op.result)
 
+    def shares(self, op: int_ops.AttentionOp, scores: str) -> str:
+        """Softmax of scores, to which a sink adds one that has no value."""
+        g = self.graph
+        if op.sinks is None:
+            return g.op("Softmax", scores, axis=-1)
+        real = self.weights[op.sinks] * self.score_factor(op) * self.scale(op.q) * self.scale(op.k)
+        sinks = self.constant(real.reshape(op.get("kv_heads"), -1, 1, 1))
+        last = g.constant(np.array([-1], np.int64))
+        largest = g.op("Max", g.op("ReduceMax", scores, last, keepdims=1), sinks)
+        exps = g.op("Exp", g.op("Sub", scores, largest))
+        total = g.op("ReduceSum", exps, last, keepdims=1)
+        return g.op("Div", exps, g.op("Add", total, g.op("Exp", g.op("Sub", sinks, largest))))
+
     def score_factor(self, op: int_ops.AttentionOp) -> float:
         """What scores of real queries and keys are multiplied with before the softmax."""
         factor = real_factor(op.get("score_multiplier"), op.get("score_shift"))
-        octave = np.log2(np.e) * 2.0**a.SCORE_FRACTION_BITS
+        cap = op.get("softcap")
+        octave = np.log2(np.e) * 2.0**a.SCORE_FRACTION_BITS if cap is None else 1 / (cap * CAP_STEP)
         return float(factor / octave / self.scale(op.q) / self.scale(op.k))
 
     def mask(self, op: int_ops.AttentionOp) -> str:

@@ -16,10 +16,11 @@ from mqc.backends.onnx.emitter import LOGITS, new_name, past_name
 from mqc.backends.onnx.graph import Graph
 from mqc.backends.onnx.qdq import QdqForm, partners
 from mqc.dialects import int_ops
+from mqc.dialects.expressions import Argument
 from mqc.dialects.int_ops import LOGIT_STEPS
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import TargetError
-from mqc.ir.op import State, channels, element_type, plain
+from mqc.ir.op import MqcOp, State, channels, element_type, plain
 from mqc.ir.weight_store import numpy_dtype
 from mqc.numerics import arithmetic as a
 from mqc.numerics.layouts import pack
@@ -117,7 +118,10 @@ class NpuForm(QdqForm):
         return self.move("Reshape", x, self.graph.constant(np.array(shape, np.int64)), out=out)
 
     def constant_tensor(self, real: Array, kind: UniformType, hint: str) -> Tensor:
-        stored = np.clip(np.rint(real / kind.real_scale) + kind.zero, kind.low, kind.high)
+        exact = np.rint(real / kind.real_scale) + kind.zero
+        stored = np.clip(exact, kind.low, kind.high)
+        if np.abs(exact - stored).max(initial=0) > 1:
+            raise TargetError(f"onnx: the constant {hint} goes beyond the range of its type")
         return Tensor(self.graph.constant(stored, hint, f"uint{kind.bits}", kind), kind)
 
     def tensor(self, value: SSAValue) -> Tensor:
@@ -188,6 +192,26 @@ class NpuForm(QdqForm):
         zeros = self.graph.packed(nothing, TensorProto.INT4, shape[1:], f"int4_zeros_{shape[1]}")
         return self.graph.op("DequantizeLinear", packed, self.constant(scale), zeros, axis=1)
 
+    def rescaled_route(self, op: int_ops.RouteOp, requant: int_ops.RequantOp) -> Tensor:
+        raise self._refused(op)
+
+    def rescaled_gate(self, op: int_ops.GateOp, requant: int_ops.RequantOp) -> Tensor:
+        raise self._refused(op)
+
+    def rescaled_convolution(self, op: int_ops.CausalConvOp, requant: int_ops.RequantOp) -> Tensor:
+        raise self._refused(op)
+
+    def join(self, op: int_ops.JoinOp) -> None:
+        raise self._refused(op)
+
+    def _refused(self, op: MqcOp) -> TargetError:
+        what = op.name
+        if isinstance(op, int_ops.AttentionOp):
+            what += " with sinks" if op.sinks is not None else " with a softcap"
+        return TargetError(
+            f'onnx: {what} %{self.name(op.results[0])} has no QDQ form (not for NPUs); use style "integer"'
+        )
+
     def rescaled_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Tensor:
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
         kind, gain, epsilon = self.real_norm(op, requant)
@@ -214,7 +238,7 @@ class NpuForm(QdqForm):
         factor = float(factors[0])
         cos, sin = self.rope_tensors(op, factor)
         turned = self.permuted(x, partners(op))
-        kind = symmetric(factor * reach(x.type))
+        kind = symmetric(reach(cos.type) * reach(x.type))
         y = self.run(
             "Add",
             [self.run("Mul", [x, cos], kind), self.run("Mul", [turned, sin], kind)],
@@ -239,9 +263,10 @@ class NpuForm(QdqForm):
         key = (op.cos, op.sin, op.get("head_dim"), op.get("interleaved"), rounded)
         if key not in self._tables:
             rows = []
+            tables = self.rope_tables(op, op.get("head_dim"))
             with self.graph.scope("rope"):
-                kind = symmetric(rounded)
-                for name, table in zip(("cos", "sin"), self.rope_tables(op, op.get("head_dim")), strict=True):
+                kind = symmetric(rounded * np.abs(tables).max())  # above 1 where a model scales by position
+                for name, table in zip(("cos", "sin"), tables, strict=True):
                     stored = self.constant_tensor(table * rounded, kind, f"rope.{name}")
                     picked = self.move("Gather", stored, self.positions, axis=0)
                     rows.append(self.shaped(picked, (-1, 1, op.get("head_dim"))))
@@ -269,7 +294,12 @@ class NpuForm(QdqForm):
                 y = self.quantized(self.function(op, self.dequantized(x)), result)
         self.store(y, op.result)
 
+    def expression(self, expression: Argument, x: str) -> str:
+        raise ValueError("not for NPUs")  # which take no float between its ops
+
     def attention(self, op: int_ops.AttentionOp) -> None:
+        if op.sinks is not None or op.softcap is not None:
+            raise self._refused(op)
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
         tokens, width, group = self.lengths.tokens or 0, channels(op.q) // heads, heads // kv_heads
         keys, values = (self.rows(s, self.tensor(x)) for s, x in zip(op.states(), (op.k, op.v), strict=True))
@@ -285,8 +315,9 @@ class NpuForm(QdqForm):
         p = self.shaped(self.run("Softmax", [shown], _UNIT, axis=-1), (kv_heads, group * tokens, -1))
         values = self.move("Transpose", values, perm=[1, 0, 2])
         y = self.run("MatMul", [p, values], self.type(op.result))
-        y = self.move("Transpose", self.shaped(y, (kv_heads, group, tokens, width)), perm=[2, 0, 1, 3])
-        self.store(self.shaped(y, (tokens, heads * width)), op.result)
+        y = self.shaped(y, (kv_heads, group, tokens, op.value_dim))
+        y = self.move("Transpose", y, perm=[2, 0, 1, 3])
+        self.store(self.shaped(y, (tokens, heads * op.value_dim)), op.result)
 
     def rows(self, state: State, x: Any) -> Any:
         """Give the new rows out, and return all `[seen, *shape]`."""

@@ -18,6 +18,10 @@ RULES: dict[type[MqcOp], str] = {
     int_ops.LutOp: "lut",
     int_ops.MulOp: "mul",
     int_ops.AddOp: "add",
+    int_ops.JoinOp: "join",
+    int_ops.RouteOp: "route",
+    int_ops.GateOp: "gate",
+    int_ops.CausalConvOp: "convolution",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.quant import uniform
-from mqc.ir.module import main_function, main_level, prefix_tokens, returned_value, room
+from mqc.ir.module import logit_cap, main_function, main_level, prefix_tokens, returned_value, room
 from mqc.ir.op import MqcOp, WeightAttr, channels
 from mqc.ir.weight_store import WeightStore
 from mqc.tokens import token_ids
@@ -33,6 +33,8 @@ class Evaluation:
         self._weights = weights
         self.prefix = prefix_tokens(module)
         self._last_use = _last_uses(self._function)
+        self._latest: tuple[Hashable, Any] | None = None
+        self._cap = logit_cap(module)
         self.reset()
 
     def reset(self) -> None:
@@ -55,12 +57,24 @@ class Evaluation:
         quantized = uniform(value)
         return real if quantized is None else quantized.fake_quantize(real)
 
+    def capped(self, logits: Any) -> Any:
+        """Float logits after the model's softcap, if it has one."""
+        return logits if self._cap is None else (logits / self._cap).tanh() * self._cap
+
+    def latest(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` makes, kept until it is asked for by another key: memory holds one such thing."""
+        if self._latest is None or self._latest[0] != key:
+            self._latest = None
+            self._latest = key, make()
+        return self._latest[1]
+
     def unused_after(self, op: MqcOp) -> Sequence[SSAValue]:
         """Operands of an op that no later op reads."""
         return self._last_use.get(op, ())
 
     def run(self, ids: Any, positions: Any, observe: Observer | None = None) -> Any:
-        """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence.
+        """Logits `[tokens, vocabulary]` of the next `tokens` of the sequence; on the float levels after the
+        model's softcap, if it has one.
 
         Args:
             ids: token ids `[tokens]`, of the level's array type.
@@ -72,7 +86,10 @@ class Evaluation:
         for op in block.ops:
             if isinstance(op, func.ReturnOp):
                 self.position += len(ids)
-                return values[op.operands[0]] if op.operands else None
+                if not op.operands:
+                    return None
+                logits = values[op.operands[0]]
+                return logits if isinstance(logits, np.ndarray) else self.capped(logits)
             assert isinstance(op, MqcOp)
             result = op.evaluate(self, *(values[operand] for operand in op.operands))
             values[op.results[0]] = result

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
 from xdsl.utils.exceptions import ParseError
 
 from mqc.analysis.context import CompilerContext
+from mqc.analysis.ir_parser import CachingParser
 from mqc.analysis.verification import verify_module
 from mqc.errors import IRError
 from mqc.files import read_text
@@ -25,7 +25,7 @@ def parse_module(text: str, name: str = "<text>", ctx: CompilerContext | None = 
     """Parse and verify IR text. Raises `IRError` with the place in the text."""
     _check_lines(text, name)
     try:
-        module = Parser(ctx or CompilerContext(), text, name).parse_module()
+        module = CachingParser(ctx or CompilerContext(), text, name).parse_module()
         verify_module(module)
     except IRError as error:
         raise IRError(f"{name}: {error}") from error

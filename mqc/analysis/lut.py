@@ -9,15 +9,22 @@ import torch
 
 from mqc.arrays import Array
 from mqc.dialects.quant import UniformType
+from mqc.errors import PassError
 from mqc.numerics import arithmetic
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def exact(function: Function, x: UniformType, y: UniformType, inputs: Array) -> Array:
-    """`function` of stored inputs, in steps of `y` with its zero point, not rounded, float64."""
+    """`function` of stored inputs, in steps of `y` with its zero point, not rounded, float64.
+
+    Raises `PassError` if it has no value at one.
+    """
     real = torch.from_numpy((inputs.astype(np.float64) - x.zero) * x.real_scale)
     result: Array = function(real).numpy() / y.real_scale + y.zero
+    if not np.isfinite(result).all():
+        worst = float(real[~np.isfinite(result)][0])
+        raise PassError(f"an elementwise function has no value at {worst:g}, which is within the range seen")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 from xdsl.dialects import func
@@ -12,7 +13,15 @@ from xdsl.utils.exceptions import VerifyException
 from mqc.analysis.htp_verification import verify_static_functions
 from mqc.analysis.values import check_values
 from mqc.errors import IRError
-from mqc.ir.module import level, main_function, main_level, prefix_tokens, static_functions, weight_refs
+from mqc.ir.module import (
+    level,
+    logit_cap,
+    main_function,
+    main_level,
+    prefix_tokens,
+    static_functions,
+    weight_refs,
+)
 from mqc.ir.op import INDICES, MqcOp, channels
 from mqc.ir.weight_store import WeightStore
 
@@ -66,6 +75,9 @@ def _verify_program(module: ModuleOp, ops: list[MqcOp], vocabulary: int) -> None
     prefix = prefix_tokens(module)
     if len(prefix) >= context or any(not 0 <= token < vocabulary for token in prefix):
         raise IRError(f"mqc.prefix must be fewer than {context} tokens of the vocabulary of {vocabulary}")
+    cap = logit_cap(module)
+    if cap is not None and not 0 < cap < math.inf:
+        raise IRError(f"mqc.logit_cap must be a number above 0, got {cap}")
     ids, _ = main_function(module).body.block.args
     kept: dict[str, MqcOp] = {}
     for op in ops:

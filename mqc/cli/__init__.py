@@ -6,8 +6,8 @@ import io
 import os
 import re
 import sys
-from importlib.metadata import requires
 
+from mqc.cli.packages import extra_of
 from mqc.errors import InputError, MqcError, StorageError
 
 #: What libraries say where there is not enough memory, under many names of errors.
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     # Here, so that what fails as they are imported is told of too.
-    from mqc.cli import debug, ir, programs  # noqa: F401  (they register their commands)
+    from mqc.cli import chat, debug, doctor, ir, programs, run  # noqa: F401  (they register their commands)
     from mqc.cli.common import OPTIONAL_VALUE, app
 
     app(args=[f"{a}=*" if a in OPTIONAL_VALUE else a for a in arguments])
@@ -60,22 +60,13 @@ def told(error: BaseException) -> MqcError | None:
         return error
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        extra = _extra(package)
+        extra = extra_of(package)
         return InputError(f"this needs {package}: pip install 'mqc[{extra}]'") if extra else None
     if isinstance(error, MemoryError) or (not isinstance(error, OSError) and _NO_MEMORY.search(str(error))):
         return StorageError(f"there is not enough memory: {error}".removesuffix(": "))
     if type(error).__name__ == "PanicException":
         return StorageError(f"a library gave up: {error}; was there enough memory?")
     return StorageError(str(error)) if isinstance(error, OSError) else None
-
-
-def _extra(package: str) -> str | None:
-    """The extra of mqc that brings a package."""
-    for text in requires("mqc") or ():
-        found = re.match(r"([\w.-]+).*extra == [\"'](.+)[\"']", text)
-        if found and found[1].replace("-", "_") == package:
-            return found[2]
-    return None
 
 
 def _print(error: MqcError) -> None:

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from mqc.cli.progress import Report, bars, lines
 from mqc.cli.text import printable
+from mqc.errors import MqcError
+from mqc.files import bounded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +71,14 @@ def _options(
     ] = False,
 ) -> None:
     """Compile decoder LLMs to integer-only programs, run them, and find where numbers go wrong."""
+
+
+def standard_input(kind: type[MqcError]) -> str:
+    """The text on standard input. Raises an error of a kind for what is too large, or no text."""
+    try:
+        return bounded(sys.stdin.buffer).decode("utf-8")
+    except ValueError as error:
+        raise kind(f"cannot read standard input as UTF-8 text: {error}") from error
 
 
 def progress() -> AbstractContextManager[Report]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
+from mqc.arrays import Array
 from mqc.calibration import Windows
 from mqc.cli.common import progress, show
 from mqc.data import code as packaged_code
@@ -17,15 +19,21 @@ from mqc.data import text as packaged_text
 from mqc.errors import InputError
 from mqc.files import read_text
 from mqc.runtime.calibration_text import conversation_windows, conversations_of, packaged_conversations
-from mqc.runtime.perplexity import Ids, divergences, log_probabilities, losses, perplexity, text_windows
+from mqc.runtime.perplexity import Ids, divergences, log_probabilities, losses, text_windows
 from mqc.runtime.program import Program
-from mqc.runtime.tokenizer import Tokenizer
+from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 FOR_PERPLEXITY = ("text", "kind", "windows", "skip", "length")
 FOR_TASKS = ("include_path", "limit", "num_fewshot")
-_MODELS = "float", "float_prefix", "int"
+_MODELS = "float", "float_prefix", "int", "against"
 #: What is compared: names of the figures, of what is measured, and of what it should be.
-_PAIRS = {"prefix": ("float_prefix", "float"), "int": ("int", "float"), "rounding": ("int", "float_prefix")}
+_PAIRS = {
+    "prefix": ("float_prefix", "float"),
+    "int": ("int", "float"),
+    "rounding": ("int", "float_prefix"),
+    "against": ("against", "float"),
+    "programs": ("int", "against"),
+}
 _FIGURES = (
     *(f"{name}_ppl" for name in _MODELS),
     *(f"{name}_{figure}" for name in _PAIRS for figure in ("ratio", "ratio_error", "kl", "greedy")),
@@ -42,6 +50,15 @@ def check_exclusive(context: typer.Context, tasks: bool) -> None:
         raise InputError(f"{', '.join(options[name] for name in given)} goes {why} --tasks")
 
 
+def check_comparable(program: Program, other: Program) -> None:
+    """Raise `InputError` unless token ids mean the same to both."""
+    first, second = (json.loads(p.tokenizer.files[TOKENIZER]) for p in (program, other))
+    if any(first.get(part) != second.get(part) for part in ("model", "added_tokens")):
+        raise InputError(
+            "--against needs a program with the same tokenizer: token ids of this one mean others"
+        )
+
+
 def show_tasks(
     program: Program,
     tasks: str,
@@ -49,9 +66,11 @@ def show_tasks(
     limit: int | None,
     num_fewshot: int | None,
     no_float: bool,
+    against: Program | None,
     as_json: bool,
 ) -> None:
-    """A row per task and metric; as JSON {task: {metric: value}}, the float model's as `float_…`."""
+    """A row per task and metric; as JSON {task: {metric: value}}, the float model's as `float_…`, the other
+    program's as `against_…`."""
     from mqc.runtime.lm_eval import evaluate_tasks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -66,23 +85,25 @@ def show_tasks(
             return source.model, source.tokenizer
 
         given = None if no_float else beside
-        found = evaluate_tasks(program, names, include_path, limit, num_fewshot, report, given)
+        found = evaluate_tasks(program, names, include_path, limit, num_fewshot, report, given, against)
     data = {
         task: {metric: value if math.isfinite(value) else None for metric, value in values.items()}
         for task, values in found.items()
     }
+    others = {"float_": "float model"} if not no_float else {}
+    if against is not None:
+        others["against_"] = "other program"
     rows = [
-        (task, metric, f"{value:.4f}", *([] if no_float else [_beside(values, metric)]))
+        (task, metric, f"{value:.4f}", *(_value(values, f"{prefix}{metric}") for prefix in others))
         for task, values in found.items()
         for metric, value in values.items()
-        if metric.removeprefix("float_") not in values or not metric.startswith("float_")
+        if not any(metric.startswith(prefix) and metric.removeprefix(prefix) in values for prefix in others)
     ]
-    show(data, as_json, ("metric", "program", "float model")[: 2 if no_float else 3], rows)
+    show(data, as_json, ("metric", "program", *others.values()), rows)
 
 
-def _beside(values: dict[str, float], metric: str) -> str:
-    exact = values.get(f"float_{metric}")
-    return "" if exact is None else f"{exact:.4f}"
+def _value(values: dict[str, float], metric: str) -> str:
+    return f"{values[metric]:.4f}" if metric in values else ""
 
 
 def show_perplexity(
@@ -93,26 +114,29 @@ def show_perplexity(
     skip: int,
     length: int,
     no_float: bool,
+    against: Program | None,
     size_bytes: int,
     as_json: bool,
 ) -> None:
     """How far the integer program is from the float model as transformers runs it.
 
-    As JSON: the perplexities `float_ppl`, `float_prefix_ppl` (the float model behind the program's prefix)
-    and `int_ppl`. Then for `prefix`, the float model behind the prefix beside the float model; `int`, the
-    program beside the float model; and `rounding`, the program beside the float model behind the prefix:
-    `_ratio` of perplexities with its standard error over the windows, `_ratio_error`; `_kl`, the mean KL of
-    the prediction in nats a token; and `_greedy`, the share of tokens whose likeliest successors are equal.
-    What was not measured is null, such as what a prefix costs where there is none but the tokenizer's own.
+    As JSON: the perplexities `float_ppl`, `float_prefix_ppl` (the float model behind the program's prefix),
+    `int_ppl` and `against_ppl` (the other program). Then how far one is from another: `prefix`, the float
+    model behind the prefix from the float model; `int`, the program from the float model; `rounding`, the
+    program from the float model behind the prefix; `against`, the other program from the float model; and
+    `programs`, the program from the other. Of each, `_ratio` of perplexities with its standard error over the
+    windows, `_ratio_error`; `_kl`, the mean KL of the prediction in nats a token; and `_greedy`, the share of
+    tokens whose likeliest successors are equal. What was not measured is null, such as what a prefix costs
+    where there is none but the tokenizer's own.
     """
-    room = program.context - len(program.prefix)
+    room = min(p.context - len(p.prefix) for p in (program, against) if p is not None)
     if length > room:
         raise InputError(
             f"windows of {length} tokens do not fit the program's context, which has room for {room} behind "
             f"its prefix; give --length {room} or less"
         )
     parts = windows_of(program.tokenizer, text, kind, length, windows, skip)
-    data = _integer_alone(program, parts) if no_float else _beside_float(program, parts)
+    data = _compared(program, parts, no_float, against)
     data["mac_share_8bit"] = program.manifest.get("mac_share_8bit")
     data["size_bytes"] = size_bytes
     data |= {"windows": windows, "length": length, "skip": skip, "prefix": list(program.prefix)}
@@ -123,12 +147,15 @@ def show_perplexity(
             behind = f"… behind prefix {data['prefix']}", f"{data['float_prefix_ppl']:.3f}"
             rows.insert(1, (*behind, *_cells(data, "prefix")))
             rows.append(("… to float behind the prefix", "", *_cells(data, "rounding")))
+    if against is not None:
+        rows.append(("other program", f"{data['against_ppl']:.3f}", *_cells(data, "against")))
+        rows.append(("… integer program to it", "", *_cells(data, "programs")))
     rows += [
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}", "", "", ""),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB", "", "", ""),
     ]
     headings = (f"perplexity, {windows} × {length} tokens", "ratio", "KL, nats", "equal greedy tokens")
-    columns = 1 if no_float else len(headings)
+    columns = 1 if no_float and against is None else len(headings)
     show(data, as_json, headings[:columns], [row[: columns + 1] for row in rows])
 
 
@@ -170,43 +197,38 @@ def _cells(data: dict[str, Any], name: str) -> tuple[str, str, str]:
     return ratio, f"{data[f'{name}_kl']:.4f}", f"{data[f'{name}_greedy']:.1%}"
 
 
-def _integer_alone(program: Program, parts: list[Ids]) -> dict[str, Any]:
-    with progress() as report:
-        found = perplexity(
-            lambda ids: program.logits(ids.tolist()), parts, partial(report, "integer program")
-        )
-    return dict.fromkeys(_FIGURES) | {"int_ppl": found}
+def _compared(program: Program, parts: list[Ids], no_float: bool, against: Program | None) -> dict[str, Any]:
+    """The figures, window by window: of the float model as it is, behind the prefix, and of programs.
 
-
-def _beside_float(program: Program, parts: list[Ids]) -> dict[str, Any]:
-    """The figures, window by window: of the float model as it is, behind the prefix, and of the program.
-
-    Memory: the log probabilities of a window, three times, and its logits.
+    Memory: the log probabilities of a window, of each of them, and its logits.
     """
-    from mqc.frontend.float_model import float_logits, float_source
-
+    runs: dict[str, Callable[[Ids], Array]] = {}
     with progress() as report:
-        report("loading the model", 0.0)
-        model = float_source(program.manifest).model
-        report("loading the model", 1.0)
-        start = program.tokenizer.in_front
-        loss: dict[str, list[float]] = {name: [] for name in _MODELS}
-        apart: dict[str, list[tuple[float, float]]] = {name: [] for name in _PAIRS}
-        pairs = _PAIRS if program.prefix != start else {"int": _PAIRS["int"]}
-        for number, window in enumerate(parts, 1):
-            log_p = {"float": log_probabilities(float_logits(model, window, start))}
+        if not no_float:
+            from mqc.frontend.float_model import float_logits, float_source
+
+            report("loading the model", 0.0)
+            model = float_source(program.manifest).model
+            report("loading the model", 1.0)
+            start = program.tokenizer.in_front
+            runs["float"] = lambda window: float_logits(model, window, start)
             if program.prefix != start:
-                log_p["float_prefix"] = log_probabilities(float_logits(model, window, program.prefix))
-            log_p["int"] = log_probabilities(program.logits(window.tolist()))
+                runs["float_prefix"] = lambda window: float_logits(model, window, program.prefix)
+        runs["int"] = lambda window: program.logits(window.tolist())
+        if against is not None:
+            runs["against"] = lambda window: against.logits(window.tolist())
+        pairs = {name: pair for name, pair in _PAIRS.items() if runs.keys() >= set(pair)}
+        loss: dict[str, list[float]] = {name: [] for name in runs}
+        apart: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+        for number, window in enumerate(parts, 1):
+            log_p = {name: log_probabilities(run(window)) for name, run in runs.items()}
             for name, given in log_p.items():
                 loss[name].append(float(losses(given, window).mean()))
             for name, (measured, reference) in pairs.items():
                 kl, equal = divergences(log_p[reference], log_p[measured])
                 apart[name].append((float(kl.mean()), float(equal.mean())))
             report("windows", number / len(parts))
-    figures: dict[str, Any] = {
-        f"{name}_ppl": float(np.exp(np.mean(values))) for name, values in loss.items() if values
-    }
+    figures: dict[str, Any] = {f"{name}_ppl": float(np.exp(np.mean(values))) for name, values in loss.items()}
     for name, (measured, reference) in pairs.items():
         more = np.array(loss[measured]) - np.array(loss[reference])
         figures[f"{name}_ratio"] = ratio = float(np.exp(more.mean()))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mqc.cli.common import standard_input
 from mqc.errors import IRError
-from mqc.files import bounded
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -37,7 +36,7 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
         return program.module, program.weights
     if os.path.isdir(path):
         path = dump_files(path)[-1]
-    module = parse_module(_standard_input(), "-") if str(path) == "-" else parse_file(path)
+    module = parse_module(standard_input(IRError), "-") if str(path) == "-" else parse_file(path)
     weights = folder_weights(path.parent)
     if random_weights:
         fill_random(module, weights)
@@ -49,13 +48,6 @@ def read_module(path: Path, random_weights: bool = False) -> tuple[ModuleOp, Wei
             )
         weights[ref]
     return module, weights
-
-
-def _standard_input() -> str:
-    try:
-        return bounded(sys.stdin.buffer).decode("utf-8")
-    except ValueError as error:
-        raise IRError(f"cannot read standard input as UTF-8 text: {error}") from error
 
 
 def is_program(path: Path) -> bool:

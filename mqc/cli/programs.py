@@ -1,11 +1,10 @@
-"""Commands that make and run programs."""
+"""Commands that make programs, measure them and describe them."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import re
-import sys
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,35 +25,42 @@ from mqc.cli.common import (
     say,
     show,
 )
+from mqc.cli.generation import ProgramPath, Threads, configured
 from mqc.errors import InputError
 from mqc.files import check_writable, read_text, write_text
 from mqc.registry import backend_for
-from mqc.runtime.artifact import check_replaceable
+from mqc.runtime.artifact import check_replaceable, read_manifest
 from mqc.runtime.program import Program
 
 if TYPE_CHECKING:
     from mqc.compiler.estimate import Estimate
 
-#: Control characters but the tab and the end of a line.
-_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="folder written by mqc compile")]
-Threads = Annotated[int | None, number("threads; all cores by default")]
-
 
 @app.command("compile")
 def compile_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, or a Hugging Face id")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="demo, a folder, a .gguf file, a LoRA adapter, or a Hugging Face id"
+        ),
     ],
+    base: Annotated[
+        str | None, typer.Option(help="model that MODEL, a folder with a LoRA adapter, adapts")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write")] = None,
     target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
     recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",
     preset: Annotated[
-        str | None, typer.Option(help="method: learned, mobilequant, omniquant or smoothquant")
+        str | None, typer.Option(help="method: fast, learned, mobilequant, omniquant or smoothquant")
     ] = None,
     share: Annotated[
         float | None, typer.Option(help="least share of MACs with 8-bit activations: search for the others")
+    ] = None,
+    max_loss: Annotated[
+        str | None,
+        typer.Option(
+            help="what rounding may cost in perplexity, e.g. 0.5%: search for the least bits that keep it"
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -100,10 +106,12 @@ def compile_command(
     chosen = load_recipe(recipe, preset)
     if share is not None:
         chosen = replace(chosen, share=share)
+    if max_loss is not None:
+        chosen = replace(chosen, max_loss=_share(max_loss))
     if output is None or estimate:
         with progress() as report:
             report("estimating", 0.0)
-            found = api.estimate(model, target, chosen, passes=passes, context=context)
+            found = api.estimate(model, target, chosen, base=base, passes=passes, context=context)
             report("estimating", 1.0)
         _show_estimate(found, model, as_json)
         return
@@ -116,7 +124,7 @@ def compile_command(
             check_writable(folder / "file", folder=True)
     with progress() as report:
         program = api.compile(
-            model, target, chosen, calibration=text, passes=passes, context=context,
+            model, target, chosen, base=base, calibration=text, passes=passes, context=context,
             checkpoints=checkpoints, dump_ir=dump_ir, progress=report, verify_each=verify_each,
             instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
         )  # fmt: skip
@@ -124,12 +132,26 @@ def compile_command(
             return
         if plan is not None:
             rules = tuple(program.manifest["precision"])
-            searched = replace(chosen, precision=(*rules, *chosen.precision), share=0.0, weights8=0.0)
+            searched = replace(
+                chosen, precision=(*rules, *chosen.precision), share=0.0, weights8=0.0, max_loss=0.0
+            )
             write_text(plan, searched.to_toml())
         report("saving", 0.0)
         program.save(output)
         report("saving", 1.0)
     _describe(output, as_json)
+
+
+def _share(text: str) -> float:
+    """`0.5%` or `0.005`. Raises `InputError` unless it is a share above 0."""
+    number, percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < math.inf:
+        raise InputError(f"--max-loss must be a share above 0, such as 0.5% or 0.005, got {text!r}")
+    return share
 
 
 def _show_estimate(found: Estimate, model: str, as_json: bool) -> None:
@@ -143,72 +165,6 @@ def _show_estimate(found: Estimate, model: str, as_json: bool) -> None:
         ("program", f"{found.program / 1e6:.0f} MB"),
     ]
     show(data, as_json, (model,), rows)
-
-
-@app.command()
-def run(
-    path: ProgramPath,
-    prompt: Annotated[str | None, typer.Option(help="text to complete")] = None,
-    chat: Annotated[str | None, typer.Option(help="message to answer, by the chat template")] = None,
-    max_new_tokens: Annotated[int | None, number("most tokens to add; 100, or what fits the context")] = None,
-    parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="take texts of control tokens in --chat for these tokens")
-    ] = False,
-    template_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="variable of the chat template, VALUE as JSON or a text"),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy; by default as the model's generation_config says")
-    ] = None,
-    top_k: Annotated[int | None, number("sample among the k most likely")] = None,
-    top_p: Annotated[float | None, typer.Option(help="sample among the likeliest of this mass")] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="sample among those of at least this share of the likeliest's chance"),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="above 1 for fewer repetitions; by default as generation_config says")
-    ] = None,
-    seed: Annotated[int | None, number("for repeatable samples", least=0)] = None,
-    threads: Threads = None,
-    option: Options = None,
-    engine: Annotated[str, typer.Option(help="target, or oracle for the NumPy semantics")] = "target",
-    as_json: AsJson = False,
-) -> None:
-    """Complete a prompt, or answer a message."""
-    if (prompt is None) == (chat is None):
-        raise InputError("give either --prompt or --chat")
-    chat_options = _chat_options(template_option or [], parse_special)
-    if chat_options and chat is None:
-        raise InputError("--parse-special and --template-option go with --chat")
-    program = _configured(path, threads, option)
-    text = program.generate(
-        chat if chat is not None else prompt or "", max_new_tokens, chat=chat is not None,
-        chat_options=chat_options, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, engine=engine,
-        stream=None if as_json else lambda piece: print(shown(piece), end="", flush=True),
-    )  # fmt: skip
-    print(json.dumps({"text": text}) if as_json else "")
-
-
-def shown(piece: str) -> str:
-    """What a model says, without what would steer a terminal if one shows it."""
-    return _STEERS.sub(lambda c: ascii(c[0])[1:-1], piece) if sys.stdout.isatty() else piece
-
-
-def _chat_options(texts: list[str], parse_special: bool) -> dict[str, Any]:
-    """Options of `Tokenizer.chat` from the command line."""
-    options: dict[str, Any] = {"parse_special": True} if parse_special else {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"--template-option takes NAME=VALUE, got {text!r}")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 @app.command("eval")
@@ -230,20 +186,27 @@ def eval_command(
     skip: Annotated[int, number("windows to leave out first", least=0)] = 0,
     length: Annotated[int, number("tokens per window", least=2)] = 512,
     no_float: Annotated[bool, typer.Option("--no-float", help="skip the float model")] = False,
+    against: Annotated[Path | None, typer.Option(help="another program, to compare with")] = None,
     threads: Threads = None,
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity beside the float model's, on the same windows; with --tasks, the tasks of lm-eval."""
-    from mqc.cli.evaluation import check_exclusive, show_perplexity, show_tasks
+    """Perplexity beside the float model's, on the same windows; with --tasks, the tasks of lm-eval.
+
+    With --against, beside another program's too.
+    """
+    from mqc.cli.evaluation import check_comparable, check_exclusive, show_perplexity, show_tasks
 
     check_exclusive(context, tasks is not None)
-    program = _configured(path, threads, option)
+    program = configured(path, threads, option)
+    other = None if against is None else configured(against, threads, option)
+    if other is not None:
+        check_comparable(program, other)
     if tasks is not None:
-        show_tasks(program, tasks, include_path, limit, num_fewshot, no_float, as_json)
+        show_tasks(program, tasks, include_path, limit, num_fewshot, no_float, other, as_json)
     else:
         size = _folder_bytes(path)
-        show_perplexity(program, text, kind, windows, skip, length, no_float, size, as_json)
+        show_perplexity(program, text, kind, windows, skip, length, no_float, other, size, as_json)
 
 
 @app.command()
@@ -258,7 +221,7 @@ def bench(
     """Tokens per second, beside what the machine could do at most; for an NPU, what a model says."""
     from mqc.runtime.benchmark import measure, modelled
 
-    program = _configured(path, threads, option)
+    program = configured(path, threads, option)
     if (figures := modelled(program, prompt_tokens, new_tokens)) is not None:
         _show_modelled(figures, as_json)
         return
@@ -315,14 +278,15 @@ def export(
     option: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the files that go to the target, e.g. ONNX models."""
+    """Write the files that go to the target: a C project that needs no Python, or ONNX models."""
     check_replaceable(output, exported=True)
     check_writable(output, folder=True)
+    target = read_manifest(path)["target"]  # loading takes seconds
+    options = parse_options(target, backend_for(target).export_options, option or [])
     program = Program.load(path)
-    known = backend_for(program.target).export_options
     with progress() as report:
         report("exporting", 0.0)
-        program.export(output, **parse_options(program.target, known, option or []))
+        program.export(output, **options)
         report("exporting", 1.0)
     files = sorted(file for file in output.rglob("*") if file.is_file())
     data = {str(file.relative_to(output)): file.stat().st_size for file in files}
@@ -336,37 +300,36 @@ def info(path: ProgramPath, as_json: AsJson = False) -> None:
     _describe(path, as_json)
 
 
-def _configured(path: Path, threads: int | None, option: list[str] | None) -> Program:
-    """The program with its engine's options set."""
-    program = Program.load(path)
-    given = parse_options(program.target, backend_for(program.target).options, option or [])
-    return program.configure(**{"threads": threads, **given})
-
-
 def _describe(path: Path, as_json: bool) -> None:
     program = Program.load(path)
     source = program.manifest.get("source", {})
-    data = {
-        **{k: v for k, v in program.manifest.items() if k != "files"},
-        "path": str(path),
-        "context": program.context,
-        "prefix": list(program.prefix),
-        "weight_bytes": program.size_bytes,
-        "size_bytes": _folder_bytes(path),
-    }
-    unseen = data.get("control_tokens_not_seen") or []
+    data = {**program.facts(), "path": str(path), "size_bytes": _folder_bytes(path)}
+    unseen, idle = (data.get(name) or [] for name in ("control_tokens_not_seen", "experts_not_chosen"))
     rows = [
         ("source", f"{source.get('id', 'an object')} ({str(source.get('hash', ''))[:12]})"),
         ("target", program.target),
         ("recipe", str(data.get("recipe"))),
-        ("passes", str(data.get("pipeline"))),
         ("prefix tokens", str(data["prefix"])),
-        *([("control tokens not in calibration", ", ".join(unseen))] if unseen else []),
+        *([("control tokens not in calibration", _few(unseen))] if unseen else []),
+        *([("experts not chosen in calibration", _few(idle))] if idle else []),
         ("context", str(data["context"])),
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
     show(data, as_json, (str(path),), rows)
+    if not as_json and data.get("pipeline"):
+        say(_pasteable("passes", str(data["pipeline"])))
+
+
+def _pasteable(title: str, pipeline: str) -> str:
+    """A pipeline on a line of its own, as the shell takes it behind `mqc compile MODEL`."""
+    return f"{title}:\n--passes {shlex.quote(pipeline)}"
+
+
+def _few(texts: list[str], most: int = 20) -> str:
+    """The first of many texts, and how many more there are: `--json` has them all."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 @app.command()
@@ -383,7 +346,7 @@ def targets(as_json: AsJson = False) -> None:
             "export_options": {k: v.__name__ for k, v in found.export_options.items()},
         }
     rows = [
-        (n, str(d["backend"]), ", ".join(d["options"]), ", ".join(d["export_options"]) or "no export")
+        (n, str(d["backend"]), ", ".join(d["options"]), ", ".join(d["export_options"]) or "none")
         for n, d in data.items()
     ]
     show({"targets": data}, as_json, ("backend", "options of run, eval and bench", "options of export"), rows)
@@ -404,7 +367,8 @@ def passes(as_json: AsJson = False) -> None:
     pipelines = {name: str(recipe.pipeline("cpu")) for name, recipe in RECIPES.items()}
     show({"passes": data, "pipelines": pipelines}, as_json, ("level, summary",), rows)
     if not as_json:
-        say(f"pipeline of recipe w8a8 on cpu:\n{pipelines['w8a8']}")
+        for name, text in pipelines.items():
+            say(_pasteable(f"recipe {name} on cpu", text))
 
 
 def _folder_bytes(path: Path) -> int:

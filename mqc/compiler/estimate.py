@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mqc.analysis.histogram import Histogram
 from mqc.calibration import window_length
 from mqc.compiler.pass_manager import Pipeline
 from mqc.costs import ModelSize, Work
@@ -19,9 +23,14 @@ from mqc.numerics.bfloat16 import bfloat16_products
 
 #: Bytes of a process that has imported what compiles.
 _BASE_BYTES = 350 << 20
-#: Time of a model's products over that of the large one that is measured; and of writing what was computed
-#: from mapped weights over that of what is in memory. By three shapes (docs/measurements.md, sizes).
-_SMALLER, _MAPPED = 1.5, 2.0
+#: Time of writing what was computed from mapped weights over that of what is in memory. By three shapes
+#: (docs/measurements.md, sizes).
+_MAPPED = 2.0
+#: Tokens of the operands that are measured; of the model's matrices so many bytes of each shape, more than
+#: caches hold.
+_TOKENS, _MATRIX_BYTES = 512, 1 << 26
+#: Seconds for each kind of work.
+_MEASURED = 0.5
 #: Bytes of a program besides weights, for each entry of the vocabulary: the tokenizer.
 _TOKEN_BYTES = 90
 
@@ -61,51 +70,76 @@ class Estimate:
     program: int
 
 
-def measure_machine() -> Machine:
-    """How fast this machine is now: half a second for each kind of work, with operands that no cache holds
-    and results in fresh memory, as passes have them."""
-    x, weight, large = torch.randn(512, 2048), torch.randn(8192, 2048), torch.randn(1 << 23)
+def measure_machine(size: ModelSize) -> Machine:
+    """How fast this machine is now at what a model of some size needs: half a second for each kind of work.
+
+    Products have the model's own shapes: what a machine does of large ones a second, it may not do of small
+    ones. The elementwise step is that of a histogram, on which ranges are observed.
+    """
     row, matrix = torch.zeros(16), torch.zeros(16, 16)
+    values, histogram = torch.randn(_TOKENS, size.widest), Histogram()
     block = np.ones((1 << 10, 1 << 13), np.float32)
     with torch.no_grad(), bfloat16_products():
         return Machine(
-            products=_rate(lambda: F.linear(x, weight), x.numel() * len(weight)) / _SMALLER,
-            elements=_rate(lambda: large * 0.5, len(large)),
+            products=_product_rate(size),
+            elements=_rate(lambda: histogram.add(values), values.numel()),
             written=_rate(lambda: Spill().write(block.shape, block.dtype, [block * 2]), block.size) / _MAPPED,
             calls=_rate(lambda: row.addmv_(matrix, row), 1),
         )
 
 
-def _rate(run: Callable[[], Any], count: int) -> float:
-    """How often a second `count` things are done, on the whole of half a second."""
+def _product_rate(size: ModelSize) -> float:
+    """Multiply-accumulates a second, by the shapes that most of them are in."""
+    counts = Counter(size.matrices)
+    heaviest = sorted(counts, key=lambda shape: -counts[shape] * math.prod(shape))[:4]
+    macs = seconds = 0.0
+    for n, k in heaviest:
+        x = torch.randn(_TOKENS, k)
+        matrices = cycle([torch.ones(n, k) for _ in range(max(1, _MATRIX_BYTES // (4 * n * k)))])
+
+        def product(x: torch.Tensor = x, matrices: Iterator[torch.Tensor] = matrices) -> None:
+            F.linear(x, next(matrices))
+
+        rate = _rate(product, x.numel() * n, _MEASURED / len(heaviest))
+        macs += counts[n, k] * n * k
+        seconds += counts[n, k] * n * k / rate
+    return macs / seconds
+
+
+def _rate(run: Callable[[], Any], count: int, least: float = _MEASURED) -> float:
+    """How often a second `count` things are done, on the whole of at least some seconds."""
     run()
     begin, times = time.perf_counter(), 0
-    while (taken := time.perf_counter() - begin) < 0.5:
+    while (taken := time.perf_counter() - begin) < least:
         run()
         times += 1
     return times * count / taken
 
 
-def estimate(size: ModelSize, pipeline: Pipeline, machine: Machine, positions: int) -> Estimate:
-    """Time, memory and disk of compiling a model of some size by a pipeline, for so many positions."""
+def estimate(
+    size: ModelSize, pipeline: Pipeline, machine: Machine, positions: int, starting: float
+) -> Estimate:
+    """Time, memory and disk of compiling a model of some size by a pipeline, for so many positions.
+
+    starting: seconds until the model is read, in which modules are imported.
+    """
     length = window_length(positions)
     # What is read of a GGUF file: its tensors, and its vocabulary, entry by entry.
-    read = Work() if size.mapped else Work(elements=20 * size.parameters, calls=45 * size.vocabulary)
+    read = Work() if size.mapped else Work(elements=10 * size.parameters, calls=25 * size.vocabulary)
     steps: list[tuple[str, Work | None]] = [
-        ("starting", Work(calls=3e6)),
         ("loading the model", read),
-        ("tracing", Work(calls=size.layers * 1.2e5, elements=6 * size.parameters)),
+        ("tracing", Work(calls=size.layers * 2e5, elements=6 * size.parameters)),
         ("comparing with the model", Work(calls=5e5, elements=2.5 * size.parameters)),
         *((step.name, step.work(size, length)) for step in pipeline),
     ]
     memory = _BASE_BYTES + max(
-        4 * size.logits if size.mapped else 5 * size.parameters,  # the table as f32, or all tensors
+        4 * size.logits,  # the table as f32
         _alive(size, max((getattr(p, "windows", 0) for p in pipeline), default=0) * length),
     )
     weights = [getattr(p, "bits", 8) / 8 for p in pipeline if p.name == "quantize-weights"]
     program = size.weights * (weights or [1])[0] + size.logits * (1 if size.tied else 2)
     steps.append(("saving", Work(written=program)))
-    seconds: dict[str, float] = {}
+    seconds = {"starting": starting}
     for name, work in steps:
         if work is not None:
             seconds[name] = seconds.get(name, 0.0) + machine.seconds(work)

@@ -11,7 +11,7 @@ from xdsl.ir import SSAValue
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import Evaluation
 from mqc.calibration import Windows
-from mqc.dialects.llm import AttentionOp
+from mqc.dialects.llm_core import LlmOp
 from mqc.ir.module import main_function, mqc_ops, returned_value
 from mqc.ir.op import MqcOp, channels
 from mqc.numerics.bfloat16 import bfloat16_products
@@ -23,13 +23,14 @@ _LOGITS = 1 << 25
 
 
 def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp, torch.Tensor]]:
-    """The prefix's keys and values `[prefix tokens, channels]`, each with the op whose later results share
-    their cache and so their scale."""
+    """The rows `[prefix tokens, channels]` that the prefix leaves in ops' states (keys, values, what a
+    convolution read), each with the op whose later results stand behind them and so share their scale."""
     for op in mqc_ops(module):
-        if isinstance(op, AttentionOp) and op.prefix_k is not None and op.prefix_v is not None:
-            for value, ref in ((op.k, op.prefix_k), (op.v, op.prefix_v)):
-                assert isinstance(value.owner, MqcOp)
-                yield value.owner, torch.from_numpy(ctx.weights[ref])
+        assert isinstance(op, LlmOp)
+        for name, operand in op.PREFIX.items():
+            owner, ref = getattr(op, operand).owner, op.ref(name)
+            if ref is not None:
+                yield owner, torch.from_numpy(ctx.weights[ref])
 
 
 Operands = tuple[torch.Tensor, ...]
@@ -42,7 +43,7 @@ def observe(
     *,
     before: Callable[[MqcOp, list[Operands]], None] = lambda op, operands: None,
     after: Callable[[MqcOp, torch.Tensor], torch.Tensor | None] = lambda op, result: None,
-    logits: bool = False,
+    logits_every: int = 0,
     together: int | None = None,
     report: Callable[[float], None] = lambda share: None,
 ) -> None:
@@ -58,7 +59,7 @@ def observe(
             change the op.
         after: called with every op and its result `[windows · tokens, channels]` of one group after another;
             with the logits of some tokens after those of others. What it returns takes the result's place.
-        logits: whether the op that gives the logits is evaluated.
+        logits_every: the logits are computed for every so many tokens; 0: for none.
         together: windows of a group; as many as 512 tokens are if None.
         report: called with the share that is done.
     """
@@ -77,10 +78,11 @@ def observe(
             operands = [tuple(v[operand] for operand in op.operands) for v in values]
             before(op, operands)
             last = op.results[0] is returned
-            if last and not logits:
+            if last and not logits_every:
                 return
             if last:
-                for part in _few_tokens(operands, channels(returned)):
+                some = [tuple(x[::logits_every] for x in given) for given in operands]
+                for part in _few_tokens(some, channels(returned)):
                     with bfloat16_products():
                         result = op.evaluate(evaluation, *part)
                     after(op, result)

@@ -1,4 +1,5 @@
-"""Rules that say how many bits a value or a matrix gets: their text, and what they select."""
+"""Rules that say how many bits a value or a matrix gets: their text, what they select, and the types that
+values get."""
 
 from __future__ import annotations
 
@@ -6,21 +7,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Operation
+from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
+from xdsl.ir import Attribute, Operation
 
-from mqc.dialects.llm import LinearOp
-from mqc.errors import RecipeError
+from mqc.dialects.llm import ActivationOp, LinearOp, RouteOp
+from mqc.dialects.quant import UniformType, affine_range
+from mqc.errors import PassError, RecipeError
 from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp
 from mqc.numerics.products import GROUPS
 
 WEIGHT = "weight:"
 
+#: A 16-bit value has room for this many times the extremes that calibration saw, …
+BEYOND = 1.25
+#: … but for no more than this many times the range that 8 bits would cover.
+OUTLIERS = 4.0
+
 #: MobileQuant's plan (arXiv 2408.13933, section 4 and its code), by what an op does: the residual
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
-#: factors, squares among them. What a rotation, an activation function or one product behind another reads
-#: has 16 bits too, lest it be rounded to 8 twice; the logits read 8, since theirs is the largest product.
+#: factors, squares among them. What a rotation, an activation function, a convolution or one product behind
+#: another reads has 16 bits too, lest it be rounded to 8 twice; the logits read 8, since theirs is the
+#: largest product. Scores of experts and their weights have 16 bits, since a score that is rounded chooses
+#: another expert.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
@@ -29,10 +38,17 @@ DEFAULT_PLAN = (
     "llm.mul->llm.linear=16",
     "->llm.mul=16",
     "->llm.silu=16",
+    "->llm.sigmoid=16",
     "->llm.*gelu*=16",
     "->llm.relu_squared=16",
     "llm.relu_squared->llm.linear=16",
     "->llm.rope=16",
+    "->llm.join=16",
+    "->llm.causal_conv=16",
+    "->llm.route=16",
+    "llm.route=16",
+    "->llm.gate=16",
+    "llm.gate->llm.linear=16",
     "llm.linear->llm.linear=16",
     "llm.linear->logits=8",
 )
@@ -93,13 +109,22 @@ def _is_a(op: Operation, kind: str) -> bool:
 
 def matrix_bits(op: MqcOp, bits: int, keep8: Iterable[str]) -> int:
     """Bits of a linear's matrix: 8 if its name matches a glob of `keep8`, else those that a rule gave it
-    (`weight_bits`), else 8 if it gives the logits, else `bits`."""
+    (`weight_bits`), else 8 if it gives the logits or chooses experts, else `bits`."""
     if any(fnmatchcase(op.value_name, glob) for glob in keep8):
         return 8
     given = op.get("weight_bits")
     if given is not None:
         return int(given)
-    return 8 if gives_logits(op) else bits
+    return 8 if gives_logits(op) or _chooses_experts(op) else bits
+
+
+def _chooses_experts(op: MqcOp) -> bool:
+    """Whether a result is scores of experts, or an activation function makes it some."""
+    users = [use.operation for use in op.results[0].uses]
+    return any(
+        isinstance(user, RouteOp) or (isinstance(user, ActivationOp) and _chooses_experts(user))
+        for user in users
+    )
 
 
 def group_size(op: LinearOp, group: int) -> int:
@@ -113,17 +138,22 @@ def group_size(op: LinearOp, group: int) -> int:
 
 def check_groups(ops: Iterable[LinearOp], group: int) -> None:
     """Raise `RecipeError` unless groups of `group` input channels divide the matrices of all ops."""
-    unfit = [op for op in ops if group and op.weight.shape[1] % group]
+    unfit = [op for op in ops if group and _inputs(op) % group]
     if not unfit:
         return
-    fitting = [str(g) for g in GROUPS if g and not any(op.weight.shape[1] % g for op in unfit)]
+    fitting = [str(g) for g in GROUPS if g and not any(_inputs(op) % g for op in unfit)]
     others = f", nor those of {len(unfit) - 1} more matrices" if len(unfit) > 1 else ""
     choices = " or ".join([*fitting, "0"])
     raise RecipeError(
-        f"the matrix of %{unfit[0].value_name} has {unfit[0].weight.shape[1]} input channels, which groups "
+        f"the matrix of %{unfit[0].value_name} has {_inputs(unfit[0])} input channels, which groups "
         f"of {group} do not divide{others}; take group = {choices} (0: one scale per output channel), or "
         "name them in keep8, so that they keep 8 bits"
     )
+
+
+def _inputs(op: LinearOp) -> int:
+    """Input channels that a group must divide: of an expert, if the columns are experts'."""
+    return int(op.weight.shape[1]) // op.column_blocks[0]
 
 
 def linears(module: ModuleOp) -> Iterator[LinearOp]:
@@ -149,3 +179,24 @@ def value_bits(rules: Iterable[Rule], op: MqcOp) -> int:
 def weight_bits(rules: Iterable[Rule], op: MqcOp) -> int | None:
     """Bits of the op's matrix, if a rule selects it."""
     return next((rule.bits for rule in reversed([*rules]) if rule.selects_weight(op)), None)
+
+
+def value_type(op: MqcOp, bits: int) -> UniformType:
+    """The quantized type of an op's result, by the range that was observed: its `clip` with 8 bits; with 16
+    its `range` and more.
+
+    Raises `PassError` if no range was observed.
+    """
+    low, high = _pair(op, "clip")
+    if bits == 16:
+        lowest, highest = _pair(op, "range")
+        low, high = max(lowest * BEYOND, low * OUTLIERS), min(highest * BEYOND, high * OUTLIERS)
+    return affine_range(low, high, bits)
+
+
+def _pair(op: MqcOp, name: str) -> tuple[float, float]:
+    stated: Attribute | None = op.attributes.get(name)
+    if not isinstance(stated, DenseArrayBase):
+        raise PassError(f"%{op.value_name} has no {name}: run observe-ranges first")
+    low, high = (float(v) for v in stated.get_values())
+    return low, high

@@ -34,6 +34,8 @@ class Recipe:
     precision: rules for `assign-precision` after its default plan, e.g. `%layers.0.*=16`.
     share: least share of multiply-accumulates with 8-bit activations; which values get 16 bits is searched
         for. 0: the default plan, without a search.
+    max_loss: what rounding may cost, as a share of the perplexity, measured on calibration text: as many
+        values get 8 bits as keep it. 0: no such search.
     learn: options of `learn-ranges` before weights are quantized, as in a pipeline's text; empty for none.
     tune: the same for `learn-ranges` on quantized weights, after.
     """
@@ -52,6 +54,7 @@ class Recipe:
     outside_ppm: float = 1.0
     precision: tuple[str, ...] = field(default=())
     share: float = 0.0
+    max_loss: float = 0.0
     learn: str = ""
     tune: str = ""
 
@@ -65,12 +68,19 @@ class Recipe:
         if self.weights8:
             if self.weight_bits != 4:
                 raise RecipeError("weights8 is a share of 4-bit weights: the recipe needs weight_bits = 4")
-            kept = (f"{WEIGHT}%{glob}=8" for glob in self.keep8)
+            eight = (f"{WEIGHT}%{glob}=8" for glob in self.keep8)
             precision = {
-                "rules": (*self.precision, *kept), "share": self.share,
+                "rules": (*self.precision, *eight), "share": self.share,
                 "weights8": self.weights8, "group": self.group,
             }  # fmt: skip
-        rounding = {"rounding": self.rounding, "windows": self.windows, "keep_reference": bool(self.tune)}
+        if self.max_loss and (self.share or self.learn):
+            raise RecipeError(
+                "max_loss goes without share, which searches for precision too, and without learn, which "
+                "changes the ranges that the search goes by"
+            )
+        kept = bool(self.tune or self.max_loss)
+        rounding = {"rounding": self.rounding, "windows": self.windows, "keep_reference": kept}
+        bound = {"loss": self.max_loss, "rules": self.precision}
         steps: list[tuple[str, dict[str, Any]]] = [
             ("fold-constants", {}),
             ("fold-norm", {}),
@@ -81,6 +91,7 @@ class Recipe:
             ("assign-precision", precision),
             *([("learn-ranges", self._learning())] if self.learn else []),
             ("quantize-weights", {"bits": self.weight_bits, **weights, **rounding}),
+            *([("search-precision", bound)] if self.max_loss else []),
             *([("learn-ranges", _options(self.tune))] if self.tune else []),
             ("lower-to-int", {}),
             ("choose-kernels", {"backend": backend}),
@@ -116,16 +127,16 @@ def _options(text: str) -> dict[str, Any]:
 
 def passes_in_order() -> list[str]:
     """Names of all registered passes: those of the pipelines in the order of running, then the others."""
-    everything = Recipe(learn="steps=1")
     ordered: dict[str, None] = {}
     for backend in backends():
-        ordered |= dict.fromkeys(p.name for p in everything.pipeline(backend))
+        for everything in (Recipe(max_loss=1.0, tune="steps=1"), Recipe(learn="steps=1")):
+            ordered |= dict.fromkeys(p.name for p in everything.pipeline(backend))
     return list(ordered | dict.fromkeys(pass_names()))
 
 
 RECIPES = {
     "w8a8": Recipe(),
-    "w4a8": Recipe("w4a8", weight_bits=4, windows=32),
+    "w4a8": Recipe("w4a8", weight_bits=4, weights8=0.08, windows=32),
     "w4a8-g64": Recipe("w4a8-g64", weight_bits=4, group=64, windows=32),
 }
 
@@ -135,6 +146,8 @@ _SMOOTHQUANT: dict[str, Any] = {
 
 #: Methods by name: the fields of a recipe that they set. Bits, precision and prefix stay the recipe's.
 PRESETS: dict[str, dict[str, Any]] = {
+    # What compile does, with weights rounded to the nearest.
+    "fast": {"rounding": "nearest", "learn": "", "tune": ""},
     # arXiv 2211.10438, with static ranges.
     "smoothquant": _SMOOTHQUANT,
     # arXiv 2308.13137 with its learning rates of transformations and clipping, and static ranges learned too.

@@ -16,8 +16,9 @@ from mqc.arrays import Array
 from mqc.debugging.value_report import Comparison, Divergence, Sums
 from mqc.debugging.value_trace import Side, Trace
 from mqc.errors import InputError
-from mqc.ir.module import returned_value
+from mqc.ir.module import logit_cap, returned_value
 from mqc.ir.op import MqcOp
+from mqc.numerics.softcap import capped
 
 Progress = Callable[[str, float], None]
 
@@ -100,7 +101,7 @@ def attribute(
             right, wrong = _local(one, two, value.name, aligned)
             changed = one.from_real(a, one.real(a) + (wrong - right))
             logits = one.real(returned_value(one.side.module), one.after(a, changed))
-            value.kl = float(divergence.of(logits).mean())
+            value.kl = float(divergence.of(_capped(one, logits)).mean())
         progress("attributing", (i + 1) / len(chosen))
 
 
@@ -145,4 +146,9 @@ def _same_shape(a: MqcOp, b: MqcOp) -> bool:
 
 
 def _logits(running: Trace) -> Array:
-    return running.real(returned_value(running.side.module))
+    return _capped(running, running.real(returned_value(running.side.module)))
+
+
+def _capped(running: Trace, logits: Array) -> Array:
+    """Real logits after the model's softcap."""
+    return capped(logits, 1.0, logit_cap(running.side.module))

@@ -5,11 +5,14 @@ Modelled on the ops of Qualcomm's HTP (`HtpOp.QNN`). Semantics are those of the 
 
 from __future__ import annotations
 
-from xdsl.ir import Dialect
+from typing import Any
+
+from xdsl.ir import Dialect, Operation
 
 from mqc.dialects import htp_attention, htp_compute, htp_memory
 from mqc.dialects.htp_core import HtpOp, TransferType
-from mqc.ir.op import MqcOp
+from mqc.dialects.int_ops import Int, RequantOp
+from mqc.ir.op import MqcOp, channels
 
 Htp = Dialect(
     "htp",
@@ -30,6 +33,28 @@ _CARRIERS: dict[type[MqcOp], type[HtpOp]] = {
 }
 
 
+#: By the name that an op has on levels `llm` and `int` alike.
+_INT: dict[str, type[Operation]] = {op.name.partition(".")[2]: op for op in Int.operations}
+
+
+def without_form(op: MqcOp) -> str:
+    """What of an `llm` or `int` op no `htp` op carries out yet, in words; empty if nothing."""
+    name = op.name.partition(".")[2]
+    kind = _INT.get(name)
+    if kind not in (None, RequantOp) and kind not in _CARRIERS:
+        return op.name
+    operands: Any = op
+    if name == "linear" and operands.gates is not None:
+        return f"{op.name} of experts"
+    if name == "attention" and operands.sinks is not None:
+        return f"{op.name} with sinks"
+    if name == "attention" and operands.softcap is not None:
+        return f"{op.name} with a softcap"
+    if name == "attention" and channels(operands.k) != channels(operands.v):
+        return f"{op.name} with values of another width than keys"
+    return ""
+
+
 def carrier(op: MqcOp) -> type[HtpOp] | None:
     """The `htp` op that carries out an `int` op, with the requantization behind it if there is one."""
-    return _CARRIERS.get(type(op))
+    return None if without_form(op) else _CARRIERS.get(type(op))

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from xdsl.dialects.builtin import IntegerAttr, StringAttr, TensorType
 from xdsl.ir import Dialect, SSAValue
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
 from mqc.dialects.constraints import (
@@ -26,25 +26,24 @@ from mqc.dialects.constraints import (
     within,
     zero_of,
 )
+from mqc.dialects.int_attention import AttentionOp
+from mqc.dialects.int_conv import CausalConvOp
 from mqc.dialects.int_core import (
     ACCUMULATOR,
     ACTIVATIONS,
-    BYTES,
     INDEX,
-    RESCALED,
     IntOp,
     constant,
     matrix,
     same_channels,
 )
+from mqc.dialects.int_requant import AccumulatorOp, RequantOp
+from mqc.dialects.int_routing import GATES, GateOp, RouteOp, most_chosen
 from mqc.ir.op import (
     EvaluationContext,
-    State,
     WeightAttr,
     channels,
     element_type,
-    grown,
-    rows_by_position,
     s8,
     s16,
     s32,
@@ -53,6 +52,7 @@ from mqc.ir.op import (
 from mqc.numerics import arithmetic as a
 from mqc.numerics.layouts import unpack
 from mqc.numerics.products import correction, effective_weight, row_sums
+from mqc.numerics.routing import routed_product
 
 #: Steps between 0 and the largest logit that calibration saw; s32 leaves room for 2^11 times more.
 LOGIT_STEPS = 2**20
@@ -68,16 +68,6 @@ def padded_weight(op: LinearOp, stored: Array) -> bool:
     last = stored[:, -1:]
     whole = unpack(last, layout.data, 16 * len(last), 4)
     return not whole[:, inputs % 4 :].any()
-
-
-class AccumulatorOp(IntOp):
-    """An op that gives s32 accumulators. Kernels carry it out together with the `int.requant` behind it, so
-    that accumulators never reach memory."""
-
-    def requant(self) -> RequantOp | None:
-        """The `int.requant` that alone reads the accumulators; None if they are used otherwise."""
-        users = [use.operation for use in self.results[0].uses]
-        return users[0] if len(users) == 1 and isinstance(users[0], RequantOp) else None
 
 
 @irdl_op_definition
@@ -137,11 +127,16 @@ class LinearOp(AccumulatorOp):
     channel k is `weight[n, k] · group_scale[n, k // group]`. `acc_shift` brings a wide sum into s32.
     `row_sums` states Σw of each output, so that a packed matrix need not be read for it.
 
+    With `gates` the weight has a block for each along `expert_axis`, and a token takes those whose gate is
+    not `gates_zero`: blocks of outputs (0), which are 0 elsewhere; or blocks of inputs (1), where x − x_zero
+    counts as 0 elsewhere. In the second case `row_sums` are `[outputs, experts]`.
+
     `y = shift_right_round(Σ x·w + bias − x_zero·Σw, acc_shift)`
     """
 
     name = "int.linear"
     x = operand_def(TensorType)
+    gates = opt_operand_def(TensorType)
     weight = prop_def(WeightAttr)
     weight_bits = prop_def(IntegerAttr)
     group_scale = opt_prop_def(WeightAttr)
@@ -150,16 +145,19 @@ class LinearOp(AccumulatorOp):
     x_zero = prop_def(IntegerAttr)
     acc_shift = prop_def(IntegerAttr)
     layout = opt_prop_def(StringAttr)
+    gates_zero = opt_prop_def(IntegerAttr)
+    expert_axis = opt_prop_def(IntegerAttr)
     result = result_def(TensorType)
 
     MATRIX: ClassVar = "weight"
-    PORTS: ClassVar = {"x": ACTIVATIONS, "result": ACCUMULATOR}
+    PORTS: ClassVar = {"x": ACTIVATIONS, "gates": ACTIVATIONS, "result": ACCUMULATOR}
     LIMITS: ClassVar = (
         zero_of("x_zero", "x"),
         Limit("weight_bits 4 or 8", lambda op: op.get("weight_bits") in (4, 8)),
         within("acc_shift", 0, 31),
         constant("bias", s32, "[outputs]", lambda op: (channels(op.result),)),
-        constant("row_sums", s32, "[outputs]", lambda op: (channels(op.result),)),
+        *GATES,
+        constant("row_sums", s32, "[outputs] or [outputs, experts]", lambda op: op.sums_shape),
         *matrix("weight", lambda op: op.get("weight_bits")),
         constant("group_scale", u8, "[outputs, groups]", lambda op: (channels(op.result), op.groups)),
         Limit(
@@ -167,8 +165,13 @@ class LinearOp(AccumulatorOp):
             lambda op: op.group_scale is None or op.get("weight_bits") == 4,
         ),
         Limit(
-            "groups divide the inputs",
-            lambda op: op.group_scale is None or (op.groups > 0 and channels(op.x) % op.groups == 0),
+            "groups divide the inputs, those of each expert",
+            lambda op: (
+                op.group_scale is None
+                or (
+                    op.groups > 0 and channels(op.x) % op.groups == 0 and op.groups % op.column_blocks[0] == 0
+                )
+            ),
         ),
     )
     VALUES: ClassVar = (
@@ -185,6 +188,24 @@ class LinearOp(AccumulatorOp):
         """Groups of input channels that share a factor; 0 without factors."""
         return 0 if self.group_scale is None else (*self.group_scale.shape, 0, 0)[1]
 
+    @property
+    def experts(self) -> tuple[int, int]:
+        """How many experts there are, and how many of them a token takes at most; 1 and 1 without gates."""
+        if self.gates is None:
+            return 1, 1
+        return channels(self.gates), most_chosen(self.gates, self.get("gates_zero"))
+
+    @property
+    def column_blocks(self) -> tuple[int, int]:
+        """In how many blocks the columns are, and how many of them a token takes at most."""
+        return self.experts if self.get("expert_axis") == 1 else (1, 1)
+
+    @property
+    def sums_shape(self) -> tuple[int, ...]:
+        """Of `row_sums`: apart for each block of columns."""
+        outputs, blocks = channels(self.result), self.column_blocks[0]
+        return (outputs, blocks) if self.get("expert_axis") == 1 else (outputs,)
+
     def matrix(self, ctx: EvaluationContext) -> Array:
         """The effective weight `[outputs, inputs]`, s8."""
         weight = ctx.array(self.weight)
@@ -193,58 +214,52 @@ class LinearOp(AccumulatorOp):
         return effective_weight(weight, None if self.group_scale is None else ctx.array(self.group_scale))
 
     def sums(self, ctx: EvaluationContext) -> Array:
-        """s32 `[outputs]`: Σw. Reads no weight where `row_sums` are stated."""
-        return row_sums(self.matrix(ctx)) if self.row_sums is None else ctx.array(self.row_sums)
+        """s32 `sums_shape`: Σw. Reads no weight where `row_sums` are stated."""
+        if self.row_sums is not None:
+            return ctx.array(self.row_sums)
+        return row_sums(self.matrix(ctx), *self.sums_shape[1:])
 
     def correction(self, ctx: EvaluationContext) -> Array:
-        """s64 `[outputs]`: bias − x_zero · Σw, what a sum of x·w lacks."""
+        """s64 `sums_shape`: bias − x_zero · Σw, what a sum of x·w lacks; without the bias, if it is for each
+        block of columns."""
+        if len(self.sums_shape) == 2:
+            return -self.get("x_zero") * self.sums(ctx).astype(np.int64)
         return correction(ctx.array(self.bias), self.get("x_zero"), self.sums(ctx))
 
-    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
-        # Sums of integers below 2^53 are exact in float64, and BLAS is 50 times faster on it.
-        acc = (x.astype(np.float64) @ self.matrix(ctx).astype(np.float64).T).astype(np.int64)
-        acc += self.correction(ctx)
+    def whole_correction(self, ctx: EvaluationContext) -> Array:
+        """s64 `[outputs]`: bias − x_zero · Σw over all columns, in blocks or not."""
+        found = self.correction(ctx)
+        return found if found.ndim == 1 else found.sum(1) + ctx.array(self.bias)
+
+    def evaluate(self, ctx: EvaluationContext, x: Array, gates: Array | None = None) -> Array:
+        matrix = self.matrix(ctx)
+        if gates is None:
+            acc = _product(x, matrix) + self.correction(ctx)
+        else:
+            acc = self._of_experts(ctx, x, gates != self.get("gates_zero"), matrix)
         result: Array = a.shift_right_round(acc, self.get("acc_shift")).astype(np.int32)
         return result
 
+    def _of_experts(self, ctx: EvaluationContext, x: Array, chosen: Array, matrix: Array) -> Array:
+        added, axis = self.correction(ctx), self.get("expert_axis")
+
+        def of_expert(x: Array, rows: slice, columns: slice) -> Array:
+            if axis == 0:
+                return _product(x, matrix[rows]) + added[rows]
+            expert = columns.start // (columns.stop - columns.start)
+            return _product(x, matrix[:, columns]) + added[:, expert]
+
+        acc = routed_product(x, chosen, axis, len(matrix), of_expert)
+        return acc if axis == 0 else acc + ctx.array(self.bias)
+
     def macs(self) -> int:
-        return channels(self.x) * channels(self.result)
+        experts, chosen = self.experts
+        return channels(self.x) * channels(self.result) * chosen // experts
 
 
-@irdl_op_definition
-class RequantOp(IntOp):
-    """Rescale accumulators to a narrower type, per tensor or per channel.
-
-    "Integer semantics" in docs/architecture.md defines `requantize`.
-
-    `y = clamp(requantize(x, multiplier, shift) + zero_point)`
-    """
-
-    name = "int.requant"
-    x = operand_def(TensorType)
-    multiplier = prop_def(WeightAttr)
-    shift = prop_def(WeightAttr)
-    zero_point = prop_def(IntegerAttr)
-    result = result_def(TensorType)
-
-    PORTS: ClassVar = {"x": ACCUMULATOR, "result": RESCALED}
-    LIMITS: ClassVar = (
-        zero_of("zero_point"),
-        same_channels("x"),
-        constant("multiplier", s32, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
-        constant("shift", s8, "[1 or channels]", lambda op: (1,), lambda op: (channels(op.result),)),
-    )
-    VALUES: ClassVar = (MULTIPLIERS, SHIFTS)
-
-    @property
-    def accumulator(self) -> AccumulatorOp | None:
-        """The op whose accumulators it rescales; None if they come from elsewhere."""
-        owner = self.x.owner
-        return owner if isinstance(owner, AccumulatorOp) else None
-
-    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
-        scaled = a.requantize(x, ctx.array(self.multiplier), ctx.array(self.shift))
-        return self.narrow(scaled + self.get("zero_point"))
+def _product(x: Array, matrix: Array) -> Array:
+    """Sums s64 of integers. Below 2^53 they are exact in float64, and BLAS is 50 times faster on it."""
+    return (x.astype(np.float64) @ matrix.astype(np.float64).T).astype(np.int64)
 
 
 class NormOp(AccumulatorOp):
@@ -345,109 +360,10 @@ class RopeOp(AccumulatorOp):
 
 
 @irdl_op_definition
-class AttentionOp(IntOp):
-    """Causal attention with a u8 KV cache, whose first rows are `prefix_k` and `prefix_v`.
-
-    For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
-    u = min(requantize(max s − s, score_multiplier, score_shift), 65535), p = softmax(u),
-    `y = clamp(requantize(Σ p·(v − v_zero), multiplier, shift) + zero_point)`
-    """
-
-    name = "int.attention"
-    q = operand_def(TensorType)
-    k = operand_def(TensorType)
-    v = operand_def(TensorType)
-    layer = prop_def(IntegerAttr)
-    heads = prop_def(IntegerAttr)
-    kv_heads = prop_def(IntegerAttr)
-    window = opt_prop_def(IntegerAttr)
-    prefix_k = opt_prop_def(WeightAttr)
-    prefix_v = opt_prop_def(WeightAttr)
-    q_zero = prop_def(IntegerAttr)
-    k_zero = prop_def(IntegerAttr)
-    v_zero = prop_def(IntegerAttr)
-    score_multiplier = prop_def(IntegerAttr)
-    score_shift = prop_def(IntegerAttr)
-    multiplier = prop_def(IntegerAttr)
-    shift = prop_def(IntegerAttr)
-    zero_point = prop_def(IntegerAttr)
-    result = result_def(TensorType)
-
-    PORTS: ClassVar = {"q": BYTES, "k": BYTES, "v": BYTES, "result": ACTIVATIONS}
-    LIMITS: ClassVar = (
-        zero_of("q_zero", "q"),
-        zero_of("k_zero", "k"),
-        zero_of("v_zero", "v"),
-        zero_of("zero_point"),
-        *scales("score_"),
-        *scales(),
-        Limit("score_multiplier not negative", lambda op: op.get("score_multiplier") >= 0),
-        Limit(
-            "kv_heads divides heads",
-            lambda op: (
-                0 < op.get("kv_heads") <= op.get("heads") and op.get("heads") % op.get("kv_heads") == 0
-            ),
-        ),
-        Limit("head_dim in [1, 8192]", lambda op: 0 < op.head_dim <= 8192),
-        Limit(
-            "q and the result of heads, k and v of kv_heads times head_dim",
-            lambda op: (
-                channels(op.q) == channels(op.result) == op.head_dim * op.get("heads")
-                and channels(op.k) == channels(op.v) == op.head_dim * op.get("kv_heads")
-            ),
-        ),
-        Limit("window positive", lambda op: op.window is None or 0 < op.get("window") < 2**31),
-        Limit("a prefix of keys and values", lambda op: (op.prefix_k is None) == (op.prefix_v is None)),
-        constant("prefix_k", u8, "[prefix tokens, channels]", lambda op: op.prefix_shape),
-        constant("prefix_v", u8, "[prefix tokens, channels]", lambda op: op.prefix_shape),
-    )
-
-    @property
-    def head_dim(self) -> int:
-        return channels(self.q) // int(self.get("heads"))
-
-    @property
-    def prefix_shape(self) -> tuple[int, int]:
-        rows = 0 if self.prefix_k is None else (*self.prefix_k.shape, 0)[0]
-        return rows, channels(self.k)
-
-    def states(self) -> tuple[State, ...]:
-        layer, shape = self.get("layer"), (self.get("kv_heads"), self.head_dim)
-        return (
-            rows_by_position(f"key.{layer}", shape, u8, self.prefix_k),
-            rows_by_position(f"value.{layer}", shape, u8, self.prefix_v),
-        )
-
-    def evaluate(self, ctx: EvaluationContext, q: Array, k: Array, v: Array) -> Array:
-        heads, kv_heads = self.get("heads"), self.get("kv_heads")
-        keys_state, values_state = self.states()
-        k = grown(ctx, keys_state, k, ctx.array, np.concatenate)
-        v = grown(ctx, values_state, v, ctx.array, np.concatenate)
-        new, seen = len(q), len(k)
-        # float64 products of integers below 2^53 are exact.
-        shape = (new, kv_heads, heads // kv_heads, -1)
-        queries = (q.astype(np.float64) - self.get("q_zero")).reshape(shape).transpose(1, 2, 0, 3)
-        keys = (k.astype(np.float64) - self.get("k_zero")).reshape(seen, kv_heads, 1, -1)
-        values = (v.astype(np.float64) - self.get("v_zero")).reshape(seen, kv_heads, 1, -1)
-        scores = (queries @ keys.transpose(1, 2, 3, 0)).astype(np.int64)
-        age = np.arange(seen - new, seen)[:, None] - np.arange(seen)
-        visible = age >= 0
-        if self.window is not None:
-            visible &= age < self.get("window")
-        largest = np.where(visible, scores, a.INT32_MIN).max(-1, keepdims=True)
-        below = np.where(visible, largest - scores, 0)
-        differences = a.requantize(below, self.get("score_multiplier"), self.get("score_shift"))
-        p = a.softmax(np.minimum(differences, 65535), visible)
-        acc = (p.astype(np.float64) @ values.transpose(1, 2, 0, 3)).astype(np.int64)
-        scaled = a.requantize(acc, self.get("multiplier"), self.get("shift")) + self.get("zero_point")
-        return self.narrow(scaled.transpose(2, 0, 1, 3).reshape(new, -1))
-
-
-@irdl_op_definition
 class LutOp(IntOp):
     """Function of one value by table. Of a u8: 256 entries of the result's type. Of a u16:
     2^(16−segment_bits) + 1 s32 knots with 4 fraction bits, interpolated linearly. `function` names
-    the real function, for targets that have it as an op.
+    the real function, or is an expression of it, for targets that have it as ops.
 
     `y = table[x]`, or with i = x >> b, r = x & (2^b − 1):
     `y = clamp(shift_right_round(table[i]·(2^b − r) + table[i+1]·r, b + 4))`
@@ -527,15 +443,9 @@ class MulOp(AccumulatorOp):
         return result
 
 
-@irdl_op_definition
-class AddOp(IntOp):
-    """Sum of two values of different scales, each rescaled to 2^-8 of the result's scale.
+class RescaledOp(IntOp):
+    """What ops of two values of different scales share: a zero point and a factor for each of them."""
 
-    t_x = requantize((x − x_zero) << 14, x_multiplier, x_shift) for x in a, b;
-    `y = clamp(shift_right_round(t_a + t_b, 8) + zero_point)`
-    """
-
-    name = "int.add"
     a = operand_def(TensorType)
     b = operand_def(TensorType)
     a_zero = prop_def(IntegerAttr)
@@ -549,27 +459,75 @@ class AddOp(IntOp):
 
     PORTS: ClassVar = {"a": ACTIVATIONS, "b": ACTIVATIONS, "result": ACTIVATIONS}
     LIMITS: ClassVar = (
-        same_channels("a", "b"),
         zero_of("zero_point"),
         zero_of("a_zero", "a"),
         zero_of("b_zero", "b"),
         *scales("a_"),
         *scales("b_"),
-        addends("a", "b"),
+    )
+
+    def terms(self, *operands: Array) -> list[tuple[Array, int, int]]:
+        """Of each operand: its deviations from its zero point, s64, and its multiplier and shift."""
+        return [
+            (v.astype(np.int64) - self.get(f"{n}_zero"), self.get(f"{n}_multiplier"), self.get(f"{n}_shift"))
+            for n, v in zip("ab", operands, strict=True)
+        ]
+
+
+@irdl_op_definition
+class AddOp(RescaledOp):
+    """Sum of two values of different scales, each rescaled to 2^-8 of the result's scale.
+
+    t_x = requantize((x − x_zero) << 14, x_multiplier, x_shift) for x in a, b;
+    `y = clamp(shift_right_round(t_a + t_b, 8) + zero_point)`
+    """
+
+    name = "int.add"
+
+    LIMITS: ClassVar = (same_channels("a", "b"), *RescaledOp.LIMITS, addends("a", "b"))
+
+    def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
+        return self.narrow(a.rescaled_sum(*self.terms(x, y)) + self.get("zero_point"))
+
+
+@irdl_op_definition
+class JoinOp(RescaledOp):
+    """Channels of two values as one, each rescaled to the result's scale: the result's channel i is channel
+    `index[i]` of a and b side by side.
+
+    `y[i] = clamp(requantize(v − v_zero, v_multiplier, v_shift) + zero_point), v = a or b`
+    """
+
+    name = "int.join"
+    index = prop_def(WeightAttr)
+
+    LIMITS: ClassVar = (
+        *RescaledOp.LIMITS,
+        constant("index", s32, "[channels]", lambda op: (channels(op.result),)),
+    )
+    VALUES: ClassVar = (
+        Values(
+            "index",
+            "of a channel of a or b",
+            lambda op, i: (i >= 0) & (i < channels(op.a) + channels(op.b)),
+        ),
     )
 
     def evaluate(self, ctx: EvaluationContext, x: Array, y: Array) -> Array:
-        terms = (
-            (v.astype(np.int64) - self.get(f"{n}_zero"), self.get(f"{n}_multiplier"), self.get(f"{n}_shift"))
-            for n, v in (("a", x), ("b", y))
-        )
-        return self.narrow(a.rescaled_sum(*terms) + self.get("zero_point"))
+        parts = [a.requantize(*term) for term in self.terms(x, y)]
+        return self.narrow(np.concatenate(parts, 1)[:, ctx.array(self.index)] + self.get("zero_point"))
 
 
 Int = Dialect(
     "int",
     [
         EmbeddingOp, LinearOp, RequantOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp, LutOp, MulOp,
-        AddOp,
+        AddOp, JoinOp, RouteOp, GateOp, CausalConvOp,
     ],
 )  # fmt: skip
+
+__all__ = [
+    "LOGIT_STEPS", "AccumulatorOp", "AddOp", "AttentionOp", "CausalConvOp", "EmbeddingOp", "GateOp", "Int",
+    "JoinOp", "LayerNormOp", "LinearOp", "LutOp", "MulOp", "NormOp", "RequantOp", "RescaledOp", "RmsNormOp",
+    "RopeOp", "RouteOp",
+]  # fmt: skip

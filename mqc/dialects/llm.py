@@ -8,24 +8,28 @@ is rounded to that type's grid.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, TensorType, f32
 from xdsl.ir import Dialect, SSAValue
-from xdsl.irdl import irdl_op_definition, operand_def, opt_prop_def, prop_def, result_def
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
 from mqc.arrays import Array
 from mqc.dialects.equivariance import Constraint, Fix, Tie, tie_all
+from mqc.dialects.llm_conv import CausalConvOp
 from mqc.dialects.llm_core import LlmOp, Scale
 from mqc.dialects.llm_elementwise import (
     ACTIVATIONS,
     ActivationOp,
     AddOp,
     BinaryOp,
+    ElementwiseOp,
     GeluOp,
     GeluTanhOp,
+    JoinOp,
     MulOp,
     QuickGeluOp,
     ReluOp,
@@ -34,6 +38,7 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
+from mqc.dialects.llm_routing import GateOp, RouteOp, check_gates, routed_product
 from mqc.dialects.rotations import Alike, Rotation, RotationRule
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import INDICES, EvaluationContext, State, WeightAttr, channels, grown, rows_by_position
@@ -91,11 +96,15 @@ class LinearOp(LlmOp):
     and per block of input channels an integer factor (`group_scale`, 1…16) for 4-bit groups; `reference` are
     the float weights they came from. `weight_step` are learned steps `[outputs, groups]` to quantize with.
 
+    With `gates` `[tokens, experts]`, the weight has a block for each expert: of rows if `expert_axis` is 0,
+    and the result's block is 0 where the gate is; of columns if it is 1, and the input's block is not read.
+
     `y = x · weightᵀ + bias`
     """
 
     name = "llm.linear"
     x = operand_def(TensorType)
+    gates = opt_operand_def(TensorType)
     weight = prop_def(WeightAttr)
     bias = opt_prop_def(WeightAttr)
     weight_scale = opt_prop_def(WeightAttr)
@@ -103,19 +112,55 @@ class LinearOp(LlmOp):
     weight_bits = opt_prop_def(IntegerAttr)
     weight_step = opt_prop_def(WeightAttr)
     reference = opt_prop_def(WeightAttr)
+    expert_axis = opt_prop_def(IntegerAttr)
     result = result_def(TensorType)
 
     def check(self) -> None:
         expected = (channels(self.result), channels(self.x))
         self.expect(self.weight.shape == expected, f"weight must be {list(expected)}")
+        check_gates(self, self.gates, self.get("expert_axis"), expected)
         if self.bias is not None:
             self.expect(self.bias.shape == expected[:1], "bias must be [output channels]")
 
-    def compute(self, ctx: EvaluationContext, x: torch.Tensor) -> torch.Tensor:
-        weight = ctx.torch(self.weight)
-        if self.weight_scale is not None:
-            weight = self.times_group_scale(ctx, weight.float()) * ctx.torch(self.weight_scale)[:, None]
-        return F.linear(x, weight, ctx.torch(self.bias) if self.bias is not None else None)
+    @property
+    def experts(self) -> tuple[int, int]:
+        """How many experts there are, and how many of them a token takes at most; 1 and 1 without gates."""
+        if self.gates is None:
+            return 1, 1
+        count, route = channels(self.gates), self.gates.owner
+        return count, int(route.get("top_k")) if isinstance(route, RouteOp) else count
+
+    @property
+    def column_blocks(self) -> tuple[int, int]:
+        """In how many blocks the columns are, and how many of them a token takes at most."""
+        return self.experts if self.get("expert_axis") == 1 else (1, 1)
+
+    def compute(
+        self, ctx: EvaluationContext, x: torch.Tensor, gates: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight, scale = ctx.torch(self.weight), self.weight_scale
+        if scale is not None:
+            weight = ctx.latest(
+                (self.weight, scale, self.group_scale),
+                lambda: self.times_group_scale(ctx, weight.float()) * ctx.torch(scale)[:, None],
+            )
+        bias = ctx.torch(self.bias) if self.bias is not None else None
+        if gates is None:
+            return F.linear(x, weight, bias)
+        axis = self.get("expert_axis")
+        inner = bias if axis == 0 else None
+
+        def of_expert(x: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+            return F.linear(x, weight[rows, columns], None if inner is None else inner[rows])
+
+        y = routed_product(x, gates, axis, len(weight), of_expert)
+        return y if bias is None or bias is inner else y + bias
+
+    def spread(self, gates: torch.Tensor) -> torch.Tensor:
+        """What holds of each expert `[tokens, experts]`, for the channels of its block: of the result if
+        `expert_axis` is 0, of x if it is 1."""
+        blocked = (self.result, self.x)[self.get("expert_axis")]
+        return gates.repeat_interleave(channels(blocked) // gates.shape[1], 1)
 
     def times_group_scale(self, ctx: EvaluationContext, weight: torch.Tensor) -> torch.Tensor:
         """The integer matrix `[outputs, inputs]` with each group's factor multiplied in."""
@@ -138,7 +183,8 @@ class LinearOp(LlmOp):
             self.replace_weight(weights, "bias", weights[self.bias] / output)
 
     def rotations(self) -> list[RotationRule]:
-        return []
+        # A rotation would mix blocks of experts.
+        return [] if self.gates is None else [Fix((self.result, self.x)[self.get("expert_axis")])]
 
     def turn(self, weights: WeightStore, inputs: Sequence[Rotation | None], output: Rotation | None) -> None:
         given = inputs[0]
@@ -152,7 +198,8 @@ class LinearOp(LlmOp):
             self.replace_weight(weights, "bias", output.turn(weights[self.bias][None])[0])
 
     def macs(self) -> int:
-        return channels(self.x) * channels(self.result)
+        experts, chosen = self.experts
+        return channels(self.x) * channels(self.result) * chosen // experts
 
 
 class NormOp(LlmOp):
@@ -283,7 +330,8 @@ class AttentionOp(LlmOp):
     """Causal attention over the cache of `layer` and the new tokens, grouped-query heads included.
 
     `prefix_k`, `prefix_v` `[prefix tokens, kv_heads * head_dim]` are the cache's first rows.
-    A `window` of w lets a token see itself and the w − 1 before it.
+    A `window` of w lets a token see itself and the w − 1 before it. `sinks` `[heads]` are one more score of
+    each head, which has no value.
 
     `y = softmax(scale · q·kᵀ + mask) · v per head`
     """
@@ -298,9 +346,12 @@ class AttentionOp(LlmOp):
     scale = prop_def(FloatAttr)
     window = opt_prop_def(IntegerAttr)
     softcap = opt_prop_def(FloatAttr)
+    sinks = opt_prop_def(WeightAttr)
     prefix_k = opt_prop_def(WeightAttr)
     prefix_v = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
+
+    PREFIX: ClassVar = {"prefix_k": "k", "prefix_v": "v"}
 
     def check(self) -> None:
         heads, kv_heads = self.get("heads"), self.get("kv_heads")
@@ -310,6 +361,7 @@ class AttentionOp(LlmOp):
             and channels(self.v) * heads == channels(self.result) * kv_heads,
             "q, k, v and the result must have heads * head_dim channels",
         )
+        self.expect(self.sinks is None or self.sinks.shape == (heads,), "sinks must be [heads]")
 
     def states(self) -> tuple[State, ...]:
         layer, shape = self.get("layer"), (channels(self.k),)
@@ -331,7 +383,7 @@ class AttentionOp(LlmOp):
         visible = age >= 0
         if self.window is not None:
             visible &= age < self.get("window")
-        if self.softcap is None:
+        if self.softcap is None and self.sinks is None:
             queries, keys, values = (
                 x.view(1, len(x), n, -1).transpose(1, 2)
                 for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
@@ -343,9 +395,14 @@ class AttentionOp(LlmOp):
         queries = q.view(new, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)
         keys = k.view(seen, kv_heads, 1, -1).permute(1, 2, 3, 0)
         values = v.view(seen, kv_heads, 1, -1).permute(1, 2, 0, 3)
-        cap = self.get("softcap")
-        scores = torch.tanh(queries @ keys * (self.get("scale") / cap)) * cap
-        probabilities = torch.softmax(scores.masked_fill(~visible, -torch.inf), -1)
+        scores, cap = queries @ keys * self.get("scale"), self.get("softcap")
+        if cap is not None:
+            scores = torch.tanh(scores / cap) * cap
+        scores = scores.masked_fill(~visible, -torch.inf)
+        if self.sinks is not None:
+            column = ctx.torch(self.sinks).view(kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, column), -1)
+        probabilities = torch.softmax(scores, -1)[..., :seen]
         return (probabilities @ values).permute(2, 0, 1, 3).reshape(new, -1)
 
     def equivariance(self) -> list[Constraint]:
@@ -394,12 +451,13 @@ Llm = Dialect(
     "llm",
     [
         EmbeddingOp, LinearOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp,
-        *ACTIVATIONS, ScaleOp, AddOp, MulOp,
+        *ACTIVATIONS, ElementwiseOp, ScaleOp, AddOp, MulOp, JoinOp, RouteOp, GateOp, CausalConvOp,
     ],
 )  # fmt: skip
 
 __all__ = [
-    "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "BinaryOp", "EmbeddingOp", "GeluOp", "GeluTanhOp",
-    "LayerNormOp", "LinearOp", "Llm", "LlmOp", "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp",
-    "RopeOp", "ScaleOp", "SigmoidOp", "SiluOp", "TanhOp", "shared_tables",
+    "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "BinaryOp", "CausalConvOp", "ElementwiseOp",
+    "EmbeddingOp", "GateOp", "GeluOp", "GeluTanhOp", "JoinOp", "LayerNormOp", "LinearOp", "Llm", "LlmOp",
+    "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp", "RopeOp", "RouteOp", "ScaleOp", "SigmoidOp",
+    "SiluOp", "TanhOp", "shared_tables",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,9 @@ class LlmOp(MqcOp):
     """An op of the `llm` and `quant` levels: `compute` is its float function."""
 
     LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
+    #: The properties that hold what a prefix leaves in each of the op's states, with the operand whose rows
+    #: they are.
+    PREFIX: ClassVar[Mapping[str, str]] = {}
 
     def evaluate(self, ctx: EvaluationContext, *operands: torch.Tensor) -> torch.Tensor:
         return ctx.rounded(self.results[0], self.compute(ctx, *operands))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from xdsl.dialects.builtin import FloatAttr, TensorType
+from xdsl.dialects.builtin import FloatAttr, StringAttr, TensorType
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def
 
 from mqc.dialects.equivariance import Constraint, Fix, tie_all
+from mqc.dialects.expressions import evaluate, parse
 from mqc.dialects.llm_core import LlmOp
 from mqc.dialects.rotations import Alike, RotationRule
-from mqc.ir.op import EvaluationContext, channels
+from mqc.ir.op import EvaluationContext, WeightAttr, channels
 
 
 class ActivationOp(LlmOp):
@@ -165,6 +166,29 @@ class ScaleOp(LlmOp):
         return [tie_all(self.x, self.result, channels(self.x))]
 
 
+@irdl_op_definition
+class ElementwiseOp(ActivationOp):
+    """An elementwise function that has no op of its own, as an expression
+    (`mqc.dialects.expressions`), e.g. `where(gt(x, 0.0), x, mul(0.1, x))`.
+
+    `y = expression(x)`
+    """
+
+    name = "llm.elementwise"
+    expression = prop_def(StringAttr)
+
+    def check(self) -> None:
+        super().check()
+        try:
+            y = self.function(torch.ones(1))
+        except (ValueError, RuntimeError) as error:
+            self.expect(False, f"expression: {error}")
+        self.expect(y.shape == (1,) and y.is_floating_point(), "expression must give a number")
+
+    def function(self, x: torch.Tensor, /) -> torch.Tensor:  # type: ignore[override]  # the op's own
+        return evaluate(parse(self.get("expression")), x)
+
+
 class BinaryOp(LlmOp):
     """Elementwise function of two values of the same shape."""
 
@@ -212,6 +236,27 @@ class MulOp(BinaryOp):
     def equivariance(self) -> list[Constraint]:
         fixed, free = (self.a, self.b) if isinstance(self.a.owner, ActivationOp) else (self.b, self.a)
         return [Fix(fixed), tie_all(free, self.result, channels(self.result))]
+
+
+@irdl_op_definition
+class JoinOp(LlmOp):
+    """Channels of two values as one: the result's channel i is channel `index[i]` of a and b side by side.
+    Keys of latent attention have a part that each head has for itself, and one that all heads share.
+
+    `y[i] = (a, b)[index[i]]`
+    """
+
+    name = "llm.join"
+    a = operand_def(TensorType)
+    b = operand_def(TensorType)
+    index = prop_def(WeightAttr)
+    result = result_def(TensorType)
+
+    def check(self) -> None:
+        self.expect(self.index.shape == (channels(self.result),), "index must be [channels]")
+
+    def compute(self, ctx: EvaluationContext, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat((a, b), -1)[:, ctx.torch(self.index).long()]
 
 
 ACTIVATIONS: tuple[type[ActivationOp], ...] = (

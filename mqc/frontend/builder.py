@@ -11,11 +11,14 @@ import torch
 from xdsl.dialects.builtin import f32
 from xdsl.ir import Attribute, Block, SSAValue
 
+from mqc.dialects.expressions import Call
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.dialects.llm_elementwise import ActivationOp
+from mqc.frontend.joins import Joined
 from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
-from mqc.frontend.mapped import widened
-from mqc.ir.op import MqcOp, attr, channels, tensor
+from mqc.frontend.mapped import rows_of, widened
+from mqc.frontend.routing import Weights, route_properties
+from mqc.ir.op import MqcOp, WeightAttr, attr, channels, tensor
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.rotary import rope_pairs
 
@@ -82,23 +85,65 @@ class Builder:
         ref = self.weights.add(weight, _array(table))
         return self.op("llm.embedding", [index], tensor(f32, table.shape[1]), name, table=ref)
 
+    def vector(self, value: torch.Tensor, name: str) -> WeightAttr:
+        """A constant of the model, f32."""
+        return self.weights.add(name, _array(value))
+
     def linear(self, linear: Linear, rows: Any) -> SSAValue:
         """The product with the given rows of the weight."""
         key = rows.tobytes()
         if key not in linear.emitted:
-            whole = np.array_equal(rows, np.arange(linear.weight.shape[0]))
-            weight, part = _array(linear.weight), ""
-            if not whole:
-                weight, part = weight[rows], f".{len(linear.emitted)}"
+            gates, outputs = linear.gates, int(np.prod(linear.weight.shape[:-1]))
+            if gates is not None:
+                expert = rows.reshape(channels(gates), -1) // linear.weight.shape[1]
+                if not np.array_equal(expert, np.broadcast_to(np.arange(len(expert))[:, None], expert.shape)):
+                    raise ValueError("mixes channels of experts")
+            whole = np.array_equal(rows, np.arange(outputs))
+            if whole:
+                weight, part = _array(linear.weight).reshape(outputs, -1), ""
+            else:
+                weight, part = rows_of(linear.weight, rows).numpy(), f".{len(linear.emitted)}"
             bias = None
             if linear.bias is not None:
                 ref_name = linear.weight_name.removesuffix("weight") + f"bias{part}"
-                bias = self.weights.add(ref_name, _array(linear.bias)[rows])
+                bias = self.weights.add(ref_name, _array(linear.bias).reshape(-1)[rows])
             linear.emitted[key] = self.op(
-                "llm.linear", [linear.x], tensor(f32, len(rows)), linear.name + part,
-                weight=self.weights.add(linear.weight_name + part, weight), bias=bias,
+                "llm.linear", [linear.x] if gates is None else [linear.x, gates], tensor(f32, len(rows)),
+                linear.name + part, weight=self.weights.add(linear.weight_name + part, weight), bias=bias,
+                expert_axis=None if gates is None else 0,
             )  # fmt: skip
         return linear.emitted[key]
+
+    def route(self, scores: SSAValue, weights: Weights, name: str) -> SSAValue:
+        """The weight of every expert."""
+        properties, by, gain = route_properties(weights), weights.chosen.by, weights.gain
+        gains = torch.full((channels(scores),), weights.factor) if gain is None else gain * weights.factor
+        constants = {
+            key: self.weights.add(f"{name}.{key}", _array(value))
+            for key, value in (("bias", by.bias), ("gain", gains))
+            if value is not None and not (key == "gain" and bool((value == 1).all()))
+        }
+        return self.op("llm.route", [scores], scores.type, name, **constants, **properties)
+
+    def join(self, values: list[SSAValue], joined: Joined, name: str) -> SSAValue:
+        """Channels of two values as one."""
+        if len(values) != 2:
+            raise ValueError("joins channels of more than two values")
+        index = joined.index().astype(np.int32)
+        return self.op(
+            "llm.join", values, tensor(f32, len(index)), name, index=self.weights.add(f"{name}.index", index)
+        )
+
+    def routed_sum(
+        self, x: SSAValue, gates: SSAValue, stack: torch.Tensor, weight: str, name: str
+    ) -> SSAValue:
+        """The sum over experts of x's block times the gate and the matrix `[experts, outputs, inputs]`."""
+        gated = self.op("llm.gate", [x, gates], x.type, f"{name}.gate")
+        matrix = _array(stack).transpose(1, 0, 2).reshape(stack.shape[1], -1)
+        return self.op(
+            "llm.linear", [gated, gates], tensor(f32, len(matrix)), name,
+            weight=self.weights.add(weight, matrix), expert_axis=1,
+        )  # fmt: skip
 
     def norm(self, norm: Norm, gain: Any, bias: Any) -> SSAValue:
         refs = {
@@ -135,24 +180,31 @@ class Builder:
 
     def rotary(self, value: Rotary, name: str) -> SSAValue:
         """One `llm.rope`, if every head is rotated alike in half or interleaved pairs."""
+        if id(value) not in self._done:
+            self.keep_alive.append(value)
+            self._done[id(value)] = self._rope(value, name)
+        return self._done[id(value)]
+
+    def _rope(self, value: Rotary, name: str) -> SSAValue:
         wanted = order(value)
         x = self.base(value.base, wanted)
-        place = {channel: i for i, channel in enumerate(wanted.tolist())}
         head_dim = value.index.shape[-1]
         fields = (flat(value, getattr(value, f)).reshape(-1, head_dim) for f in ("pair", "sign", "column"))
         pair, sign, column = fields
         if not all((f == f[:1]).all() for f in (sign, column)):
             raise ValueError("rotates heads differently")
-        local = np.array([place[c] for c in pair.reshape(-1).tolist()]).reshape(pair.shape)
-        local -= np.arange(len(local))[:, None] * head_dim
+        equal = wanted.reshape(-1, 1, head_dim) == pair[:, :, None]
+        if not equal.any(-1).all():
+            raise ValueError("pairs channels of different heads")
+        local = equal.argmax(-1)
         rotated = int((column[0] >= 0).sum())
         for interleaved in (False, True):
             first, second = rope_pairs(head_dim, rotated, interleaved)
             if (
                 (local[:, first] == second).all()
                 and (local[:, second] == first).all()
-                and (sign[0, first] == -1).all()
-                and (sign[0, second] == 1).all()
+                and (sign[0, first] == -sign[0, second]).all()
+                and abs(sign[0, first].sum()) == len(first)
             ):
                 break
         else:
@@ -162,7 +214,9 @@ class Builder:
             columns = _array(table)[:, column[0]]
             if not np.allclose(columns[:, first], columns[:, second], atol=1e-6):
                 raise ValueError("rotates the two channels of a pair by different angles")
-            tables[kind] = self.weights.add(f"rope.{kind}", np.ascontiguousarray(columns[:, first]))
+            half = np.ascontiguousarray(columns[:, first])
+            turned = -half if kind == "sin" and sign[0, first[0]] > 0 else half  # the other way round
+            tables[kind] = self.weights.add(f"rope.{kind}", turned)
         return self.op(
             "llm.rope", [x, self.positions], tensor(f32, len(wanted)), name,
             **tables, head_dim=head_dim, interleaved=int(interleaved),
@@ -182,6 +236,7 @@ class Builder:
         if torch.allclose(value.function(_GRID), factor * _GRID, rtol=1e-12, atol=1e-12):
             return self.op("llm.scale", [x], x.type, f"{value.path}.scale", factor=factor)
         found = activation(value.function)
-        if found is None:
-            raise ValueError("computes an elementwise function that is none of the known activations")
-        return self.op(found.name, [x], x.type, value.path)
+        if found is not None:
+            return self.op(found.name, [x], x.type, value.path)
+        assert isinstance(value.expression, Call)  # x itself is a scale, of 1
+        return self.op("llm.elementwise", [x], x.type, value.path, expression=str(value.expression))

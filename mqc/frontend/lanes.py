@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from xdsl.ir import SSAValue
 
+from mqc.dialects.expressions import Argument, evaluate
+
 #: Positions of `Table.short`.
 SHORT = 3
 
@@ -25,13 +27,17 @@ Layout = Callable[[Index], Index]
 
 @dataclass(eq=False)
 class Linear:
-    """A matrix product not emitted yet, so that a slice of its output becomes rows of its weight."""
+    """A matrix product not emitted yet, so that a slice of its output becomes rows of its weight.
+
+    With `gates`, weight `[experts, outputs, inputs]` and bias `[experts, outputs]` are stacks.
+    """
 
     x: SSAValue
     weight: torch.Tensor
     bias: torch.Tensor | None
     name: str
     weight_name: str
+    gates: SSAValue | None = None
     emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
 
@@ -92,6 +98,14 @@ class Rotary:
             axis=axis,
         )
 
+    def with_tables(self, cos: torch.Tensor, sin: torch.Tensor) -> Rotary | None:
+        """The same value, told with these tables, if it can be."""
+        if torch.equal(self.cos, cos) and torch.equal(self.sin, sin):
+            return self
+        if torch.equal(self.cos, sin) and torch.equal(self.sin, cos) and (self.sign > 0).all():
+            return replace(self, index=self.pair, pair=self.index, cos=cos, sin=sin)
+        return None
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -100,23 +114,55 @@ class Weighted:
     lanes: Lanes
     table: torch.Tensor
 
+    def negated(self) -> Weighted:
+        return replace(self, lanes=replace(self.lanes, sign=-self.lanes.sign))
+
+
+@dataclass(frozen=True)
+class ComplexPairs:
+    """Lanes `[…, pairs, 2]` as complex numbers, times a complex table over positions once there is one."""
+
+    lanes: Lanes
+    table: torch.Tensor | None = None
+
 
 @dataclass(frozen=True)
 class Elementwise:
-    """`function(lanes)`, not raised to an op yet; `path` is the module that computes it."""
+    """An expression of lanes, not raised to an op yet; `path` is the module that computes it."""
 
     lanes: Lanes
-    function: Callable[[torch.Tensor], torch.Tensor]
+    expression: Argument
     path: str
+
+    def function(self, x: torch.Tensor) -> torch.Tensor:
+        """The expression for the values of a tensor."""
+        return evaluate(self.expression, x)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """mean(lanes) over the last axis."""
+
+    lanes: Lanes
+
+
+@dataclass(frozen=True)
+class Centered:
+    """lanes − mean(lanes) over the last axis; `squared` once it was squared."""
+
+    lanes: Lanes
+    squared: bool = False
 
 
 @dataclass(frozen=True)
 class Moment:
-    """mean(lanes²) over the last axis, plus `eps`; `inverse_root` once rsqrt was taken."""
+    """mean(lanes²) over the last axis, plus `eps`; that of what `Centered` is, if it is `centered`;
+    `inverse_root` once rsqrt was taken."""
 
     lanes: Lanes
     eps: float = 0.0
     inverse_root: bool = False
+    centered: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,3 +196,22 @@ def order(value: Lanes | Rotary) -> Index:
 def flat(value: Lanes | Rotary, array: Index) -> Index:
     """`array`, in the layout of `value`, in `[tokens, channels]` order."""
     return np.moveaxis(array, value.axis, 0).reshape(-1)
+
+
+def lanes_of(value: Lanes | Elementwise) -> Lanes:
+    """The lanes that a value is a function of."""
+    return value.lanes if isinstance(value, Elementwise) else value
+
+
+def expression_of(value: Lanes | Elementwise) -> Argument:
+    """Which function of its lanes a value is."""
+    return value.expression if isinstance(value, Elementwise) else "x"
+
+
+def same_lanes(a: Any, b: Any) -> Lanes | None:
+    """The lanes that both are functions of, if they are the same."""
+    if not isinstance(a, Lanes | Elementwise) or not isinstance(b, Lanes | Elementwise):
+        return None
+    x, y = lanes_of(a), lanes_of(b)
+    same = x.base is y.base and np.array_equal(x.index, y.index) and np.array_equal(x.sign, y.sign)
+    return x if same else None

@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
-from mqc.frontend.lanes import Index, Lanes, Rotary
+from mqc.frontend.joins import Joined, Part
+from mqc.frontend.lanes import Index, Lanes, Rotary, lanes_of
 
 _VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
@@ -54,6 +56,10 @@ def relayout(
                 value.map(partial(np.take, indices=n, axis=dim), axis_after)
                 for n in range(value.index.shape[dim])
             ]
+        case "index":
+            return _index(value, args[0])
+        case "broadcast_to" if axis is not None:
+            return value.map(lambda i: np.broadcast_to(i, shape), axis)
         case "chunk" | "split" | "split_with_sizes":
             return _split(name, value, args)
     raise ValueError("has no llm form")
@@ -75,6 +81,16 @@ def _slice(value: Lanes | Rotary, args: list[Any]) -> Lanes | Rotary:
     return value.map(lambda i: i[taken], value.axis)
 
 
+def _index(value: Lanes | Rotary, places: list[Any]) -> Lanes | Rotary:
+    """`value[:, …, [places], …]`, along one axis."""
+    chosen = [(dim, place) for dim, place in enumerate(places) if place is not None]
+    if len(chosen) != 1 or not isinstance(chosen[0][1], torch.Tensor) or chosen[0][1].ndim != 1:
+        raise ValueError("by more than the places of one axis has no llm form")
+    dim, place = chosen[0]
+    _keep_tokens(dim, value)
+    return value.map(partial(np.take, indices=place.numpy(), axis=dim), value.axis)
+
+
 def _split(name: str, value: Lanes | Rotary, args: list[Any]) -> list[Lanes | Rotary]:
     dim = (args[1] if len(args) > 1 else 0) % value.index.ndim
     _keep_tokens(dim, value)
@@ -91,21 +107,27 @@ def _part(cuts: Index, dim: int, number: int, array: Index) -> Index:
     return np.split(array, cuts, dim)[number]
 
 
-def join(parts: Sequence[Any], function: Callable[..., Index], dim: int, axis: int) -> Lanes | Rotary:
+def join(
+    parts: Sequence[Any], function: Callable[..., Index], dim: int, axis: int
+) -> Lanes | Rotary | Joined:
     """Concatenate or stack (`function`) channels of one value along `dim`; `axis`: tokens after it.
 
-    A rotary embedding may be joined with channels that pass through. Raises `ValueError`.
+    Parts of a rotary embedding may be joined, and with channels that pass through. Raises `ValueError`.
     """
     first = parts[0]
     if not all(isinstance(p, Lanes | Rotary) and p.base is first.base for p in parts):
+        last = all(isinstance(p, Part) for p in parts) and dim in (-1, lanes_of(first).index.ndim - 1)
+        if last and function is np.concatenate and axis != lanes_of(first).index.ndim - 1:
+            return Joined(tuple(parts), axis)
         raise ValueError("joins channels of different values, which has no llm form")
     rotated = [p for p in parts if isinstance(p, Rotary)]
     if not rotated:
         index, sign = (function([getattr(p, f) for p in parts], dim) for f in ("index", "sign"))
         return Lanes(first.base, index, sign, axis)
-    if len(rotated) > 1:
+    cos, sin = rotated[0].cos, rotated[0].sin
+    whole = [p.with_tables(cos, sin) if isinstance(p, Rotary) else _unrotated(p, rotated[0]) for p in parts]
+    if None in whole:
         raise ValueError("joins two rotary embeddings, which has no llm form")
-    whole = [p if isinstance(p, Rotary) else _unrotated(p, rotated[0]) for p in parts]
     index, pair, sign, column = (
         function([getattr(p, f) for p in whole], dim) for f in ("index", "pair", "sign", "column")
     )

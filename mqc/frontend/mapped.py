@@ -66,6 +66,12 @@ def shapes_only(model: torch.nn.Module) -> Iterator[None]:
             parameters[name] = parameter
 
 
+def rows_of(tensor: torch.Tensor, rows: Any) -> torch.Tensor:
+    """Rows of any tensor as a matrix, its last axis the columns, f32: no other row is widened."""
+    stored = tensor.stored if isinstance(tensor, Widened) else tensor.detach()
+    return stored.reshape(-1, stored.shape[-1])[torch.from_numpy(rows)].float()
+
+
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """A plain tensor with the elements of any."""
     return tensor.stored.float() if isinstance(tensor, Widened) else tensor.detach()

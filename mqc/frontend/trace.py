@@ -7,6 +7,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import torch
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
-from transformers import PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from mqc.errors import ModelError, UnsupportedOpError
+from mqc.frontend.experts import EXPERTS
 from mqc.frontend.mapped import Widened, shapes_only
 
 #: Name under which the attention function is registered with transformers.
@@ -34,17 +37,18 @@ def attention(
     scale: float,
     window: int,
     softcap: float,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Placeholder for attention in the traced graph; never run.
 
     Shapes: q `[1, heads, tokens, head_dim]`, k and v `[1, kv_heads, tokens, head_dim]`,
-    result `[1, tokens, heads, head_dim]`. `window` and `softcap` are 0 for none.
+    result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window` and `softcap` are 0 for none.
     """
     raise NotImplementedError("mqc::attention exists in traced graphs only")
 
 
 @attention.register_fake
-def _(q, k, v, layer, scale, window, softcap):  # type: ignore[no-untyped-def]
+def _(q, k, v, layer, scale, window, softcap, sinks):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
@@ -52,17 +56,22 @@ def _attention_function(  # type: ignore[no-untyped-def]
     module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     sliding_window=None, softcap=None, **kwargs,
 ):  # fmt: skip
-    if kwargs.get("s_aux") is not None or getattr(module, "sinks", None) is not None:
+    sinks = kwargs.get("s_aux")
+    if sinks is None and getattr(module, "sinks", None) is not None:
         raise UnsupportedOpError(
-            f"layer {module.layer_idx}", "attention with learned sinks", "has no llm form"
+            f"layer {module.layer_idx}", "attention with sinks that it does not pass on", "has no llm form"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    result = attention(query, key, value, module.layer_idx, scale, sliding_window or 0, float(softcap or 0))
+    window, cap = sliding_window or 0, float(softcap or 0)
+    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks)
     return result, None
 
 
 AttentionInterface.register(ATTENTION, _attention_function)
-AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: _masks.get()(*args, **kwargs))
+
+#: What makes masks. Attention as an op needs none; a model's own may do without, or take one.
+_masks: ContextVar[Any] = ContextVar("masks", default=lambda *args, **kwargs: None)
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -75,7 +84,7 @@ class _LogitsOnly(torch.nn.Module):
 
 
 def check_model(model: Any) -> None:
-    """Raise `ModelError` unless `model` is a dense decoder LLM with finite weights."""
+    """Raise `ModelError` unless `model` is a decoder LLM with finite weights."""
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"expected a transformers PreTrainedModel, got {type(model).__name__}; "
@@ -93,9 +102,6 @@ def check_model(model: Any) -> None:
         wrong.add_note("load the model with AutoModelForCausalLM")
         wrong.add_note("if that gives a model that takes images or audio: docs/text-models.md")
         raise wrong
-    for name in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
-        if (getattr(config, name, 0) or 0) > 1:
-            raise ModelError(f"{kind} is a mixture of experts ({name}), which mqc does not support yet")
     for name, parameter in model.named_parameters():
         values = parameter.stored if isinstance(parameter, Widened) else parameter
         if values.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(values.detach())):
@@ -136,6 +142,22 @@ def _without_dynamic_scaling(model: PreTrainedModel) -> None:
             module.rope_type = {k: "default" if "dynamic" in v else v for k, v in kind.items()}
 
 
+@contextmanager
+def _functions_of_mqc(model: PreTrainedModel) -> Iterator[None]:
+    """The model calls what is registered here for attention and for experts."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    names = {"_attn_implementation": ATTENTION, "_experts_implementation": EXPERTS}
+    kept = [(config, name, getattr(config, name, None)) for config in configs.values() for name in names]
+    try:
+        for config, name, _ in kept:
+            setattr(config, name, names[name])
+        yield
+    finally:
+        for config, name, previous in kept:
+            setattr(config, name, previous)
+
+
 def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
     """What a failure of torch.export says of the model: why, and the module and line where it stopped."""
     if isinstance(error, GuardOnDataDependentSymNode):
@@ -161,13 +183,11 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     The model stays as it was.
 
     Raises:
-        ModelError: the model is not a dense decoder, or torch.export cannot follow its code.
+        ModelError: the model is not a decoder, or torch.export cannot follow its code.
     """
     check_model(model)
-    previous = model.config._attn_implementation
     training = model.training
     model.eval()
-    model.config._attn_implementation = ATTENTION
     context = getattr(model.config, "max_position_embeddings", None) or 1024
     length = Dim("length", min=2, max=max(context - 1, 3))
     # Two tensors: torch.export takes one passed twice for one input.
@@ -178,15 +198,25 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     try:
         wrapped = _LogitsOnly(model)
         tensors = wrapped.state_dict(keep_vars=True)
-        with torch.no_grad(), left_as_it_was(model), shapes_only(model), warnings.catch_warnings():
+        with (
+            torch.no_grad(), left_as_it_was(model), shapes_only(model), _functions_of_mqc(model),
+            warnings.catch_warnings(),
+        ):  # fmt: skip
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
             _without_dynamic_scaling(model)
-            program = torch.export.export(
+            export = partial(
+                torch.export.export,
                 wrapped,
                 (ids, positions),
                 dynamic_shapes=({1: length}, {1: length}),
                 strict=False,
             )
+            try:
+                program = export()
+            except TypeError:  # None is no mask for it
+                apart = copy_context()
+                apart.run(_masks.set, eager_mask)
+                program = apart.run(export)
         program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise
@@ -194,6 +224,5 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
         raise _untraceable(model, error) from error
     finally:
         logger.setLevel(level)
-        model.config._attn_implementation = previous
         model.train(training)
     return program

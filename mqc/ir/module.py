@@ -119,16 +119,35 @@ def prefix_tokens(module: ModuleOp) -> tuple[int, ...]:
     return tuple(int(v) for v in stated.get_values())
 
 
+def logit_cap(module: ModuleOp) -> float | None:
+    """The c of a final softcap: the model's logits are `c · tanh(x / c)` of the program's. None without."""
+    stated = plain(module.attributes.get("mqc.logit_cap"))
+    return None if stated is None else float(stated)
+
+
 def searched_precision(module: ModuleOp) -> list[str]:
-    """The rules that `assign-precision` found by searching, in its notation; empty if it did not."""
-    stated = module.attributes.get("mqc.precision")
-    if not isinstance(stated, ArrayAttr):
-        return []
-    return [rule.data for rule in stated if isinstance(rule, StringAttr)]
+    """The rules that a search for precision found, as `assign-precision` reads them; empty if none did."""
+    return _texts(module, "mqc.precision")
 
 
 def set_searched_precision(module: ModuleOp, rules: list[str]) -> None:
     module.attributes["mqc.precision"] = ArrayAttr([StringAttr(rule) for rule in rules])
+
+
+def experts_not_chosen(module: ModuleOp) -> list[str]:
+    """Weights of experts, each value with the experts that no calibration token chose: `%name: 3, 7`."""
+    return _texts(module, "mqc.not_chosen")
+
+
+def set_experts_not_chosen(module: ModuleOp, values: list[str]) -> None:
+    module.attributes["mqc.not_chosen"] = ArrayAttr([StringAttr(value) for value in values])
+
+
+def _texts(module: ModuleOp, name: str) -> list[str]:
+    stated = module.attributes.get(name)
+    if not isinstance(stated, ArrayAttr):
+        return []
+    return [text.data for text in stated if isinstance(text, StringAttr)]
 
 
 def set_prefix(module: ModuleOp, tokens: tuple[int, ...]) -> None:

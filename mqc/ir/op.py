@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -181,6 +181,9 @@ class EvaluationContext(Protocol):
 
     def rounded(self, value: SSAValue, real: Any) -> Any:
         """A torch tensor of real numbers as the quantized type of a value has them, if it has one."""
+
+    def latest(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` makes, kept until it is asked for by another key: memory holds one such thing."""
 
 
 def grown(

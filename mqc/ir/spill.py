@@ -39,9 +39,9 @@ def folder() -> Path:
 
 
 def temporary_bytes(parameters: int) -> int:
-    """What a compilation takes at most for so many parameters: old and new weights of a pass as f32, and
-    files of which only a part is in use."""
-    return 3 * 4 * parameters
+    """What a compilation takes at most for so many parameters: old and new weights of a pass as f32, what is
+    between, and files of which only a part is in use."""
+    return 10 * parameters
 
 
 def check_room(needed: int, what: str) -> None:

@@ -1,11 +1,11 @@
-"""Keep the memory that a step frees for the next one."""
+"""What malloc does with the memory that a step frees."""
 
 from __future__ import annotations
 
 import ctypes
 
-#: Parameters of mallopt (malloc.h), and values: keep what is freed, allocate in heaps.
-_MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 2**28}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+#: Parameters of mallopt (malloc.h).
+_M_MMAP_THRESHOLD, _M_TOP_PAD, _M_TRIM_THRESHOLD = -3, -2, -1
 
 
 def keep_freed_memory() -> None:
@@ -14,8 +14,23 @@ def keep_freed_memory() -> None:
     By default it gives them back to the system, and each step would have every page of its activations and
     gradients mapped and zeroed again. Does nothing where malloc is another's, or a glibc that refuses.
     """
+    _set({_M_MMAP_THRESHOLD: 2**31 - 1, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28})
+
+
+def return_large_blocks() -> None:
+    """Let glibc's malloc give blocks of 1 MiB or more back to the system as soon as they are freed, for the
+    rest of the process.
+
+    Where layers' parameters come and go, what is kept for them fills up with gaps: a block that is aligned,
+    as torch's are, does not fit where one of its size was freed. Does nothing where `keep_freed_memory` does
+    nothing.
+    """
+    _set({_M_MMAP_THRESHOLD: 2**20})
+
+
+def _set(values: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in _MALLOPT.items():
+        for parameter, value in values.items():
             if not mallopt(parameter, value):
                 return

@@ -51,13 +51,18 @@ class FakeQuantize(torch.autograd.Function):
         return passed, of_step, of_zero, None, None
 
 
-class Round(torch.autograd.Function):
-    """`clamp(round(x), low, high)`; the gradient is that of x (arXiv 1308.3432)."""
+class RoundedSum(torch.autograd.Function):
+    """`clamp(round(integers + offsets), low, high)`, f32; the gradient of the offsets is that of the result
+    (arXiv 1308.3432).
+
+    Args:
+        integers: int8. offsets: bfloat16, of the same shape.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        return torch.round(x).clamp_(low, high)
+    def forward(ctx: Any, integers: torch.Tensor, offsets: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        return offsets.float().add_(integers).round_().clamp_(low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradients[0], None, None
+        return None, gradients[0].bfloat16(), None, None

@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from xdsl.ir import SSAValue
 
 from mqc.calibration import Windows
-from mqc.ir.op import MqcOp, channels
+from mqc.ir.op import channels
 from mqc.learning.activations import Activations
 from mqc.learning.segments import Segments
+from mqc.learning.sharding import ShardedLayer
 from mqc.learning.student import FloatModel, Student, Values
 from mqc.learning.training import Checkpoint, Processes, Rates, Schedule, minimize
 
@@ -28,6 +29,7 @@ class Task:
     """What is learned from what.
 
     rates: learning rate of each kind of parameter (`Parameters.kinds`); 0 leaves the kind as it is.
+    sharded: the student's layers where processes share them out, else empty.
     windows: token ids `[count, length]`.
     bound: bytes of activations that may stay in memory.
     checkpoint: the checkpoint of a part by its name.
@@ -36,6 +38,7 @@ class Task:
     parts: Segments
     student: Student
     teacher: FloatModel
+    sharded: list[ShardedLayer]
     windows: Windows
     rates: dict[str, float]
     schedule: Schedule
@@ -47,6 +50,17 @@ class Task:
     def start(self, window: int) -> Values:
         """The arguments of @main for a window."""
         return self.teacher.arguments(self.windows[window])
+
+    def layer(self, number: int, window: int, stream: torch.Tensor, recompute: bool = False) -> torch.Tensor:
+        """What a layer of the student makes of what it reads.
+
+        recompute: in the backward pass, rather than keep what is between.
+        """
+        values = {**self.start(window), self.parts.source(number): stream}
+        if self.sharded:
+            return self.sharded[number](values, recompute)
+        run, ops = self.student.run_ops, self.parts.layers[number]
+        return checkpoint(run, ops, values, use_reentrant=False) if recompute else run(ops, values)
 
     def cache(self, value: SSAValue) -> Activations:
         count, tokens = self.windows.shape
@@ -80,8 +94,8 @@ def end_to_end(task: Task, loss: str) -> None:
     parts, student, teacher = task.parts, task.student, task.teacher
     target = parts.hidden if loss == "hidden" else parts.features
     targets = task.cache(target)
-    body = [*parts.stem, *(op for layer in parts.layers for op in layer)]
-    up_to = body if loss == "hidden" else [*body, *parts.head[:-1]]
+    body = parts.ops[: -len(parts.head)]
+    up_to = body if loss == "hidden" else (*body, *parts.head[:-1])
 
     # Results before and after rounding, and about as much inside the ops.
     held = 12 * task.windows.shape[1] * sum(channels(op.results[0]) for op in body)
@@ -90,9 +104,8 @@ def end_to_end(task: Task, loss: str) -> None:
     def objective(window: int) -> torch.Tensor:
         arguments = task.start(window)
         stream = student.run_ops(parts.stem, arguments)
-        for before, layer in zip([parts.stem, *parts.layers], parts.layers, strict=False):
-            given = student, layer, before[-1].results[0], arguments, stream
-            stream = checkpoint(_layer, *given, use_reentrant=False) if recompute else _layer(*given)
+        for number in range(len(parts.layers)):
+            stream = task.layer(number, window, stream, recompute)
         if window not in targets:
             with torch.no_grad():
                 targets[window] = teacher.run_ops(up_to, task.start(window))
@@ -106,7 +119,7 @@ def end_to_end(task: Task, loss: str) -> None:
         logits = student.run_ops(parts.head, head)
         with torch.no_grad():
             expected = teacher.value(parts.head[-1], [wanted])
-        return divergence(logits, expected)
+        return divergence(student.capped(logits), teacher.capped(expected))
 
     reached = None if loss == "kl" else {student.names[op] for op in up_to}
     _minimize(task, "end to end", task.chosen(reached), objective)
@@ -119,8 +132,7 @@ def layer_wise(task: Task) -> None:
     The loss is the mean squared error relative to the output's mean square.
     """
     parts, student, teacher = task.parts, task.student, task.teacher
-    source = parts.stem[-1].results[0]
-    inputs, wanted = task.cache(source), task.cache(source)
+    inputs, wanted = task.cache(parts.source(0)), task.cache(parts.source(0))
     names = student.names
     windows = task.schedule.all_windows(len(task.windows))
     with torch.no_grad():
@@ -128,27 +140,21 @@ def layer_wise(task: Task) -> None:
             inputs[window] = student.run_ops(parts.stem, task.start(window))
             wanted[window] = teacher.run_ops(parts.stem, task.start(window))
     for number, layer in enumerate(parts.layers):
-        result = layer[-1].results[0]
         with torch.no_grad():
             for window in windows:
-                stream = wanted.get(window, student.device)
-                wanted[window] = _layer(teacher, layer, source, task.start(window), stream)
+                values = {**task.start(window), parts.source(number): wanted.get(window, student.device)}
+                wanted[window] = teacher.run_ops(layer, values)
 
-        def objective(
-            window: int, layer: tuple[MqcOp, ...] = layer, source: SSAValue = source
-        ) -> torch.Tensor:
-            stream = inputs.get(window, student.device)
+        def objective(window: int, number: int = number) -> torch.Tensor:
             expected = wanted.get(window, student.device)
-            got = _layer(student, layer, source, task.start(window), stream)
+            got = task.layer(number, window, inputs.get(window, student.device))
             return F.mse_loss(got, expected) / expected.square().mean()
 
         title = f"layer {number + 1} of {len(parts.layers)}"
         _minimize(task, title, task.chosen({names[op] for op in layer}), objective)
         with torch.no_grad():
             for window in windows:
-                stream = inputs.get(window, student.device)
-                inputs[window] = _layer(student, layer, source, task.start(window), stream)
-        source = result
+                inputs[window] = task.layer(number, window, inputs.get(window, student.device))
 
 
 def _minimize(task: Task, title: str, rates: Rates, objective: Callable[[int], torch.Tensor]) -> None:
@@ -158,12 +164,6 @@ def _minimize(task: Task, title: str, rates: Rates, objective: Callable[[int], t
     steps = minimize(rates, objective, len(task.windows), task.schedule, task.processes, state)
     for done, loss in steps:
         task.report(title, done / task.schedule.steps, loss)
-
-
-def _layer(
-    student: FloatModel, layer: tuple[MqcOp, ...], source: SSAValue, arguments: Values, stream: torch.Tensor
-) -> torch.Tensor:
-    return student.run_ops(layer, {**arguments, source: stream})
 
 
 def divergence(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

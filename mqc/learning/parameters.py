@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from mqc.arrays import Array
 from mqc.compiler.precision_rules import group_size, matrix_bits
@@ -19,6 +20,16 @@ UNCLIPPED = 4.0
 Named = dict[str, torch.Tensor]
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor that processes may share out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that processes may share out; all of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 @dataclass
 class Parameters:
     """Tensors that are learned, by kind and by the name of the op.
@@ -27,7 +38,8 @@ class Parameters:
     steps, zeros: logarithm of the scale, and zero point, of a quantized value, `[1]` each.
     clipping: logit of the share of the largest weight that the grid covers, `[outputs, groups]`.
     weight_steps: logarithm of an integer matrix's scales, `[outputs]`.
-    unrounded: an integer matrix before it is rounded, in steps, `[outputs, inputs]`.
+    offsets: what is added to an integer matrix before it is rounded again, in steps, bfloat16
+        `[outputs, inputs]`; of this process its rows, where processes share them (`mqc.learning.sharding`).
     biases: what is added to a matrix product, `[outputs]`.
     """
 
@@ -36,7 +48,7 @@ class Parameters:
     zeros: Named = field(default_factory=dict)
     clipping: Named = field(default_factory=dict)
     weight_steps: Named = field(default_factory=dict)
-    unrounded: Named = field(default_factory=dict)
+    offsets: Named = field(default_factory=dict)
     biases: Named = field(default_factory=dict)
 
     def kinds(self) -> dict[str, Named]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.llm import AttentionOp, LinearOp, NormOp
+from mqc.dialects.llm import LinearOp, NormOp
 from mqc.errors import PassError
 from mqc.ir.module import main_function, mqc_ops, returned_value
 from mqc.ir.op import MqcOp
@@ -20,13 +20,23 @@ class Segments:
     """A module's ops in order, cut where one value is alive beside token ids and positions.
 
     stem: up to what the first layer reads, its embedding.
-    layers: one for each attention; the last value of each is all that the next one reads.
+    layers: one for each attention or convolution, the ops that see earlier tokens; the last value of each is
+        all that the next one reads.
     head: from the last layer's result to the logits.
     """
 
     stem: tuple[MqcOp, ...]
     layers: tuple[tuple[MqcOp, ...], ...]
     head: tuple[MqcOp, ...]
+
+    @property
+    def ops(self) -> tuple[MqcOp, ...]:
+        """All of them, in order."""
+        return (*self.stem, *(op for layer in self.layers for op in layer), *self.head)
+
+    def source(self, number: int) -> SSAValue:
+        """What a layer reads: the result of the part before it."""
+        return (self.layers[number - 1] if number else self.stem)[-1].results[0]
 
     @property
     def hidden(self) -> SSAValue:
@@ -42,28 +52,28 @@ class Segments:
 def segments(module: ModuleOp) -> Segments:
     """Cut @main into layers. Time is linear in the number of ops.
 
-    Raises `PassError` where the logits are no matrix product, or there is no single value between
-    two attentions.
+    Raises `PassError` where the logits are no matrix product, or there is no single value between two ops
+    that see earlier tokens.
     """
     ops = list(mqc_ops(module))
     last = returned_value(module).owner
     if not isinstance(last, LinearOp) or last is not ops[-1]:
         raise PassError("learning needs a model whose last op is the matrix product that gives the logits")
     cuts = _cuts(module, ops)
-    attentions = [i for i, op in enumerate(ops) if isinstance(op, AttentionOp)]
+    mixing = [i for i, op in enumerate(ops) if op.states()]
     starts = []
-    for number, attention in enumerate(attentions):
-        after = attentions[number - 1] if number else -1
+    for number, place in enumerate(mixing):
+        after = mixing[number - 1] if number else -1
         # A layer starts before its norm.
-        found = [c for c in cuts if after < c <= attention and not isinstance(ops[c - 1], NormOp)]
+        found = [c for c in cuts if after < c <= place and not isinstance(ops[c - 1], NormOp)]
         if not found:
             raise PassError(
-                f"learning cannot separate the layer of %{ops[attention].value_name}: several values flow "
+                f"learning cannot separate the layer of %{ops[place].value_name}: several values flow "
                 "into it from the layers before"
             )
         starts.append(max(found))
     if not starts:
-        raise PassError("learning needs a model with attention")
+        raise PassError("learning needs a model with attention or convolutions")
     norm = last.x.owner
     end = ops.index(norm) if isinstance(norm, NormOp) else len(ops) - 1
     if end not in cuts:

@@ -54,6 +54,7 @@ def sensitivities(
                 probes[op] = torch.zeros_like(result, requires_grad=True)
                 result = result + probes[op]
             values[op.results[0]] = result
+        result = model.capped(result)
         # On the CPU: devices draw other tokens from the same seed.
         drawn = torch.multinomial(result.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
         loss = F.cross_entropy(result, drawn.to(model.device), reduction="sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from mqc.analysis.evaluation import Evaluation
 from mqc.arrays import Array
 from mqc.dialects.llm import EmbeddingOp, LinearOp, LlmOp
 from mqc.dialects.quant import UniformType, uniform
+from mqc.errors import RecipeError
 from mqc.ir.module import gives_logits, mqc_ops, ops_by_name
 from mqc.ir.op import MqcOp, WeightAttr, channels, tensor
-from mqc.learning.fake_quantize import FakeQuantize, Round
-from mqc.learning.parameters import Named, Parameters, WeightGrid
+from mqc.learning.fake_quantize import FakeQuantize, RoundedSum
+from mqc.learning.parameters import Named, Parameters, WeightGrid, full
 from mqc.learning.product import product, product_of_integers
 from mqc.numerics.weight_rounding import bounds, least_scale
 
@@ -32,6 +34,15 @@ Values = dict[SSAValue, Tensor]
 
 #: How far from an integer the start of a learned one may lie: short of 1/2, where it would be another.
 _MARGIN = 0.45
+
+
+def check_reference(module: ModuleOp, name: str) -> None:
+    """Raise `RecipeError`, for a pass of that name, unless the float matrices stand beside the rounded."""
+    for op in mqc_ops(module):
+        if isinstance(op, LinearOp) and op.weight_scale is not None and op.reference is None:
+            raise RecipeError(
+                f"{name}: the float weights are gone; give quantize-weights keep_reference=true"
+            )
 
 
 class FloatModel(Evaluation):
@@ -131,10 +142,11 @@ class Student(FloatModel):
                         torch.from_numpy(signs).to(device),
                     )
         self.parameters = self._initial(linears)
+        self._whole: Named = {}
         if rounding:
             for op in linears:
                 if op.weight_scale is not None and not gives_logits(op):
-                    self.parameters.unrounded[self.names[op]] = self._unrounded(op)
+                    self.parameters.offsets[self.names[op]] = self._offsets(op)
 
     def _initial(self, linears: list[LinearOp]) -> Parameters:
         def learned(array: Array | list[float]) -> Tensor:
@@ -185,7 +197,16 @@ class Student(FloatModel):
         )
         return rounded
 
-    def _linear(self, op: LinearOp, x: Tensor) -> Tensor:
+    @contextmanager
+    def with_whole(self, offsets: Named) -> Iterator[None]:
+        """Evaluate with whole offsets, by the op's name, where a process has but rows of them."""
+        self._whole = offsets
+        try:
+            yield
+        finally:
+            self._whole = {}
+
+    def _linear(self, op: LinearOp, x: Tensor, gates: Tensor | None = None) -> Tensor:
         name = self.names[op]
         added = self.parameters.biases.get(name)
         bias = None if op.bias is None else self.torch(op.bias)
@@ -196,22 +217,27 @@ class Student(FloatModel):
             result = product_of_integers(x, weight) * self.parameters.weight_steps[name].exp()
         else:
             result = product(x, self.matrix(op))
-        return result if bias is None else result + bias
+        result = result if bias is None else result + bias
+        # Where the columns are in blocks, those of experts that were not chosen meet zeros.
+        if gates is None or op.get("expert_axis") == 1:
+            return result
+        return result * op.spread(gates != 0)
 
-    def _unrounded(self, op: LinearOp) -> Tensor:
-        """What rounds to an integer matrix, as near as may be to the float matrix that it was."""
+    def _offsets(self, op: LinearOp) -> Tensor:
+        """From an integer matrix as far to the float matrix that it was as rounds to the integers."""
         assert op.reference is not None and op.weight_scale is not None
         integers: Tensor = self.torch(op.weight).float()
         steps = op.times_group_scale(self, self.torch(op.weight_scale)[:, None].expand_as(integers))
-        return integers + (self.torch(op.reference) / steps - integers).clamp_(-_MARGIN, _MARGIN)
+        return (self.torch(op.reference) / steps - integers).clamp_(-_MARGIN, _MARGIN).bfloat16()
 
     def _integers(self, op: LinearOp) -> Tensor:
         """The integer matrix, as learned if it is."""
-        learned = self.parameters.unrounded.get(self.names[op])
-        if learned is None:
-            weight: Tensor = self.torch(op.weight)
+        weight: Tensor = self.torch(op.weight)
+        offsets = self._whole.get(self.names[op], self.parameters.offsets.get(self.names[op]))
+        if offsets is None:
             return weight.float()
-        rounded: Tensor = Round.apply(learned, *bounds(int(op.get("weight_bits"))))  # type: ignore[no-untyped-call]
+        low, high = bounds(int(op.get("weight_bits")))
+        rounded: Tensor = RoundedSum.apply(weight, offsets, low, high)  # type: ignore[no-untyped-call]
         return rounded
 
     def matrix(self, op: LinearOp) -> Tensor:
@@ -252,8 +278,9 @@ class Student(FloatModel):
                         op.replace_weight(weights, "bias", weights[op.bias] + added)
                 if log_steps is not None:
                     op.replace_weight(weights, "weight_scale", log_steps.exp().cpu().numpy())
-                if learned(p.unrounded, op) is not None:
-                    integers = self._integers(op).to(torch.int8).cpu().numpy()
+                if (offsets := learned(p.offsets, op)) is not None:
+                    with self.with_whole({self.names[op]: full(offsets)}):
+                        integers = self._integers(op).to(torch.int8).cpu().numpy()
                     op.properties["weight"] = weights.add(op.weight.key.data, integers)
                 if learned(p.clipping, op) is not None and self._grid is not None:
                     weight = self.torch(op.weight) * self.transformation(op)

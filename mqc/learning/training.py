@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from mqc.arrays import Array
 from mqc.errors import ArtifactError
 from mqc.files import check_regular, replacing
+from mqc.learning.optimizer import optimizers
+from mqc.learning.parameters import local
 
 #: Share of the learning rate that is left at the end, as in the published recipe (1e-3 to 1e-4).
 _LAST = 0.1
@@ -49,14 +53,23 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """Join the group of processes that the environment describes (RANK and WORLD_SIZE)."""
+        """Join the group of processes that the environment describes (RANK and WORLD_SIZE), until this one
+        ends."""
         if not under_torchrun():
             return cls()
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
+
+    def gather(self, number: int) -> list[int]:
+        """A number of every process."""
+        found = [number] * self.count
+        if self.count > 1:
+            dist.all_gather_object(found, number)
+        return found
 
     def sum(self, tensors: list[torch.Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
@@ -95,7 +108,8 @@ def _order(seed: int, count: int) -> Array:
 
 
 class Checkpoint:
-    """The state of one optimization in a safetensors file, replaced as a whole; nothing if `path` is None."""
+    """The state of one optimization in a safetensors file, of each process in its own, replaced as a whole;
+    nothing if `path` is None."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -131,61 +145,75 @@ def minimize(
     processes: Processes,
     checkpoint: Checkpoint,
 ) -> Iterator[tuple[int, float]]:
-    """Minimize the mean of `loss(window)` over windows `0 … windows − 1` by AdamW without weight decay.
+    """Minimize the mean of `loss(window)` over windows `0 … windows − 1` by AdamW without weight decay
+    (`mqc.learning.optimizer`).
 
     Yields the steps done and the loss, for each step that the checkpoint does not have. With a checkpoint, an
     interrupted run ends where an uninterrupted one would, to the bit. Several processes share a step's
-    windows and add up their gradients: the result is that of one process but for the order of summation.
+    windows and add up their gradients, but for tensors that they share out, whose gradients are sums already:
+    the result is that of one process but for the order of summation.
 
     Args:
         rates: learning rate of each list of tensors, which must require gradients.
     """
-    groups = [{"params": tensors, "lr": rate} for rate, tensors in rates]
     tensors = [t for _, group in rates for t in group]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    found = optimizers(rates, schedule.seed)
+    groups = [(group, group["lr"]) for optimizer in found for group in optimizer.param_groups]
     start, saved = checkpoint.load()
+    if len(done := set(processes.gather(start))) > 1:
+        raise ArtifactError(
+            f"the checkpoints of {processes.count} processes beside {checkpoint.path} are of steps "
+            f"{sorted(done)}; delete them to begin anew"
+        )
     if saved:
-        _restore(optimizer, tensors, saved, checkpoint)
+        _restore(found, tensors, saved, checkpoint)
     for step in range(start, schedule.steps):
-        for group, (rate, _) in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in groups:
             group["lr"] = rate * schedule.rate(step)
         # Not None: what no window of this process reaches has a gradient too, for the sum.
         for t in tensors:
             t.grad = torch.zeros_like(t) if t.grad is None else t.grad.zero_()
-        total = torch.zeros(1, device=tensors[0].device)
+        total = torch.zeros(1, device=local(tensors[0]).device)
         for window in schedule.windows(step, windows)[processes.rank :: processes.count]:
             value = loss(window) / schedule.batch
             value.backward()  # type: ignore[no-untyped-call]
             total += value.detach()
-        processes.sum([total, *(t.grad for t in tensors if t.grad is not None)])
-        optimizer.step()
-        done = step + 1
-        if processes.rank == 0 and (done % _SAVE_EVERY == 0 or done == schedule.steps):
-            checkpoint.save(done, _state(optimizer, tensors))
-        yield done, float(total)
+        processes.sum([total, *(t.grad for t in tensors if local(t) is t and t.grad is not None)])
+        for optimizer in found:
+            optimizer.step()
+        if (step + 1) % _SAVE_EVERY == 0 or step + 1 == schedule.steps:
+            checkpoint.save(step + 1, _state(found, tensors))
+        yield step + 1, float(total)
 
 
-def _state(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _state(found: list[torch.optim.Optimizer], tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    states = _states(found)
     state = {}
     for i, t in enumerate(tensors):
-        state[f"{i}/value"] = t
-        state |= {f"{i}/{name}": value for name, value in optimizer.state[t].items()}
+        state[f"{i}/value"] = local(t)
+        state |= {f"{i}/{name}": value for name, value in states[t].items()}
     return state
 
 
+def _states(found: list[torch.optim.Optimizer]) -> dict[torch.Tensor, dict[str, Any]]:
+    """What optimizers keep of each tensor, to read or to fill."""
+    return {t: o.state[t] for o in found for group in o.param_groups for t in group["params"]}
+
+
 def _restore(
-    optimizer: torch.optim.Optimizer,
+    found: list[torch.optim.Optimizer],
     tensors: list[torch.Tensor],
     saved: dict[str, torch.Tensor],
     checkpoint: Checkpoint,
 ) -> None:
+    states = _states(found)
     for i, t in enumerate(tensors):
         value = saved.get(f"{i}/value")
-        if value is None or value.shape != t.shape:
+        if value is None or value.shape != local(t).shape:
             raise ArtifactError(f"{checkpoint.path} is of another model; delete it to begin anew")
         with torch.no_grad():
-            t.copy_(value)
+            local(t).copy_(value)
         for name in ("step", "exp_avg", "exp_avg_sq"):
             if f"{i}/{name}" in saved:
                 kept = saved[f"{i}/{name}"]
-                optimizer.state[t][name] = kept.to(t.device)
+                states[t][name] = kept.to(local(t).device)

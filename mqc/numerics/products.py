@@ -21,9 +21,11 @@ def effective_weight(weight: Array, factor: Array | None) -> Array:
     return weight if factor is None else weight * per_input(factor.astype(np.int8), weight.shape[1])
 
 
-def row_sums(weight: Array) -> Array:
-    """s32 `[outputs]`: Σw of each row of s8 `[outputs, inputs]`."""
-    sums: Array = weight.sum(1, dtype=np.int32)
+def row_sums(weight: Array, experts: int | None = None) -> Array:
+    """s32 `[outputs]`: Σw of each row of s8 `[outputs, inputs]`; or of each of equal blocks of its columns,
+    `[outputs, experts]`."""
+    blocks = weight if experts is None else weight.reshape(len(weight), experts, -1)
+    sums: Array = blocks.sum(-1, dtype=np.int32)
     return sums
 
 

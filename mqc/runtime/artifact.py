@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from mqc.runtime.tokenizer import Tokenizer, is_tokenizer_file
 
 FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
-_FILES = ("program.mlir", "weights.safetensors", "tokenizer.json")
+_WEIGHTS = "weights.safetensors"
+_FILES = ("program.mlir", _WEIGHTS, "tokenizer.json")
 #: Entry of the manifests that `export` writes: its options.
 _EXPORT = "export"
 #: What the manifest must state besides its version and files.
@@ -74,7 +76,7 @@ def write(parts: Parts, path: Path, **options: Any) -> None:
 
     def fill(folder: Path) -> None:
         _write(folder / "program.mlir", print_module(parts.module))
-        offsets = parts.weights.save(folder / "weights.safetensors", weight_refs(parts.module))
+        offsets = parts.weights.save(folder / _WEIGHTS, weight_refs(parts.module))
         backend.accompany(parts.module, parts.weights, offsets, folder, _metadata(parts), **options)
         for name, text in parts.tokenizer.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -93,10 +95,10 @@ def export(parts: Parts, path: Path, facts: dict[str, Any], **options: Any) -> N
     check_options(parts.manifest["target"], backend.export_options, options)
 
     def fill(folder: Path) -> None:
-        backend.export(parts.module, parts.weights, folder, metadata=_metadata(parts), **options)
         for name, text in parts.tokenizer.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             _write(folder / name, text)
+        backend.export(parts.module, parts.weights, folder, metadata=_metadata(parts), **options)
 
     _write_folder(path, fill, {**parts.manifest, **facts, _EXPORT: options})
 
@@ -148,29 +150,51 @@ def read(folder: Path) -> Parts:
 
     Raises `ArtifactError` if a file is missing, truncated or altered, or of another format version.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     tokenizer_files = [name for name in manifest["files"] if is_tokenizer_file(name)]
-    for name in {*_FILES, *tokenizer_files}:
-        _check(folder / name, manifest["files"].get(name))
-    try:
-        text = read_text(folder / "program.mlir", ArtifactError)
-        module = parse_module(text, str(folder / "program.mlir"), CompilerContext())
-        if level(module) not in ("int", "htp"):
-            raise ArtifactError(f"{folder}: program.mlir is at level {level(module)}, not int or htp")
-    except IRError as error:
-        raise ArtifactError(str(error)) from error
-    weights = WeightStore.load(folder / "weights.safetensors")
+    stated = {folder / name: manifest["files"].get(name) for name in sorted({*_FILES, *tokenizer_files})}
+    for file, facts in stated.items():
+        _check_size(file, facts)
+    weights_file = folder / _WEIGHTS
+    with ThreadPoolExecutor(1) as pool:  # a gigabyte is hashed while the rest is read
+        hashed = pool.submit(_check_hash, weights_file, stated.pop(weights_file))
+        for file, facts in stated.items():
+            _check_hash(file, facts)
+        module = _read_module(folder)
+        try:
+            weights = _read_weights(folder, module)
+            tokenizer = Tokenizer.read(folder, tokenizer_files)
+        finally:
+            hashed.result()  # that a file was altered, rather than what came of it
+    return Parts(module, weights, tokenizer, manifest)
+
+
+def _read_weights(folder: Path, module: ModuleOp) -> WeightStore:
+    """The weights of a module, mapped; what its ops say of them holds."""
+    weights = WeightStore.load(folder / _WEIGHTS)
     for ref in weight_refs(module):
         weights[ref]
     try:
         check_values(module, weights)
     except IRError as error:
         raise ArtifactError(f"{folder}: {error}") from error
-    tokenizer = Tokenizer.read(folder, tokenizer_files)
-    return Parts(module, weights, tokenizer, manifest)
+    return weights
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_module(folder: Path) -> ModuleOp:
+    file = folder / "program.mlir"
+    try:
+        module = parse_module(read_text(file, ArtifactError), str(file), CompilerContext())
+        found = level(module)
+    except IRError as error:
+        raise ArtifactError(str(error)) from error
+    if found not in ("int", "htp"):
+        raise ArtifactError(f"{folder}: program.mlir is at level {found}, not int or htp")
+    return module
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A program's manifest, without a look at its other files. Raises `ArtifactError`."""
     file = folder / _MANIFEST
     if not os.path.isdir(folder):
         raise ArtifactError(
@@ -218,12 +242,15 @@ def _describe(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
-def _check(file: Path, stated: Any) -> None:
+def _check_size(file: Path, stated: Any) -> None:
     if not isinstance(stated, dict) or not os.path.exists(file):
         raise ArtifactError(f"{file} is missing from the program")
     check_regular(file, ArtifactError)
     size = file.stat().st_size
     if size != stated.get("bytes"):
         raise ArtifactError(f"{file} is truncated or altered: {size} bytes, not {stated.get('bytes')}")
+
+
+def _check_hash(file: Path, stated: dict[str, Any]) -> None:
     if _sha256(file) != stated.get("sha256"):
         raise ArtifactError(f"{file} was altered: its SHA-256 is not the manifest's")

@@ -93,7 +93,8 @@ def measure(
 
 
 def _work(program: Program, prompt_tokens: int) -> tuple[float, int]:
-    """8-bit MACs per prompt token, and bytes of product weights read per decoded token."""
+    """8-bit MACs per prompt token, and bytes of product weights read per decoded token: of experts those that
+    a token takes."""
     from mqc.dialects.constraints import bits
 
     linears = [op for op in mqc_ops(program.module) if isinstance(op, LinearOp)]
@@ -101,4 +102,5 @@ def _work(program: Program, prompt_tokens: int) -> tuple[float, int]:
     for op in linears:
         tokens = 1 / prompt_tokens if op is linears[-1] else 1
         macs += op.macs() * bits(op.x) / 8 * tokens
-    return macs, program.weights.nbytes(op.weight for op in linears)
+    read = {op.weight: program.weights.nbytes([op.weight]) * op.experts[1] // op.experts[0] for op in linears}
+    return macs, sum(read.values())

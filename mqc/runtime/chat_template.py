@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,12 +35,10 @@ def render(
     Raises `InputError` if the template refuses the messages, reaches for Python objects, or works too long.
     """
     environment = _Environment()
-    environment.budget = _LOOPS
     known = {"tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        tree = environment.parse(template)
-        _bound(tree)
-        pieces = environment.from_string(tree).generate(
+        compiled = Template.from_code(environment, _code(template), environment.make_globals(None))
+        pieces = compiled.generate(
             **known | dict(special_tokens) | dict(variables) | {"messages": [dict(m) for m in messages]}
         )
         parts, length = [], 0
@@ -61,7 +61,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
-        self.budget = 0
+        self.budget = _LOOPS
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.filters |= {"tojson": _to_json, "mqc_counted": self._counted, "mqc_short": _short}
@@ -82,6 +82,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "*" and len(sizes) == 2 and abs(sizes[0] * sizes[1]) > _LENGTH:
             raise TemplateError("its texts or numbers are too large")
         return _short(super().call_binop(context, operator, left, right))
+
+
+@lru_cache(maxsize=16)
+def _code(template: str) -> CodeType:
+    """A template with its bounds as Python code, which does not depend on the environment object."""
+    environment = _Environment()
+    tree = environment.parse(template)
+    _bound(tree)
+    return environment.compile(tree)
 
 
 def _bound(tree: nodes.Template) -> None:

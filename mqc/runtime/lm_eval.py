@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mqc.errors import InputError
+from mqc.numerics.softcap import capped
 from mqc.runtime.program import Program
 from mqc.runtime.sampling import Sampling
 
@@ -49,12 +50,14 @@ def evaluate_tasks(
     num_fewshot: int | None = None,
     progress: Progress = lambda message, share: None,
     beside: Callable[[], tuple[Any, Any]] | None = None,
+    against: Program | None = None,
 ) -> dict[str, dict[str, float]]:
     """What lm-eval measures: for each task, and each group that has a mean, metric and value.
 
     With a float model beside the program also its value of each metric, as `float_` and the metric's name,
     and for tasks with answers `changed_answers`, the share of documents to which the two give another one:
-    the likeliest choice, the text, or whether a text is what greedy decoding gives.
+    the likeliest choice, the text, or whether a text is what greedy decoding gives. With another program the
+    same, as `against_` and the metric's name, and `changed_against`.
 
     Args:
         names: of tasks, groups or tags; `*` and `?` as in file names.
@@ -63,6 +66,7 @@ def evaluate_tasks(
         num_fewshot: examples before each question; the task's own number by default, and for a task that
             fixes none.
         beside: gives a transformers model and its tokenizer, measured by lm-eval's own `HFLM`.
+        against: another program.
 
     Raises `InputError` for unknown tasks, data that cannot be read, and requests beyond the context.
     """
@@ -83,15 +87,19 @@ def evaluate_tasks(
                 task.set_config(key="num_fewshot", value=num_fewshot or 0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         progress("loading tasks", 1.0)
-        exact_model = None if beside is None else _float_lm(program, *beside(), progress)
+        others: dict[tuple[str, str], TemplateLM] = {}
+        if beside is not None:
+            others["float_", "changed_answers"] = _float_lm(program, *beside(), progress)
+        if against is not None:
+            others["against_", "changed_against"] = ProgramLM(against, progress, "the other program")
         numbers, answers = _measured(ProgramLM(program, progress), loaded, limit)
-        if exact_model is not None:
-            exact, expected = _measured(exact_model, loaded, limit)
+        for (prefix, changed), model in others.items():
+            other, expected = _measured(model, loaded, limit)
             for name, values in numbers.items():
-                values |= {f"float_{metric}": value for metric, value in exact[name].items()}
+                values |= {f"{prefix}{metric}": value for metric, value in other[name].items()}
                 pairs = list(zip(answers.get(name, ()), expected.get(name, ()), strict=True))
                 if pairs:
-                    values["changed_answers"] = float(np.mean([a != b for a, b in pairs]))
+                    values[changed] = float(np.mean([a != b for a, b in pairs]))
     return {name: values for name, values in numbers.items() if values}
 
 
@@ -185,12 +193,14 @@ class ProgramLM(TemplateLM):
     A text that has nothing before it follows the tokenizer's start token, or its end token; where there
     is neither, its first token is given and not scored. What is too long loses tokens on the left.
 
-    progress: called with the kind of request and the share that is done.
+    progress: called with what is done, by which program if it has a name, and the share of it that is.
     """
 
-    def __init__(self, program: Program, progress: Progress = lambda message, share: None) -> None:
+    def __init__(
+        self, program: Program, progress: Progress = lambda message, share: None, name: str = ""
+    ) -> None:
         super().__init__()
-        self.program, self._progress = program, progress
+        self.program, self._progress, self._who = program, progress, f"{name}, " if name else ""
         tokenizer = program.tokenizer
         self._start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
 
@@ -305,23 +315,26 @@ class ProgramLM(TemplateLM):
             logits = engine.forward(np.array(ids, np.int32), rows)
             for number in numbers:
                 targets = requests[number][2]
-                scores[number] = score(logits[rows - len(targets) :], targets, self.program.logit_scale)
+                some = logits[rows - len(targets) :]
+                scores[number] = score(some, targets, self.program.logit_scale, self.program.logit_cap)
         return scores
 
     def _counted(self, items: Sequence[Any], message: str, silent: bool) -> Iterator[Any]:
         for number, item in enumerate(items):
             yield item
             if not silent:
-                self._progress(message, (number + 1) / len(items))
+                self._progress(f"{self._who}{message}", (number + 1) / len(items))
 
 
-def score(logits: npt.NDArray[np.int32], targets: Iterable[int], scale: float) -> Score:
+def score(
+    logits: npt.NDArray[np.int32], targets: Iterable[int], scale: float, cap: float | None = None
+) -> Score:
     """Log-likelihood of `targets` `[tokens]` under s32 logits `[tokens, vocabulary]` in steps of `scale`,
-    and whether each has the largest logit."""
+    after a softcap `cap` if there is one, and whether each has the largest logit."""
     ids = np.fromiter(targets, np.int64)
     total = 0.0
     for start in range(0, len(ids), 64):  # float64 of a whole window would take gigabytes
-        x = logits[start : start + 64].astype(np.float64)
+        x = capped(logits[start : start + 64].astype(np.float64), scale, cap)
         x = (x - x.max(-1, keepdims=True)) * scale
         chosen = x[np.arange(len(x)), ids[start : start + 64]]
         total += float((chosen - np.log(np.exp(x).sum(-1))).sum())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from html import escape
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +18,36 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Engine, check_options
 from mqc.errors import InputError
-from mqc.ir.module import context_length, prefix_tokens, weight_refs
-from mqc.ir.op import plain
-from mqc.ir.weight_store import WeightStore
+from mqc.ir.module import (
+    context_length,
+    logit_cap,
+    mqc_ops,
+    prefix_tokens,
+    returned_value,
+    states,
+    weight_refs,
+)
+from mqc.ir.op import channels, plain
+from mqc.ir.weight_store import WeightStore, numpy_dtype
+from mqc.numerics.softcap import capped
 from mqc.registry import backend_for
 from mqc.runtime import artifact
 from mqc.runtime.oracle import OracleEngine
 from mqc.runtime.perplexity import perplexity, text_windows
 from mqc.runtime.sampling import Sampling
+from mqc.runtime.session import REFUSE, Session
+from mqc.runtime.stop_texts import split_stops, until_stop
 from mqc.runtime.tokenizer import Message, Tokenizer
-from mqc.tokens import token_ids
 
 Prompt = str | Sequence[int]
-#: Most new tokens by default.
-NEW_TOKENS = 100
 
 
 class Program:
     """An integer-only LLM, its tokenizer, and the engine that runs it.
 
     Threads may share a program: calls wait for each other. A sequence that `stream` or `generate_tokens`
-    began ends with an error when another one was started, in whichever thread.
+    began ends with an error when another one was started, in whichever thread. Sessions (`session`) run side
+    by side. A forked process has engines of its own, over the same weights.
 
     manifest: `target`, `recipe`, `pipeline`, `source`, `mac_share_8bit`, `mqc_version`.
     options: of the target's engine, set by `configure`.
@@ -52,8 +65,9 @@ class Program:
         self.manifest = manifest
         self.options: dict[str, Any] = {}
         self._engines: dict[str, Engine] = {}
-        self._turns: dict[str, object] = {}
-        # Engines hold one sequence, and give up the GIL while they compute.
+        self._process = os.getpid()
+        #: By kind of engine: what runs on the program's own.
+        self._sessions: dict[str, Session] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -85,9 +99,57 @@ class Program:
         return float(plain(self.module.attributes["mqc.logit_scale"]))
 
     @property
+    def logit_cap(self) -> float | None:
+        """The c of the model's final softcap, `c · tanh(logits / c)`; None without. The s32 logits are before
+        it."""
+        return logit_cap(self.module)
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the weights, as stored."""
         return self.weights.nbytes(weight_refs(self.module))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of what ops keep for each position."""
+        kept = (state for state in states(self.module) if state.grows)
+        return sum(prod(state.shape) * numpy_dtype(state.element).itemsize for state in kept)
+
+    def facts(self) -> dict[str, Any]:
+        """What a program is: its manifest, and what its files say. `mqc info --json` gives it."""
+        return {
+            **self.manifest,
+            "context": self.context,
+            "prefix": list(self.prefix),
+            "vocabulary": channels(returned_value(self.module)),
+            "logit_scale": self.logit_scale,
+            "logit_cap": self.logit_cap,
+            "weight_bytes": self.size_bytes,
+            "cache_bytes_per_position": self.cache_bytes,
+            "ops": dict(Counter(op.name for op in mqc_ops(self.module))),
+            "start_tokens": list(self.tokenizer.start),
+            "end_tokens": sorted(self.tokenizer.ends),
+            "chat_templates": sorted(self.tokenizer.templates),
+            "generation_config": self.tokenizer.generation,
+        }
+
+    def _repr_html_(self) -> str:
+        """The program in a notebook: a table."""
+        source = self.manifest.get("source")
+        shown = {
+            "model": source.get("id") if isinstance(source, dict) else None,
+            "target": self.target,
+            "recipe": self.manifest.get("recipe"),
+            "context": f"{self.context:,} positions, {self.cache_bytes:,} bytes each",
+            "prefix": list(self.prefix),
+            "weights": f"{self.size_bytes / 1e6:.1f} MB",
+        }
+        rows = (
+            f"<tr><th>{escape(name)}</th><td>{escape(str(fact))}</td></tr>"
+            for name, fact in shown.items()
+            if fact is not None
+        )
+        return f"<table>{''.join(rows)}</table>"
 
     # ---- running
 
@@ -103,15 +165,42 @@ class Program:
     def engine(self, kind: str = "target") -> Engine:
         """The engine of the target, or with `oracle` the NumPy semantics. Made on first use."""
         with self._lock:
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                self._engines.clear()
             if kind not in self._engines:
-                if kind == "oracle":
-                    self._engines[kind] = OracleEngine(self.module, self.weights)
-                elif kind == "target":
-                    backend = backend_for(self.target)
-                    self._engines[kind] = backend.engine(self.module, self.weights, **self.options)
-                else:
-                    raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
+                self._engines[kind] = self._open(kind)
             return self._engines[kind]
+
+    def session(
+        self,
+        path: str | Path | None = None,
+        *,
+        messages: Iterable[Message] = (),
+        overflow: str = REFUSE,
+        chat_options: Mapping[str, Any] | None = None,
+        engine: str = "target",
+    ) -> Session:
+        """A conversation or sequence that goes on (`Session`), with an engine and a cache of its own.
+
+        Args:
+            path: a file that `Session.save` wrote, to go on from.
+            messages: what a conversation begins with, such as a system message.
+            overflow: what a conversation does that no longer fits the context: `refuse`, or `drop-oldest`.
+            chat_options: as for `generate`.
+            engine: `target`, or `oracle` for the NumPy semantics.
+
+        Raises `ArtifactError` if the file is truncated, altered or of another program.
+        """
+        begun = list(messages)
+        if path is not None and begun:
+            raise InputError("a session's file has its messages; give a path or messages, not both")
+        opened = Session(
+            self.module, self.tokenizer, lambda: self._open(engine), begun, overflow, chat_options
+        )
+        if path is not None:
+            opened.restore(path)
+        return opened
 
     def generate_tokens(
         self,
@@ -127,49 +216,17 @@ class Program:
         if prompt and new tokens do not fit the context, or the prompt is empty or holds ids outside the
         vocabulary.
         """
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
-        if not len(prompt):
-            raise InputError("the prompt is empty")
-        runner = self.engine(engine)
-        room = runner.context - runner.prefix_length
-        if max_new_tokens is None:
-            max_new_tokens = max(min(NEW_TOKENS, room - len(prompt) + 1), 1)
-        if len(prompt) + max_new_tokens - 1 > room:
-            raise InputError(
-                f"a prompt of {len(prompt)} tokens and {max_new_tokens} new ones do not fit the "
-                f"context of {room}; shorten the prompt or compile with a larger context"
-            )
-        chosen = sampling or Sampling()
-        generator = chosen.generator()
-        ends = {*stop, *self.tokenizer.ends}
-        current = token_ids(prompt, runner.vocabulary)
-        text = set(current.tolist())
-        turn = self._take(engine)
-        for _ in range(max_new_tokens):
-            with self._lock:
-                if self._turns[engine] is not turn:
-                    raise InputError(
-                        "another sequence was started on this program; finish the first, or load the "
-                        "program once more to run both"
-                    )
-                logits = runner.forward(current, rows=1)
-            token = chosen.choose(logits[-1], self.logit_scale, generator, text)
-            if token in ends:
-                return
-            yield token
-            text.add(token)
-            current = np.array([token], np.int32)
+        session = self._own(engine)
+        yield from session.complete(prompt, max_new_tokens, sampling, stop)
 
     def stream(self, prompt: Prompt | Sequence[Message], chat: bool = False, **options: Any) -> Iterator[str]:
         """Pieces of text as they are generated; options as in `generate`."""
         ids = self._prompt_ids(prompt, chat, **options.pop("chat_options", {}))
-        texts = options.pop("stop", ())
-        stop = [i for t in texts for i in ([t] if isinstance(t, int) else self._stop_id(t))]
+        ends, texts = split_stops(self.tokenizer, options.pop("stop", ()))
         given = {field.name: options.pop(field.name, None) for field in fields(Sampling)}
         sampling = Sampling.of_model(self.tokenizer.generation, **given)
-        tokens = self.generate_tokens(ids, sampling=sampling, stop=stop, **options)
-        return self.tokenizer.decode_stream(tokens, continues=not chat)
+        tokens = self.generate_tokens(ids, sampling=sampling, stop=ends, **options)
+        return until_stop(self.tokenizer.decode_stream(tokens, continues=not chat), texts)
 
     def generate(
         self,
@@ -195,7 +252,7 @@ class Program:
             chat_options: of `Tokenizer.chat`: `template`, `parse_special`, and the variables of templates.
             temperature: 0 is greedy. top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`. What is
                 None is what the model's `generation_config` states, else greedy and without a penalty.
-            stop: token ids, or texts of single tokens, that end the answer.
+            stop: token ids and texts that end the answer; it does not hold them.
             stream: called with each piece of text as it comes.
             engine: `target`, or `oracle` for the NumPy semantics.
 
@@ -214,15 +271,12 @@ class Program:
 
     def integer_logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.int32]:
         """s32 logits `[tokens, vocabulary]` of a prompt, evaluated by itself."""
-        runner = self.engine(engine)
-        ids = token_ids(self._prompt_ids(prompt, False), runner.vocabulary)
-        with self._lock:
-            self._take(engine)
-            return runner.forward(ids)
+        return self._own(engine).evaluate(self._prompt_ids(prompt, False))
 
     def logits(self, prompt: Prompt, engine: str = "target") -> npt.NDArray[np.float32]:
-        """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`."""
-        return self.integer_logits(prompt, engine).astype(np.float32) * np.float32(self.logit_scale)
+        """Real logits `[tokens, vocabulary]`: the integers times `logit_scale`, after the model's softcap."""
+        real = self.integer_logits(prompt, engine).astype(np.float32) * np.float32(self.logit_scale)
+        return capped(real, 1.0, self.logit_cap)
 
     def perplexity(
         self,
@@ -257,6 +311,8 @@ class Program:
         """Write the files for the target as a folder; options are the backend's (`export_options`)."""
         context = options.get("context") or self.context
         facts = {"prefix": self.prefix, "context": context, "logit_scale": self.logit_scale}
+        if self.logit_cap is not None:
+            facts["logit_cap"] = self.logit_cap
         artifact.export(self._parts(), Path(path), facts, **options)
 
     def _parts(self) -> artifact.Parts:
@@ -264,20 +320,22 @@ class Program:
 
     # ---- helpers
 
-    def _take(self, kind: str) -> object:
-        """Start a sequence on an engine, which holds one at a time; the one before has ended."""
+    def _open(self, kind: str) -> Engine:
+        if kind == "oracle":
+            return OracleEngine(self.module, self.weights)
+        if kind == "target":
+            return backend_for(self.target).engine(self.module, self.weights, **self.options)
+        raise InputError(f"engine must be 'target' or 'oracle', got {kind!r}")
+
+    def _own(self, kind: str) -> Session:
+        """The session on the program's own engine, which holds one sequence after another."""
         with self._lock:
-            self.engine(kind).reset()
-            self._turns[kind] = object()
-            return self._turns[kind]
+            engine = self.engine(kind)
+            if kind not in self._sessions or self._sessions[kind].engine is not engine:
+                self._sessions[kind] = Session(self.module, self.tokenizer, lambda: engine)
+            return self._sessions[kind]
 
     def _prompt_ids(self, prompt: Any, chat: bool, **options: Any) -> list[int]:
         if chat:
             return self.tokenizer.chat(prompt, **options)
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-
-    def _stop_id(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text, start=False)
-        if len(ids) != 1:
-            raise InputError(f"stop text {text!r} is {len(ids)} tokens; give a single token's text")
-        return ids

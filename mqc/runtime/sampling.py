@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mqc.errors import InputError
+from mqc.numerics.softcap import capped
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,21 @@ class Sampling:
         scale: float,
         generator: np.random.Generator,
         text: Iterable[int] = (),
+        cap: float | None = None,
     ) -> int:
         """Next token from s32 logits `[vocabulary]`, whose steps are `scale`, behind the tokens of a text.
 
-        Greedy compares integers, unless there is a repetition penalty; ties go to the smaller id.
+        Greedy compares integers, unless there is a repetition penalty; ties go to the smaller id. Otherwise
+        logits are taken after the softcap `cap`, if there is one.
         """
         if self.repetition_penalty == 1:
             if self.temperature == 0:
                 return int(logits.argmax())
-            x = logits.astype(np.float64) - int(logits.max())
+            real = capped(logits.astype(np.float64), scale, cap)
+            x = real - real.max()
         else:
             seen = np.unique(np.fromiter(text, np.int64))
-            real = logits.astype(np.float64)
+            real = capped(logits.astype(np.float64), scale, cap)
             real[seen] *= np.where(real[seen] < 0, self.repetition_penalty, 1 / self.repetition_penalty)
             if self.temperature == 0:
                 return int(real.argmax())

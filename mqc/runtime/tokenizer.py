@@ -64,7 +64,8 @@ class Tokenizer:
         )
         #: Ids that end an answer.
         self.ends = frozenset([*ends, *([] if self.eos is None else [self.eos])])
-        self._templates = {
+        #: Chat templates by name.
+        self.templates = {
             "default" if name == TEMPLATE else name.removeprefix(f"{TEMPLATES}/").removesuffix(".jinja"): text
             for name, text in files.items()
             if name.endswith(".jinja")
@@ -118,7 +119,7 @@ class Tokenizer:
     @property
     def has_template(self) -> bool:
         """Whether `chat` works."""
-        return bool(self._templates)
+        return bool(self.templates)
 
     @cached_property
     def control(self) -> dict[int, str]:
@@ -203,14 +204,14 @@ class Tokenizer:
         return ids[count:] if there else ids
 
     def _template(self, name: str | None, tools: Any) -> str:
-        if not self._templates:
+        if not self.templates:
             raise InputError("the tokenizer has no chat template; give a plain prompt instead")
-        chosen = name or ("tool_use" if tools and "tool_use" in self._templates else "default")
-        if chosen not in self._templates:
+        chosen = name or ("tool_use" if tools and "tool_use" in self.templates else "default")
+        if chosen not in self.templates:
             raise InputError(
-                f"the tokenizer has no chat template {chosen!r}; it has {', '.join(sorted(self._templates))}"
+                f"the tokenizer has no chat template {chosen!r}; it has {', '.join(sorted(self.templates))}"
             )
-        return self._templates[chosen]
+        return self.templates[chosen]
 
     @cached_property
     def _control(self) -> list[str]:

@@ -215,20 +215,36 @@ def add(x: Any, y: Any, out: Any) -> Callable[[Lab], ModuleOp]:
     return build
 
 
+def knots(lab: Lab, cap: float) -> Any:
+    places = np.arange(2049) * 32 - 2**15
+    return lab.weight(np.rint(cap * np.tanh(places / 2**13) * np.log2(np.e) * 2**15), np.int32)
+
+
 def attention(
-    out: Any, heads: int, kv_heads: int, dim: int, window: int | None = None, prefix: int = 0
+    out: Any,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    window: int | None = None,
+    prefix: int = 0,
+    sinks: bool = False,
+    value_dim: int | None = None,
+    softcap: float | None = None,
 ) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
-        q, kv = heads * dim, kv_heads * dim
+        q, k, v = heads * dim, kv_heads * dim, kv_heads * (value_dim or dim)
         rows = {
-            f"prefix_{n}": lab.weight(lab.rng.integers(0, 256, (prefix, kv)), np.uint8)
-            for n in ("k", "v")
+            f"prefix_{n}": lab.weight(lab.rng.integers(0, 256, (prefix, size)), np.uint8)
+            for n, size in (("k", k), ("v", v))
             if prefix
         }
         value = lab.add(
             int_ops.AttentionOp,
-            [lab.activation(u8, q), lab.activation(u8, kv), lab.activation(u8, kv)],
-            tensor(out, q), layer=0, heads=heads, kv_heads=kv_heads, window=window, **rows,
+            [lab.activation(u8, q), lab.activation(u8, k), lab.activation(u8, v)],
+            tensor(out, heads * (value_dim or dim)),
+            layer=0, heads=heads, kv_heads=kv_heads, window=window, **rows,
+            sinks=lab.weight(lab.rng.integers(-(2**17), 2**18, heads), np.int32) if sinks else None,
+            softcap=softcap, cap_table=None if softcap is None else knots(lab, softcap),
             q_zero=lab.zero(u8), k_zero=lab.zero(u8), v_zero=lab.zero(u8), zero_point=lab.zero(out),
             **lab.scalar("score_", -1, 8), **lab.scalar("", *((14, 16) if out == u8 else (6, 8))),
         )  # fmt: skip

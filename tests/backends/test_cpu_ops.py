@@ -9,16 +9,19 @@ from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab, check_engine
+from tests.backends.routed_cases import ROUTED_CASES
 from tests.compiled import lower_for_cpu
+
+ALL_CASES = CASES | ROUTED_CASES
 
 
 @pytest.mark.parametrize("isa", supported_isas())
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_op_equals_the_oracle(case: str, isa: str) -> None:
     seen: set[int] = set()
     for seed in range(3):
         lab = Lab(seed)
-        module = CASES[case](lab)
+        module = ALL_CASES[case](lab)
         module.verify()
         lower_for_cpu(lab.ctx, module)
         ids = lab.rng.integers(0, 31, 33).astype(np.int32)

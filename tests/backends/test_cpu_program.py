@@ -17,8 +17,9 @@ from mqc.backends.cpu.kernels import texts
 from mqc.backends.cpu.limits import measure
 from mqc.compiler.pass_manager import Pipeline
 from mqc.dialects.int_ops import LinearOp
-from mqc.errors import InputError, StorageError, TargetError, ToolchainError
+from mqc.errors import InputError, IRError, StorageError, TargetError, ToolchainError
 from mqc.ir.module import mqc_ops
+from mqc.runtime.oracle import OracleEngine
 from tests.compiled import lower_for_cpu, quantized
 from tests.models import VOCABULARY, tiny_model
 
@@ -34,9 +35,9 @@ FLOAT = re.compile(
 INTEGER_CONVERSION = re.compile(r"^v?cvt(t?)(dq|qq|udq|uqq)2(dq|qq)$")
 
 
-def mnemonics(library: Path) -> set[str]:
+def mnemonics(library: Path, objdump: str = "objdump") -> set[str]:
     text = subprocess.run(
-        ["objdump", "-d", "--no-show-raw-insn", str(library)], capture_output=True, text=True, check=True
+        [objdump, "-d", "--no-show-raw-insn", str(library)], capture_output=True, text=True, check=True
     ).stdout
     return {m for m in re.findall(r"^\s+[0-9a-f]+:\s+(?:[{}\w]+\} )?(\w+)", text, re.M)}
 
@@ -124,9 +125,27 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/x/mqc")
 
 
+def test_sums_that_are_not_those_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels add them they are checked; elsewhere they are what the oracle takes them for."""
+    ctx, module = quantized(tiny_model("llama"))
+    lower_for_cpu(ctx, module)
+    monkeypatch.setattr("mqc.backends.cpu.engine.ADDS_SUMS", {"portable"})
+    CpuEngine(module, ctx.weights, threads=1, isa="portable").close()
+    linear = next(op for op in mqc_ops(module) if isinstance(op, LinearOp) and "q_proj" in op.value_name)
+    sums = ctx.weights[linear.row_sums].copy()
+    sums[3] += 1
+    linear.properties["row_sums"] = ctx.weights.add("other", sums)
+    with pytest.raises(IRError, match=r"q_proj.*row_sums of channel 3 are not the sum of its weights"):
+        CpuEngine(module, ctx.weights, threads=1, isa="portable")
+    monkeypatch.undo()
+    with CpuEngine(module, ctx.weights, threads=1, isa="portable") as engine:
+        ids = np.arange(5, dtype=np.int32)
+        assert (engine.forward(ids) == OracleEngine(module, ctx.weights).forward(ids)).all()
+
+
 def test_unknown_instruction_set() -> None:
     with pytest.raises(TargetError, match="this machine runs"):
-        choose_isa("neon")
+        choose_isa("sse9")
 
 
 def test_engine_refuses_bad_input(tiny) -> None:  # type: ignore[no-untyped-def]

@@ -24,7 +24,7 @@ from mqc.ir.module import mqc_ops, ops_by_name, static_functions, weight_refs
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab
 from tests.compiled import lower_for_npu, quantized
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, ON_NPU, VOCABULARY, tiny_model
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 30).astype(np.int32)
 Compiled = tuple[CompilerContext, ModuleOp]
@@ -55,7 +55,7 @@ def check(found: Compiled, simulator: str) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ON_NPU)
 def test_architectures(architecture: str) -> None:
     found = compiled(architecture)
     check(found, "numpy")

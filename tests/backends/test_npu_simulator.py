@@ -35,6 +35,21 @@ def test_logits_are_written_when_waited_for(tmp_path: Path) -> None:
         np.testing.assert_array_equal(simulator.run(0, 0, [0, 0], rows=(1, 1)).logits[0, 1:], want[1])
 
 
+def test_a_fork_leaves_the_process_to_its_parent(tmp_path: Path) -> None:
+    with Simulator(*write(tmp_path, [])) as simulator:
+        simulator.run(0, 0, [0, 0])
+        child = os.fork()
+        if child == 0:
+            try:
+                simulator.run(0, 0, [0, 0])
+            except TargetError as error:
+                simulator.close()
+                os._exit("before a fork" in str(error))
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        simulator.run(0, 0, [0, 0])
+
+
 def test_a_process_that_ends_says_why(tmp_path: Path) -> None:
     wait = Command("wait", 0, {"transfer": 5})
     simulator = Simulator(*write(tmp_path, [wait]))

@@ -12,6 +12,7 @@ from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import write
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab, check_engine
+from tests.backends.routed_cases import ROUTED_CASES
 from tests.compiled import lower_for_onnx
 
 #: ONNX element types that are no integers.
@@ -19,13 +20,15 @@ FLOATS = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
 }  # fmt: skip
 
+ALL_CASES = CASES | ROUTED_CASES
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_op_equals_the_oracle(case: str) -> None:
     seen: set[int] = set()
     for seed in range(3):
         lab = Lab(seed)
-        module = CASES[case](lab)
+        module = ALL_CASES[case](lab)
         lower_for_onnx(lab.ctx, module)
         ids = lab.rng.integers(0, 31, 33).astype(np.int32)
         want = OracleEngine(module, lab.ctx.weights).forward(ids)
@@ -34,10 +37,10 @@ def test_op_equals_the_oracle(case: str) -> None:
     assert len(seen) > 30, "everything saturates: the case says nothing"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_no_float_and_no_op_outside_the_standard(case: str, tmp_path: Path) -> None:
     lab = Lab(0)
-    module = CASES[case](lab)
+    module = ALL_CASES[case](lab)
     lower_for_onnx(lab.ctx, module)
     (path,) = write(module, lab.ctx.weights, tmp_path, "integer")
     graph = onnx.load(path, load_external_data=False).graph

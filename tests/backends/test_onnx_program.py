@@ -23,13 +23,13 @@ from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
 from mqc.backends.onnx.session import exact_products, open_session
 from mqc.compiler.recipe import Recipe
 from mqc.debugging.value_trace import Side, Trace
-from mqc.dialects.int_ops import LinearOp, LutOp
+from mqc.dialects.int_ops import AttentionOp, CausalConvOp, JoinOp, LinearOp, LutOp, RouteOp
 from mqc.errors import InputError, TargetError
 from mqc.ir.module import mqc_ops, ops_by_name
 from mqc.ir.op import plain
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import lower_for_onnx, quantized
-from tests.models import ARCHITECTURES, VOCABULARY, sqnr, tiny_model
+from tests.models import ALL, ARCHITECTURES, VOCABULARY, sqnr, tiny_model
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 30).astype(np.int32)
 Compiled = tuple[CompilerContext, ModuleOp]
@@ -68,7 +68,7 @@ def one_prompt(path: Path, found: Compiled) -> Any:
     return logits / plain(found[1].attributes["mqc.logit_scale"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_architectures(architecture: str) -> None:
     found = compiled(architecture)
     want = oracle(found)
@@ -76,6 +76,16 @@ def test_architectures(architecture: str) -> None:
     parts = [strict.forward(IDS[a:b]) for a, b in ((0, 9), (9, 10), (10, 30))]
     assert (np.concatenate(parts) == want).all()
     assert sqnr(engine(found).forward(IDS), want) > 25
+    unlike = (
+        isinstance(op, RouteOp | JoinOp | CausalConvOp)
+        or (isinstance(op, AttentionOp) and op.softcap is not None)
+        or (isinstance(op, LutOp) and "(" in op.get("function"))
+        for op in mqc_ops(found[1])
+    )
+    if any(unlike):
+        with pytest.raises(TargetError, match=r"has no QDQ form \(not for NPUs\); use style \"integer\""):
+            engine(found, runtime="npu", tokens=(8, 1))
+        return
     assert sqnr(engine(found, runtime="npu", tokens=(8, 1)).forward(IDS), want) > 25
 
 
@@ -116,6 +126,15 @@ def test_fixed_lengths(tiny: Compiled, options: dict[str, Any]) -> None:
         fixed.forward(IDS[:1])
     fixed.reset()
     assert (fixed.forward(IDS[:5], rows=2) == logits[3:5]).all()
+
+
+@pytest.mark.parametrize("options", [{"style": "integer"}, {}])
+def test_convolutions_of_fixed_lengths(options: dict[str, Any]) -> None:
+    """They read earlier rows out of the cache, behind rows of it that nobody wrote."""
+    found = compiled("lfm2")
+    want = OracleEngine(found[1], found[0].weights).forward(IDS)
+    logits = engine(found, tokens=(8, 1), context=36, **options).forward(IDS)
+    assert (logits == want).all() if options else sqnr(logits, want) > 25
 
 
 @pytest.mark.parametrize("entries", [{}, {"session.x64quantprecision": "1"}])
@@ -250,14 +269,14 @@ def test_runs_whole_on_htp(architecture: str) -> None:
     pytest.importorskip("onnxruntime_qnn")
     found = compiled(architecture)
     npu = engine(found, runtime="npu", tokens=(8, 1), context=40, provider="QNNExecutionProvider")
-    assert sqnr(npu.forward(IDS), oracle(found)) >= 30
+    assert sqnr(npu.forward(IDS), oracle(found)) > 25
 
 
 def test_4_bit_weights_on_htp() -> None:
     pytest.importorskip("onnxruntime_qnn")
     found = compiled("llama", Recipe(weight_bits=4))
     npu = engine(found, runtime="npu", tokens=(8, 1), context=40, provider="QNNExecutionProvider")
-    assert sqnr(npu.forward(IDS), oracle(found)) >= 30
+    assert sqnr(npu.forward(IDS), oracle(found)) > 25
 
 
 #: Largest difference to the oracle's op on the same inputs, in steps of the result (docs/onnx.md).

@@ -40,6 +40,31 @@ def op(kind: Any, operands: list[Any], result: Any, **properties: Any) -> Any:
     return built
 
 
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=40)
+def test_join_is_each_channel_rescaled(left: int, right: int, n: int, seed: int) -> None:
+    rng, w = np.random.default_rng(seed), Weights()
+    index = rng.integers(0, left + right, n).astype(np.int32)
+    zeros, factors = rng.integers(0, 256, 3).tolist(), rng.integers(2**30, 2**31, 2).tolist()
+    shifts = rng.integers(-2, 3, 2).tolist()
+    join = op(
+        int_ops.JoinOp, [tensor(u8, left), tensor(u16, right)], tensor(u8, n), index=w.store.add("i", index),
+        a_zero=zeros[0], b_zero=zeros[1], zero_point=zeros[2], a_multiplier=factors[0], a_shift=shifts[0],
+        b_multiplier=factors[1], b_shift=shifts[1] + 8,
+    )  # fmt: skip
+    x, y = (
+        rng.integers(0, 256, (3, left)).astype(np.uint8),
+        rng.integers(0, 65536, (3, right)).astype(np.uint16),
+    )
+    got = join.evaluate(w, x, y)
+    for t in range(3):
+        for c, i in enumerate(index.tolist()):
+            part = 0 if i < left else 1
+            d = int(x[t, i]) - zeros[0] if part == 0 else int(y[t, i - left]) - zeros[1]
+            real = d * factors[part] / 2.0 ** (31 + shifts[part] + 8 * part)
+            assert abs(int(got[t, c]) - min(max(real + zeros[2], 0), 255)) <= 1
+
+
 @given(st.integers(1, 40), st.integers(1, 60), st.booleans(), st.integers(0, 2**32 - 1))
 @settings(max_examples=40)
 def test_linear_is_the_plain_sum(n: int, k: int, wide: bool, seed: int) -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mqc
@@ -19,6 +20,7 @@ from mqc.compiler.dump import read_dump
 from mqc.compiler.recipe import load_recipe
 from mqc.data import text
 from mqc.runtime.oracle import OracleEngine
+from tests.backends.arm import ArmEngine
 from tests.end_to_end.conftest import WINDOWS, Compiled, beside_float, passes_after
 from tests.end_to_end.processes import command, peak_gib
 
@@ -61,6 +63,23 @@ def test_logits_equal_the_oracles(compiled: Compiled, isa: str) -> None:
             assert (engine.forward(ids) == want).all()  # type: ignore[arg-type]
 
 
+@pytest.mark.arm
+def test_says_paris_on_arm(compiled: Compiled) -> None:
+    """Under QEMU, a prompt and 8 tokens: all logits are those of this machine's kernels."""
+    program = mqc.load(compiled.path)
+    ids = np.array(program.tokenizer.chat(QUESTION), np.int32)
+    arm = ArmEngine(program.module, program.weights, "i8mm", threads=2)
+    answer = []
+    with CpuEngine(program.module, program.weights) as engine:
+        for _ in range(8):
+            logits = arm.forward(ids)
+            assert (logits == engine.forward(ids)).all()
+            ids = logits[-1:].argmax(axis=1).astype(np.int32)
+            answer += ids.tolist()
+    arm.close()
+    assert "Paris" in program.tokenizer.decode(answer)
+
+
 def test_no_accumulator_overflows(compiled: Compiled) -> None:
     program = mqc.load(compiled.path)
     outputs = 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576) + 2 * 576 + 49152  # two before tied logits
@@ -78,23 +97,23 @@ def assigned(compiled: Compiled) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for name in ("w8a8", "w4a8"):
-        recipe = replace(load_recipe(name), share=0.95)
+        recipe = replace(load_recipe(name), share=0.95, weights8=0.0)
         assert passes_after("observe-ranges", recipe).startswith(chosen)
     return out
 
 
 def test_almost_all_activations_have_eight_bits(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
-    """Where nothing is learned: 0.0281 nats were measured on 4 windows."""
+    """Where nothing is learned: 0.0281 nats were measured on 4 windows, 0.0310 where the CPU has but AVX2."""
     chosen = replace(load_recipe("w8a8"), share=0.95)
     program = compiled.after(assigned, passes_after("assign-precision", chosen))
     assert mac_share_8bit(program.module) >= 0.95
-    assert beside_float(program, tmp_path / "share.mqc", 4)["int_kl"] <= 0.031
+    assert beside_float(program, tmp_path / "share.mqc", 4)["int_kl"] <= 0.032
     assert program.size_bytes < 170e6
 
 
 def test_learning_helps_and_fits_in_memory(compiled: Compiled, assigned: Path, tmp_path: Path) -> None:
     """With 40 steps: 0.220 nats, a ratio of 1.193 ± 0.015."""
-    learned = replace(load_recipe("w4a8", "learned"), share=0.95, windows=16)
+    learned = replace(load_recipe("w4a8", "learned"), share=0.95, weights8=0.0, windows=16)
     few = replace(learned, tune=re.sub(r"steps=\d+", "steps=40", learned.tune))
     assert few != learned
     passes, out = passes_after("assign-precision", few), tmp_path / "out.mlir"

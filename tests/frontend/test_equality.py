@@ -10,14 +10,14 @@ from mqc.analysis.ir_text import parse_module, print_module
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
 from mqc.ir.weight_store import WeightStore
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model, tokens
+from tests.models import ALL, VOCABULARY, tiny_model, tokens
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_logits_equal_the_models(architecture: str) -> None:
     model = tiny_model(architecture)
     weights = WeightStore()

@@ -35,22 +35,13 @@ def test_encoder_decoder() -> None:
         trace(AutoModelForSeq2SeqLM.from_config(config))
 
 
-def test_mixture_of_experts() -> None:
-    config = CONFIG_MAPPING["mixtral"](
-        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="mixture of experts"):
-        trace(AutoModelForCausalLM.from_config(config))
-
-
 @pytest.mark.parametrize(
     ("kind", "sizes", "told"),
     [
         (
-            "falcon",
-            {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "alibi": False},
-            r"that cannot be traced: transformer\.h\.0\.self_attention, at modeling_falcon\.py:\d+\n",
+            "mpt",
+            {"d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 64},
+            r"that cannot be traced: transformer, at modeling_mpt\.py:\d+\n",
         ),
         (
             "mamba2",
@@ -59,15 +50,6 @@ def test_mixture_of_experts() -> None:
                 "state_size": 4,
             },
             "does not do the same for every number of tokens\n",
-        ),
-        (
-            "dbrx",
-            {
-                "d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 64,
-                "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0},
-                "ffn_config": {"ffn_hidden_size": 8, "moe_num_experts": 2, "moe_top_k": 1},
-            },
-            r"values that it computes from the tokens: .*experts, at modeling_dbrx\.py:\d+\n",
         ),
     ],
 )  # fmt: skip
@@ -79,18 +61,54 @@ def test_code_that_cannot_be_traced(kind: str, sizes: dict[str, Any], told: str)
     assert "export" not in str(caught.value) and caught.value.__cause__ is not None
 
 
+def test_code_that_decides_by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda x: x if x.sum() > 0 else -x)
+    with pytest.raises(
+        ModelError, match=r"by values that it computes from the tokens: model\.layers\.1\.mlp, at "
+    ):
+        trace(model)
+
+
+def test_dense_models_of_an_architecture_with_experts() -> None:
+    """What counts is what the model consists of, not what its config could have."""
+    model = tiny_model(
+        "qwen3_moe", intermediate_size=48, num_key_value_heads=2, head_dim=8, mlp_only_layers=[0, 1]
+    )
+    raise_program(trace(model), WeightStore(), 64, VOCABULARY)
+
+
 def test_model_without_head() -> None:
     with pytest.raises(ModelError, match="no language-model head"):
         trace(tiny_model("llama").model)
 
 
+class Sine(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x)
+
+
 def test_unknown_op_names_op_module_and_source() -> None:
-    model = tiny_model("llama", hidden_act="mish")
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn = Sine()
     with pytest.raises(UnsupportedOpError) as caught:
         raise_program(trace(model), WeightStore(), 64, VOCABULARY)
     message = str(caught.value)
-    assert "layers.0.mlp.act_fn: aten.mish" in message
+    assert "layers.0.mlp.act_fn: aten.sin" in message
     assert "traced at" in message and "known: llm.add" in message
+
+
+def test_a_function_of_too_many_steps() -> None:
+    class Power(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(64):
+                x = x * x
+            return x
+
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.act_fn = Power()
+    with pytest.raises(UnsupportedOpError, match=r"act_fn: aten\.mul\.Tensor makes more than 100 steps"):
+        raise_program(trace(model), WeightStore(), 64, VOCABULARY)
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:

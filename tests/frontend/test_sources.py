@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quantize
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from mqc.errors import ModelError
 from mqc.frontend.sources import _DEMO_FILE, _demo_folder, load_source, model_hash
@@ -87,6 +90,74 @@ def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
         load_source(str(tmp_path / "a.gguf"))
     (tmp_path / "b.gguf").touch()
     with pytest.raises(ModelError, match=r"has several GGUF files: give one, e\.g\. .*a\.gguf"):
+        load_source(str(tmp_path))
+
+
+def _write_gguf(path: Path, model: Any, quantized: GGMLQuantizationType) -> None:
+    """A Llama as llama.cpp's converter writes it, with a vocabulary of single bytes."""
+    config, weights = model.config, dict(model.named_parameters())
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*(chr(0x100 + i) for i in range(config.vocab_size - 1)), "Āā"])
+    writer.add_token_merges(["Ā ā"])
+    writer.add_token_types([1] * config.vocab_size)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, parameter in weights.items():
+        value = parameter.detach().numpy()
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp turns neighbouring channels, transformers halves of a head
+                value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        kind = quantized if value.ndim == 2 else GGMLQuantizationType.F32
+        writer.add_tensor(names.get_name(name, (".weight",)), quantize(value, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["F32", "Q8_0", *(pytest.param(k, marks=pytest.mark.slow) for k in ("F16", "Q4_0"))]
+)
+def test_gguf_files_hold_what_transformers_reads(
+    tmp_path: Path, kind: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, small tensors and those that are written to temporary files in blocks."""
+    monkeypatch.setattr("mqc.arrays._BLOCK", 1 << 9)
+    monkeypatch.setattr("mqc.frontend.gguf_file.LEAST_BYTES", 1 << 13)
+    model = tiny_model("llama", tie_word_embeddings=tied, intermediate_size=64)
+    _write_gguf(tmp_path / "a.gguf", model, GGMLQuantizationType[kind])
+    want = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    source = load_source(str(tmp_path))
+    assert model_hash(source.model) == model_hash(want)
+    assert (source.model.lm_head.weight is source.model.model.embed_tokens.weight) == tied
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(source.model(ids).logits, want(ids).logits)
+        if kind == "F32":
+            assert torch.allclose(source.model(ids).logits, model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", [30, 200, 900, 2000])
+def test_a_gguf_file_that_ends_early(tmp_path: Path, end: int) -> None:
+    _write_gguf(tmp_path / "whole.gguf", tiny_model("llama"), GGMLQuantizationType.F32)
+    (tmp_path / "part.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:end])
+    with pytest.raises(ModelError, match=r"cannot load .* as a decoder LLM"):
+        load_source(str(tmp_path / "part.gguf"))
+
+
+def test_a_gguf_file_without_a_tensor(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    del model.model.layers[1].mlp.up_proj
+    _write_gguf(tmp_path / "a.gguf", model, GGMLQuantizationType.F32)
+    with pytest.raises(ModelError, match=r"1 in the model and not in the files: model.layers.1.mlp.up_proj"):
         load_source(str(tmp_path))
 
 

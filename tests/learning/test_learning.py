@@ -208,6 +208,17 @@ def test_minimize_reaches_the_minimum() -> None:
     torch.testing.assert_close(x.detach(), torch.tensor([2.0, 3.0]), atol=0.05, rtol=0)
 
 
+def test_checkpoints_of_different_steps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes were killed, one before it had written and one after."""
+    monkeypatch.setattr(Processes, "gather", lambda self, number: [number, 10])
+    x = torch.zeros(2, requires_grad=True)
+    steps = minimize(
+        [(0.3, [x])], lambda i: x.sum(), 2, Schedule(100, 2, 0), Processes(0, 2), Checkpoint(tmp_path / "a")
+    )
+    with pytest.raises(ArtifactError, match=r"2 processes beside .*a are of steps \[0, 10\]; delete them"):
+        next(steps)
+
+
 WORKER = """
 import sys, torch
 from pathlib import Path
@@ -247,7 +258,7 @@ def scales(text: str) -> list[float]:
 
 def test_more_processes_than_windows_of_a_step_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "join", lambda device: Processes(0, 2))
-    with pytest.raises(RecipeError, match="2 processes share a step, and batch=1"):
+    with pytest.raises(RecipeError, match=r"2 processes share the windows of a step evenly, .*batch=1"):
         learn()
 
 

@@ -79,5 +79,5 @@ def test_a_preset_changes_the_method_alone() -> None:
 
 
 def test_an_unknown_preset_is_named() -> None:
-    with pytest.raises(RecipeError, match="known: smoothquant, omniquant, mobilequant, learned"):
+    with pytest.raises(RecipeError, match="known: fast, smoothquant, omniquant, mobilequant, learned"):
         load_recipe("w8a8", "quarot")

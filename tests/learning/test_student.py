@@ -23,7 +23,7 @@ from mqc.learning.segments import segments
 from mqc.learning.student import FloatModel, Student
 from mqc.passes.quantize_weights import QuantizeWeights
 from tests.compiled import imported
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, NOT_ON_NPU, VOCABULARY, tiny_model
 
 CPU = torch.device("cpu")
 CLOSED_FORM = (
@@ -65,7 +65,7 @@ def perturb(student: Student, seed: int, amount: float) -> None:
         for kind, named in student.parameters.kinds().items():
             for parameter in named.values():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += noise * amount * {"zeros": 4, "unrounded": 15}.get(kind, 1)
+                parameter += noise * amount * {"zeros": 4, "offsets": 15}.get(kind, 1)
                 parameter.requires_grad_()
 
 
@@ -115,7 +115,9 @@ def test_layers_cover_the_model(architecture: str) -> None:
         assert {o for o in outside if o.owner in flat} == {layer[-1].results[0]}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in NOT_ON_NPU)]
+)
 def test_student_begins_at_the_quant_level(architecture: str) -> None:
     ctx, module = at_quant(architecture)
     student = Student(ctx, module, CPU, None)
@@ -185,7 +187,7 @@ def test_integers_of_weights_are_learned(options: str) -> None:
     Pipeline.parse(f"{CLOSED_FORM},quantize-weights{{{options} keep_reference=true}}").run(ctx, module)
     given = [ctx.weights[op.weight] for op in mqc_ops(module) if isinstance(op, LinearOp)]
     student = Student(ctx, module, CPU, rounding=True)
-    stored = student.parameters.unrounded
+    stored = student.parameters.offsets
     assert relative_error(logits(student, module), logits(Student(ctx, module, CPU), module)) < 1e-6
     perturb(student, 1, 0.02)
     with torch.no_grad():
@@ -232,14 +234,14 @@ def test_integers_begin_where_the_float_weight_was() -> None:
     student = Student(ctx, module, CPU, rounding=True)
     moved = 0
     for op, name in student.names.items():
-        if name in student.parameters.unrounded:
+        if name in student.parameters.offsets:
             assert isinstance(op, LinearOp) and op.reference is not None and op.weight_scale is not None
-            stored = student.parameters.unrounded[name].detach().numpy()
+            offsets = student.parameters.offsets[name].detach().float().numpy()
             exact = ctx.weights[op.reference] / ctx.weights[op.weight_scale][:, None]
             integers = ctx.weights[op.weight]
-            np.testing.assert_array_equal(np.rint(stored), integers)
+            np.testing.assert_array_equal(np.rint(integers + offsets), integers)
             same = np.abs(exact - integers) < 0.45
-            np.testing.assert_allclose(stored[same], exact[same], atol=1e-4)
+            np.testing.assert_allclose((integers + offsets)[same], exact[same], atol=2**-9)
             moved += int((~same).sum())
     assert moved
 

@@ -59,6 +59,7 @@ def test_each_token_must_be_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_simulated_divergence(eight_bits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without 8-bit values it is that of the transformers model behind the prefix; with them more."""
     monkeypatch.setattr("mqc.numerics.bfloat16.has_bfloat16", lambda: False)  # exact on any CPU
+    monkeypatch.setattr("mqc.arrays._BLOCK", 1 << 10)  # the vocabulary in several slices
     model = tiny_model("llama")
     ctx, module = imported(model)
     windows = np.random.default_rng(0).integers(0, VOCABULARY, (3, 12))

@@ -18,7 +18,7 @@ from mqc.dialects.rotations import random_hadamard
 from mqc.ir.module import mqc_ops, prefix_tokens
 from mqc.passes.rotate_channels import find_rotatable
 from tests.compiled import imported
-from tests.models import ARCHITECTURES, tiny_model, tokens
+from tests.models import ALL, ARCHITECTURES, tiny_model, tokens
 
 
 def logits(ctx: CompilerContext, module, ids: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -32,7 +32,7 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 @pytest.mark.parametrize("passes", ["fold-constants", "fold-norm", "fold-constants,fold-norm"])
 def test_folding(architecture: str, passes: str) -> None:
     ctx, module = imported(tiny_model(architecture))
@@ -42,7 +42,7 @@ def test_folding(architecture: str, passes: str) -> None:
     assert relative_error(logits(ctx, module, ids), before) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_prefix_equals_the_tokens_in_front(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
     ids = tokens(17)
@@ -52,7 +52,7 @@ def test_prefix_equals_the_tokens_in_front(architecture: str) -> None:
     assert relative_error(logits(ctx, module, ids), want) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_balancing(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)
@@ -76,7 +76,7 @@ def test_any_scales_of_the_groups_preserve_the_function(architecture: str, seed:
     assert relative_error(logits(ctx, module, ids), before) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_rotating(architecture: str) -> None:
     ctx, module = imported(tiny_model(architecture))
     Pipeline.parse("fold-constants,fold-norm,absorb-prefix{tokens=9}").run(ctx, module)

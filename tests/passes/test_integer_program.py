@@ -10,17 +10,17 @@ from mqc.analysis.proofs import check_accumulators
 from mqc.backends.cpu import CpuEngine
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
-from mqc.errors import IRError, PassError, RecipeError
+from mqc.errors import IRError, PassError, RecipeError, UnsupportedOpError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import attr, plain
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import imported, lower_for_cpu, quantized
-from tests.models import ARCHITECTURES, VOCABULARY, tiny_model
+from tests.models import ALL, VOCABULARY, tiny_model
 
 W4 = Recipe("w4", weight_bits=4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_close_to_float_and_equal_on_the_cpu(architecture: str) -> None:
     model = tiny_model(architecture)
     ctx, module = quantized(model, Recipe(prefix=(9,)))
@@ -37,6 +37,26 @@ def test_close_to_float_and_equal_on_the_cpu(architecture: str) -> None:
         engine.reset()
         steps = [engine.forward(ids[i : i + 1]) for i in range(len(ids))]
         assert (np.concatenate(steps) == oracle).all()
+
+
+def test_convolutions_go_back_and_go_on_elsewhere() -> None:
+    """What they read of earlier tokens belongs to the sequence, as keys and values do."""
+    ctx, module = quantized(tiny_model("lfm2"), Recipe(prefix=(9, 3)))
+    lower_for_cpu(ctx, module)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 29).astype(np.int32)
+    want = OracleEngine(module, ctx.weights).forward(ids)
+    with CpuEngine(module, ctx.weights) as engine, CpuEngine(module, ctx.weights) as other:
+        engine.forward(ids[::-1].copy())
+        engine.rewind(engine.prefix_length)
+        assert (engine.forward(ids[:20]) == want[:20]).all()
+        other.write_state(engine.position, engine.read_state())
+        assert (other.forward(ids[20:]) == want[20:]).all()
+        engine.forward(ids[:5])
+        engine.rewind(engine.prefix_length + 20)
+        assert (engine.forward(ids[20:]) == want[20:]).all()
+        oracle = OracleEngine(module, ctx.weights)
+        oracle.write_state(other.position, other.read_state())
+        assert (oracle.forward(ids[:3]) == other.forward(ids[:3])).all()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +91,15 @@ def test_the_proof_covers_all_products_and_refuses_a_planted_fault() -> None:
     broken.properties["bias"] = ctx.weights.add("bias", bias)
     with pytest.raises(IRError, match=broken.value_name):
         check_accumulators(module, ctx.weights)
+
+
+def test_rotary_tables_that_16_bits_do_not_hold() -> None:
+    factors = {
+        "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 1.0,
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    with pytest.raises(UnsupportedOpError, match=r"with factors up to 2\.\d+; 16 bits hold less than 2"):
+        quantized(tiny_model("ministral3", rope_parameters=factors))
 
 
 def test_the_proof_covers_rotations_of_16_bits() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models
@@ -15,6 +16,9 @@ from mqc.errors import InputError
 from mqc.runtime.lm_eval import ProgramLM
 from mqc.runtime.program import Program
 from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
+from tests.compiled import CONTEXT, lower_for_cpu
+from tests.models import sqnr, tiny_model, tokens
+from tests.runtime.conftest import compiled
 
 
 def log_probabilities(program: Program, ids: list[int]) -> npt.NDArray[np.float64]:
@@ -58,6 +62,25 @@ def test_loglikelihood_equals_a_plain_computation(program: Program) -> None:
         assert got == pytest.approx(want[0], rel=1e-5), arguments
         assert is_greedy == want[1], arguments
     assert [s[1] for s in scores][:2] == [False, True]
+
+
+def test_logits_are_taken_after_a_softcap() -> None:
+    """As the model gives them, and as everything that makes probabilities of them takes them."""
+    model = tiny_model("gemma2", final_logit_softcapping=2.0)
+    program = compiled("cpu-int8", lower_for_cpu, None, CONTEXT, "gemma2", final_logit_softcapping=2.0)
+    ids = tokens(20)
+    with torch.no_grad():
+        want = (
+            model(torch.tensor([[*program.prefix, *ids.tolist()]])).logits[0, len(program.prefix) :].numpy()
+        )
+    got = program.logits(ids.tolist())
+    assert np.abs(got).max() <= 2 < np.abs(program.integer_logits(ids.tolist())).max() * program.logit_scale
+    assert sqnr(got, want) > 15
+    log_p = torch.tensor(got).double().log_softmax(-1)
+    scored = ids[5:].tolist()
+    (found,) = ProgramLM(program)._loglikelihood_tokens([(("", ""), ids[:5].tolist(), scored)])
+    total = sum(float(row[token]) for row, token in zip(log_p[4:-1], scored, strict=True))
+    assert found[0] == pytest.approx(total, rel=1e-5)
 
 
 def test_tokens_are_split_where_the_context_ends(program: Program) -> None:

@@ -23,7 +23,9 @@ from mqc.errors import InputError
 from mqc.runtime import lm_eval
 from mqc.runtime.lm_eval import ProgramLM, evaluate_tasks
 from mqc.runtime.program import Program
+from tests.compiled import lower_for_cpu
 from tests.models import tiny_model
+from tests.runtime.conftest import compiled
 from tests.runtime.test_lm_eval import likelihood, requests
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
@@ -145,6 +147,22 @@ def test_beside_the_float_model(program: Program, tasks: Path) -> None:
     alone = evaluate_tasks(program, ["tiny_choice", "tiny_[at]*"], tasks)
     for name, values in alone.items():
         assert values.items() <= found[name].items() and f"float_{next(iter(values))}" in found[name]
+
+
+def test_against_another_program(program: Program, tasks: Path) -> None:
+    other = compiled("cpu-int8", lower_for_cpu, hidden_act="gelu")
+    names = ["tiny_choice", "tiny_[at]*"]
+    found, *alone = (
+        evaluate_tasks(program, names, tasks, against=other),
+        *(evaluate_tasks(one, names, tasks) for one in (program, other)),
+    )
+    for name, values in found.items():
+        mine, others = (metrics[name] for metrics in alone)
+        assert mine.items() <= values.items()
+        assert {f"against_{metric}": value for metric, value in others.items()}.items() <= values.items()
+    same = evaluate_tasks(program, names, tasks, against=program)
+    assert same["tiny_choice"]["changed_against"] == same["tiny_answer"]["changed_against"] == 0.0
+    assert found["tiny_answer"]["changed_against"] > 0 and "changed_against" not in found["tiny_text"]
 
 
 def test_limit_and_examples(program: Program, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

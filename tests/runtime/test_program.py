@@ -128,7 +128,7 @@ def test_tokenizer_file_that_is_none() -> None:
         (lambda p: p.generate("h", 5, repetition_penalty=0), "repetition_penalty"),
         (lambda p: p.generate("h", 5, repetition_penalty=float("nan")), "repetition_penalty"),
         (lambda p: p.generate("h", 5, seed=-1), "seed"),
-        (lambda p: p.generate("h", 5, stop=["two"]), "stop text"),
+        (lambda p: p.generate("h", 5, stop=[""]), "stop text"),
         (lambda p: p.generate("h", 5, engine="gpu"), "engine must be"),
         (lambda p: p.perplexity("short"), "need 15360 tokens"),
         (lambda p: p.perplexity("short", length=1), "length >= 2"),
@@ -169,3 +169,10 @@ def test_a_program_says_what_it_is(program: Program) -> None:
     for source in (None, "text", {"id": "\x1b[31m"}):
         manifest = {"target": "cpu-int8", "source": source}
         assert repr(Program(program.module, program.weights, program.tokenizer, manifest)).isprintable()
+
+
+def test_a_program_in_a_notebook_is_a_table(program: Program) -> None:
+    manifest = {**program.manifest, "source": {"id": "<script>"}, "recipe": "a & b"}
+    shown = Program(program.module, program.weights, program.tokenizer, manifest)._repr_html_()
+    assert "<td>&lt;script&gt;</td>" in shown and "<td>a &amp; b</td>" in shown
+    assert "<tr><th>context</th><td>64 positions, 64 bytes each</td></tr>" in shown

@@ -37,10 +37,12 @@ class Asked:
 @given(
     st.lists(st.integers(-1000, 1000), min_size=2, max_size=30, unique=True), st.data(), st.floats(0.2, 3),
     st.integers(1, 10), st.floats(0.05, 0.95), st.floats(0.0, 1), st.floats(0.5, 2),
+    st.none() | st.floats(1, 30),
 )  # fmt: skip
 def test_the_chances_are_those_of_transformers(
-    logits: list[int], data: st.DataObject, temperature: float, k: int, p: float, least: float, penalty: float
-) -> None:
+    logits: list[int], data: st.DataObject, temperature: float, k: int, p: float, least: float,
+    penalty: float, cap: float | None,
+) -> None:  # fmt: skip
     text = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=8))
     processors = LogitsProcessorList(
         [
@@ -49,19 +51,22 @@ def test_the_chances_are_those_of_transformers(
         ]
     )  # fmt: skip
     scores = torch.tensor([logits], dtype=torch.float64) * SCALE
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
     want = torch.softmax(processors(torch.tensor([text], dtype=torch.long), scores.clone()), -1)[0]
     asked, array = Asked(), np.array(logits, np.int32)
-    Sampling(temperature, k, p, 0, least, penalty).choose(array, SCALE, asked, text)  # type: ignore[arg-type]
+    Sampling(temperature, k, p, 0, least, penalty).choose(array, SCALE, asked, text, cap)  # type: ignore[arg-type]
     got = torch.zeros(len(logits), dtype=torch.float64)
     for token, chance in asked.chances.items():
         got[token] = chance
-    assume(_clear(logits, text, temperature, k, p, least, penalty))
+    assume(_clear((scores[0] / SCALE).tolist(), text, temperature, k, p, least, penalty))
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
 def _clear(
-    logits: list[int], text: Sequence[int], temperature: float, k: int, p: float, least: float, penalty: float
-) -> bool:
+    logits: Sequence[float], text: Sequence[int], temperature: float, k: int, p: float, least: float,
+    penalty: float,
+) -> bool:  # fmt: skip
     """Whether no limit is met so nearly that rounding decides."""
     real = torch.tensor(logits, dtype=torch.float64) * SCALE
     for token in set(text):

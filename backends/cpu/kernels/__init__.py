@@ -8,7 +8,8 @@ from pathlib import Path
 FOLDER = Path(str(files(__package__)))
 #: Each is compiled by itself, once per instruction set. (`limits.c` is a program of its own.)
 SOURCES = (
-    "dot.c", "requant.c", "linear.c", "elementwise.c", "norms.c", "attention.c", "threads.c", "api.c",
+    "dot.c", "requant.c", "linear.c", "experts.c", "routing.c", "elementwise.c", "norms.c", "attention.c",
+    "convolution.c", "threads.c",
 )  # fmt: skip
 
 

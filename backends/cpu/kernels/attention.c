@@ -6,63 +6,35 @@
  */
 
 #include "attention.h"
+#include "softmax.h"
 
-#define GROUP 4 /* query heads handled together */
+#define CAP_BITS 5 /* of a step between two knots */
 
-INLINE int padded(int n, int to) { return (n + to - 1) / to * to; }
-
-CacheLayout cache_layout(const Attention *p) {
-    CacheLayout l;
-    size_t capacity = (size_t)p->capacity;
-    l.key_head = capacity * (size_t)padded(p->head_dim, 4);
-    l.value_head = capacity * (size_t)padded(p->head_dim, 16);
-    l.sums = l.key_head * (size_t)p->kv_heads;
-    l.values = l.sums + capacity * (size_t)p->kv_heads * sizeof(s32);
-    l.bytes = l.values + l.value_head * (size_t)p->kv_heads + 64;
-    return l;
-}
-
-size_t attention_scratch(int capacity) {
-    size_t bytes = (size_t)capacity * GROUP * (sizeof(s32) + 2) + 64;
-    return (bytes + 63) / 64 * 64;
-}
-
-void cache_write(const Attention *p, u8 *cache, int position, const u8 *k, const u8 *v) {
-    CacheLayout l = cache_layout(p);
-    int dim = p->head_dim, groups4 = padded(dim, 4) / 4;
-    for (int h = 0; h < p->kv_heads; h++, k += dim, v += dim) {
-        u8 *keys = cache + (size_t)h * l.key_head + (size_t)(position / 16) * (size_t)groups4 * 64 + (size_t)(position % 16) * 4;
-        u8 *values = cache + l.values + (size_t)h * l.value_head + (size_t)(position / 4) * 64 + (size_t)(position % 4);
-        s32 sum = 0;
-        for (int d = 0; d < dim; d++) {
-            keys[d / 4 * 64 + d % 4] = k[d] ^ 128;
-            values[(size_t)(d / 16) * (size_t)(p->capacity / 4) * 64 + (size_t)(d % 16) * 4] = v[d] ^ 128;
-            sum += k[d] - 128;
-        }
-        ((s32 *)(cache + l.sums))[(size_t)h * (size_t)p->capacity + (size_t)position] = sum;
+/* Scores after the softcap, from its knots, which have 4 fraction bits. */
+static void cap_scores(const Attention *p, const s32 *knots, s32 *score, int count) {
+    for (int i = 0; i < count; i++) {
+        s64 step = (s64)requantize(score[i], p->score_multiplier, p->score_left, p->score_right) + (1 << 15);
+        s32 x = clamp(step, 0, 65535), k = x >> CAP_BITS, rest = x & ((1 << CAP_BITS) - 1);
+        s64 line = (s64)knots[k] * ((1 << CAP_BITS) - rest) + (s64)knots[k + 1] * rest;
+        score[i] = (s32)shift_right_round(line, CAP_BITS + 4);
     }
 }
 
 /* Probabilities of positions [begin, end) from scores: two rows of high and low bytes. Returns their sum. */
-static s32 softmax(const Attention *p, const s32 *exp2, s32 *score, int begin, int end, u8 *high, u8 *low) {
-    s32 largest = INT32_MIN;
-    for (int i = begin; i < end; i++) largest = score[i] > largest ? score[i] : largest;
-    u64 total = 0;
-    for (int i = begin; i < end; i++) {
-        s32 below = requantize(largest - score[i], p->score_multiplier, p->score_left, p->score_right);
-        u32 u = below > 65535 ? 65535 : (u32)below;
-        score[i] = exp2[u & 2047] >> (u >> 11);
-        total += (u64)score[i];
+static s32 softmax(const Attention *p, const ScoreTables *t, const s32 *sink, s32 *score, int begin, int end, u8 *high,
+                   u8 *low) {
+    SoftmaxScale scale = {p->score_multiplier, p->score_left, p->score_right};
+    if (t->cap) {
+        cap_scores(p, t->cap, score + begin, end - begin);
+        scale = SOFTMAX_STEPS;
     }
-    int k = 33 - __builtin_clzll(total);
-    if (k < 0) k = 0;
-    u64 reciprocal = ((u64)1 << 61) / (total >> k);
+    SoftmaxTotal total = exponentials(scale, t->exp2, score + begin, end - begin, sink);
     s32 sum = 0;
     for (int i = begin; i < end; i++) {
-        u32 value = (u32)(((u64)score[i] * reciprocal + ((u64)1 << (45 + k))) >> (46 + k));
+        s32 value = probability(total, score[i]);
         high[i] = (u8)(value >> 8);
         low[i] = (u8)value;
-        sum += (s32)value;
+        sum += value;
     }
     return sum;
 }
@@ -91,7 +63,7 @@ static void scores_of_keys(const Queries *s, const u8 *q) {
     int dim = p->head_dim, groups4 = padded(dim, 4) / 4, last = (s->end + 15) / 16;
     size_t capacity = (size_t)p->capacity;
     const s32 *key_sums = (const s32 *)(s->cache + l.sums) + (size_t)s->kv_head * capacity;
-    Packed keys = {s->cache + (size_t)s->kv_head * l.key_head, (size_t)groups4 * 64, groups4, 0, 0};
+    Packed keys = {s->cache + (size_t)s->kv_head * l.key_head, (size_t)groups4 * 64, groups4, 0, 0, 0, key_sums};
     s32 tile[TILE_ROWS * TILE_BLOCKS * 16], offset[GROUP];
     for (int g = 0; g < s->count; g++) offset[g] = query_offset(p, q + g * dim);
     for (int block = s->begin / 16; block < last; block += TILE_BLOCKS) {
@@ -105,24 +77,25 @@ static void scores_of_keys(const Queries *s, const u8 *q) {
 }
 
 /* Planes of probabilities, zero where a group of 4 positions reaches past [begin, end), and their sums. */
-static void probabilities(const Queries *s, const s32 *exp2, s32 *sums) {
+static void probabilities(const Queries *s, const ScoreTables *t, int head, s32 *sums) {
     size_t capacity = (size_t)s->p->capacity;
     for (int g = 0; g < s->count; g++) {
         u8 *high = s->planes + (size_t)(2 * g) * capacity, *low = high + capacity;
         for (int i = s->begin / 4 * 4; i < s->begin; i++) high[i] = low[i] = 0;
         for (int i = s->end; i < padded(s->end, 4); i++) high[i] = low[i] = 0;
-        sums[g] = softmax(s->p, exp2, s->scores + (size_t)g * capacity, s->begin, s->end, high, low);
+        const s32 *sink = t->sinks ? t->sinks + head + g : 0;
+        sums[g] = softmax(s->p, t, sink, s->scores + (size_t)g * capacity, s->begin, s->end, high, low);
     }
 }
 
-/* Values weighted with the probabilities, two heads at a time, into y [count][head_dim] from element `at` on. */
+/* Values weighted with the probabilities, two heads at a time, into y [count][value_dim] from element `at` on. */
 static void weighted_values(const Queries *s, const s32 *sums, void *y, int bits, size_t at) {
     const Attention *p = s->p;
     CacheLayout l = cache_layout(p);
-    int dim = p->head_dim, first4 = s->begin / 4, end4 = (s->end + 3) / 4, last = padded(dim, 16) / 16;
+    int dim = p->value_dim, first4 = s->begin / 4, end4 = (s->end + 3) / 4, last = padded(dim, 16) / 16;
     size_t capacity = (size_t)p->capacity;
     const u8 *head = s->cache + l.values + (size_t)s->kv_head * l.value_head;
-    Packed values = {head + (size_t)first4 * 64, capacity / 4 * 64, end4 - first4, 0, 0};
+    Packed values = {head + (size_t)first4 * 64, capacity / 4 * 64, end4 - first4, 0, 0, 0, 0};
     s32 tile[TILE_ROWS * TILE_BLOCKS * 16];
     for (int block = 0; block < last; block += TILE_BLOCKS) {
         int blocks = last - block < TILE_BLOCKS ? last - block : TILE_BLOCKS;
@@ -142,25 +115,26 @@ static void weighted_values(const Queries *s, const s32 *sums, void *y, int bits
     }
 }
 
-/* q [count][head_dim] and its result in y begin at element `at`. */
-static void attend(const Run *r, const Attention *p, const s32 *exp2, int kv_head, int count, int position,
-                   const u8 *q, void *y, int bits, size_t at) {
+/* q [count][head_dim] of the query heads from `head` on; its result in y begins at element `at`. */
+static void attend(const Run *r, const Attention *p, const ScoreTables *t, int kv_head, int head, int count,
+                   int position, const u8 *q, void *y, int bits, size_t at) {
     int begin = p->window && position + 1 > p->window ? position + 1 - p->window : 0;
     u8 *planes = r->scores + (size_t)GROUP * (size_t)p->capacity * sizeof(s32);
     Queries s = {p, r->cache[p->layer], kv_head, count, begin, position + 1, (s32 *)r->scores, planes};
     s32 sums[GROUP];
-    scores_of_keys(&s, q + at);
-    probabilities(&s, exp2, sums);
+    scores_of_keys(&s, q);
+    probabilities(&s, t, head, sums);
     weighted_values(&s, sums, y, bits, at);
 }
 
-INLINE void attention_kind(const Run *r, const Attention *p, const s32 *exp2, const u8 *q, const u8 *k,
+INLINE void attention_kind(const Run *r, const Attention *p, const ScoreTables *tables, const u8 *q, const u8 *k,
                            const u8 *v, void *y, const int bits) {
     u8 *cache = r->cache[p->layer];
-    int begin, end, kv_width = p->kv_heads * p->head_dim, width = p->heads * p->head_dim;
+    size_t key_width = (size_t)p->kv_heads * (size_t)p->head_dim, value_width = (size_t)p->kv_heads * (size_t)p->value_dim;
+    int begin, end;
     share(r, r->tokens, 1, &begin, &end);
     for (int t = begin; t < end; t++)
-        cache_write(p, cache, r->position + t, k + (size_t)t * (size_t)kv_width, v + (size_t)t * (size_t)kv_width);
+        cache_write(p, cache, r->position + t, k + (size_t)t * key_width, v + (size_t)t * value_width);
     barrier(r);
     int group = p->heads / p->kv_heads, parts = (group + GROUP - 1) / GROUP;
     int items = p->kv_heads * parts;
@@ -168,16 +142,18 @@ INLINE void attention_kind(const Run *r, const Attention *p, const s32 *exp2, co
     for (int item = r->tid; item < r->tokens * items; item += r->threads) {
         int t = item / items, head = item % items / parts, part = item % parts;
         int count = group - part * GROUP < GROUP ? group - part * GROUP : GROUP;
-        size_t at = (size_t)t * (size_t)width + (size_t)(head * group + part * GROUP) * (size_t)p->head_dim;
-        attend(r, p, exp2, head, count, r->position + t, q, y, bits, at);
+        int first = head * group + part * GROUP; /* query head */
+        size_t row = (size_t)t * (size_t)p->heads + (size_t)first;
+        attend(r, p, tables, head, first, count, r->position + t, q + row * (size_t)p->head_dim, y, bits,
+               row * (size_t)p->value_dim);
     }
     barrier(r);
 }
-void attention_u8(Run *r, const Attention *p, const s32 *exp2, const void *q, const void *k, const void *v,
+void attention_u8(Run *r, const Attention *p, const ScoreTables *tables, const void *q, const void *k, const void *v,
                   void *y) {
-    attention_kind(r, p, exp2, q, k, v, y, 8);
+    attention_kind(r, p, tables, q, k, v, y, 8);
 }
-void attention_u16(Run *r, const Attention *p, const s32 *exp2, const void *q, const void *k, const void *v,
+void attention_u16(Run *r, const Attention *p, const ScoreTables *tables, const void *q, const void *k, const void *v,
                    void *y) {
-    attention_kind(r, p, exp2, q, k, v, y, 16);
+    attention_kind(r, p, tables, q, k, v, y, 16);
 }

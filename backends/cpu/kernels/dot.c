@@ -15,9 +15,16 @@
 #include "dot_avx512.h"
 #elif defined(__AVX2__)
 #include "dot_avx2.h"
+#elif defined(__aarch64__) && !defined(MQC_PORTABLE) /* where NEON needs no option */
+#include "dot_neon.h"
 #else
 #include "dot_portable.h"
 #endif
+
+#ifndef DOT_NOTHING
+#define DOT_NOTHING 0
+#endif
+u8 dot_nothing(void) { return DOT_NOTHING; }
 
 #define DOT_KIND(name, bits, grouped)                                                              \
     void name(int rows, int blocks, const u8 *x, size_t stride, const Packed *w, int block, s32 *acc) { \

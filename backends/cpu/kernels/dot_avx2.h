@@ -45,7 +45,7 @@ INLINE void dot_rows(const int rows, int blocks, const int bits, const int group
                         sum[r][i] = _mm256_add_epi32(sum[r][i], _mm256_madd_epi16(value, weight[i]));
                 }
             }
-            const u8 *f = grouped ? w->factor + ((size_t)(block + b) * (size_t)(w->groups4 / span) + (size_t)g) * 16 : 0;
+            const u8 *f = grouped ? w->factor + (size_t)(block + b) * w->factor_bytes + (size_t)g * 16 : 0;
             for (int r = 0; r < rows; r++)
                 for (int i = 0; i < 4; i++) {
                     s32 pairs[8];

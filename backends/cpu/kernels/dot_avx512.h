@@ -44,7 +44,7 @@ INLINE void dot_fixed(const int rows, const int blocks, const int bits, const in
         }
         if (!grouped) break;
         for (int b = 0; b < blocks; b++) {
-            const u8 *f = w->factor + ((size_t)(block + b) * (size_t)(w->groups4 / span) + (size_t)g) * 16;
+            const u8 *f = w->factor + (size_t)(block + b) * w->factor_bytes + (size_t)g * 16;
             __m512i factor = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)f));
             for (int r = 0; r < rows; r++) {
                 total[r][b] = _mm512_add_epi32(total[r][b], _mm512_mullo_epi32(sum[r][b], factor));

@@ -28,7 +28,7 @@ INLINE void dot_tile(int rows, int blocks, const int bits, const int grouped, co
                         for (int i = 0; i < 4; i++)
                             sum[j] += x[(size_t)r * stride + (size_t)k * 4 + (size_t)i] *
                                       weight_at(p + (size_t)k * step, j * 4 + i, bits);
-                const u8 *f = grouped ? w->factor + ((size_t)(block + b) * (size_t)(w->groups4 / span) + (size_t)g) * 16 : 0;
+                const u8 *f = grouped ? w->factor + (size_t)(block + b) * w->factor_bytes + (size_t)g * 16 : 0;
                 for (int j = 0; j < 16; j++) out[j] += sum[j] * (grouped ? f[j] : 1);
             }
         }

@@ -66,8 +66,29 @@ INLINE void mul_kind(const Run *r, const Mul *p, int channels, const void *a, co
     BINARY(name, type, 8, 8, 8) BINARY(name, type, 8, 8, 16) BINARY(name, type, 8, 16, 8)        \
     BINARY(name, type, 8, 16, 16) BINARY(name, type, 16, 8, 8) BINARY(name, type, 16, 8, 16)     \
     BINARY(name, type, 16, 16, 8) BINARY(name, type, 16, 16, 16)
+INLINE void join_kind(const Run *r, const Join *p, int channels, const void *a, const int abits,
+                      const void *b, const int bbits, void *y, const int bits) {
+    int t0, t1, c0, c1;
+    share_elements(r, channels, &t0, &t1, &c0, &c1);
+    for (int t = t0; t < t1; t++)
+        for (int c = c0; c < c1; c++) {
+            int i = p->index[c], j = i - p->a_channels;
+            s32 v;
+            if (j < 0) {
+                s32 d = load(a, abits, (size_t)t * (size_t)p->a_channels + (size_t)i) - p->a_zero;
+                v = requantize(d, p->a_multiplier, p->a_left, p->a_right);
+            } else {
+                s32 d = load(b, bbits, (size_t)t * (size_t)p->b_channels + (size_t)j) - p->b_zero;
+                v = requantize(d, p->b_multiplier, p->b_left, p->b_right);
+            }
+            store(y, bits, t * channels + c, clamp((s64)v + p->zero, 0, p->high));
+        }
+    barrier(r);
+}
+
 BINARY_ALL(add, Add)
 BINARY_ALL(mul, Mul)
+BINARY_ALL(join, Join)
 
 INLINE void lut8_kind(const Run *r, const void *table, int channels, const u8 *x, void *y, int bits) {
     int t0, t1, c0, c1;

@@ -36,7 +36,8 @@ static void *multiply(void *argument) {
     _Alignas(64) u8 x[4 * 256 + 64];
     s32 acc[TILE_ROWS * TILE_BLOCKS * 16];
     memset(x, 3, sizeof x);
-    Packed packed = {weights, 64 * 64, 64, 0, 0};
+    static const s32 sums[4 * 16];
+    Packed packed = {weights, 64 * 64, 64, 0, 0, 0, sums};
     for (u64 i = 0; i < w->rounds; i++) {
         dot_s8(4, 4, x, 256, &packed, 0, acc);
         w->sum += (u64)acc[0];

@@ -15,6 +15,13 @@ typedef int64_t s64;
 typedef uint64_t u64;
 
 #define INLINE static inline __attribute__((always_inline))
+/* Of functions that other files call. Where an instruction set is one unit (runtime/unit.c) they are static, so that
+ * several sets may stand in one library, and those that its program does not call are left out. */
+#ifdef MQC_UNIT
+#define KERNEL static __attribute__((unused))
+#else
+#define KERNEL extern
+#endif
 #define CHUNK 128 /* most tokens in one call */
 
 /* What one thread knows while the program runs. */
@@ -28,8 +35,8 @@ typedef struct {
     const void *const *constants; /* weights and tables derived from them */
     u8 *arena;       /* values between ops */
     u8 *planes;      /* u16 activations as rows of high and low bytes */
-    u8 *scores;      /* of this thread: attention scratch */
-    u8 **cache;      /* per layer: keys, key sums, values */
+    u8 *scores;      /* of this thread: scratch of attention and of experts */
+    u8 **cache;      /* of each attention: keys, key sums, values; then of each convolution: rows */
     void *barrier;
 } Run;
 

@@ -11,6 +11,8 @@
 
 #if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512BW__)
 #include "requant_avx512.h"
+#elif defined(__aarch64__) && !defined(MQC_PORTABLE) /* where NEON needs no option */
+#include "requant_neon.h"
 #else
 #include "requant_portable.h"
 #endif

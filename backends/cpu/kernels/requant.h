@@ -12,7 +12,7 @@ typedef struct {
 } Requant;
 
 /* out[i] for the n channels from c on, each `bits` wide: acc[i], rescaled and clamped. */
-void requant_row(const Requant *q, const s32 *acc, int c, int n, void *out, int bits);
+KERNEL void requant_row(const Requant *q, const s32 *acc, int c, int n, void *out, int bits);
 
 /* The same, one channel after another: what vectors leave over. */
 INLINE void requant_scalar(const Requant *q, const s32 *acc, int c, int n, void *out, int bits) {

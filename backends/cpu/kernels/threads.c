@@ -2,19 +2,19 @@
 #include "threads.h"
 
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 
 INLINE void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb"); /* waits as long as x86's pause does; `yield` waits for nothing on most cores */
 #endif
 }
 
-void barrier(const Run *r) {
+void mqc_barrier(const Run *r) {
     /* Once the last thread is here, the next call may change the run: nothing of it is read after arriving. */
     int threads = r->threads;
-    if (threads == 1) return;
     Barrier *b = r->barrier;
     int round = atomic_load_explicit(&b->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == threads - 1) {
@@ -45,11 +45,10 @@ static void *worker_main(void *argument) {
     }
 }
 
-int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
+int mqc_pool_start(Pool *pool, Worker *workers, int threads, void (*program)(Run *)) {
     memset(pool, 0, sizeof *pool);
     pool->program = program;
-    pool->workers = calloc((size_t)threads, sizeof *pool->workers);
-    if (!pool->workers) return -1;
+    pool->workers = workers;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = 1;
@@ -61,18 +60,19 @@ int pool_start(Pool *pool, int threads, void (*program)(Run *)) {
     return 0;
 }
 
-void pool_stop(Pool *pool) {
+void mqc_pool_stop(Pool *pool) {
     if (!pool->workers) return;
     pthread_mutex_lock(&pool->lock);
     pool->stop = 1;
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
-    free(pool->workers);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
     pool->workers = NULL;
 }
 
-void pool_call(Pool *pool, const Run *common) {
+void mqc_pool_call(Pool *pool, const Run *common) {
     for (int i = 0; i < pool->threads; i++) {
         u8 *scores = pool->workers[i].run.scores;
         pool->workers[i].run = *common;

@@ -8,7 +8,10 @@
 #include "prelude.h"
 
 /* Wait until all threads of the run are here. */
-void barrier(const Run *r);
+void mqc_barrier(const Run *r);
+INLINE void barrier(const Run *r) {
+    if (r->threads > 1) mqc_barrier(r);
+}
 
 typedef struct {
     _Atomic int arrived;
@@ -33,11 +36,11 @@ struct Pool {
     void (*program)(Run *);
 };
 
-/* Worker 0 is the caller's thread. Returns 0, or -1 if a thread cannot be started. */
-int pool_start(Pool *pool, int threads, void (*program)(Run *));
-void pool_stop(Pool *pool);
+/* workers: zeroed, [threads]; worker 0 is the caller's thread. Returns 0, or -1 if a thread cannot be started. */
+int mqc_pool_start(Pool *pool, Worker *workers, int threads, void (*program)(Run *));
+void mqc_pool_stop(Pool *pool); /* one that did not start is left alone */
 
 /* Run the program on all threads; `common` holds what they share. The program ends in a barrier. */
-void pool_call(Pool *pool, const Run *common);
+void mqc_pool_call(Pool *pool, const Run *common);
 
 #endif

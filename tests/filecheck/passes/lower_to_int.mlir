@@ -16,7 +16,7 @@ builtin.module attributes {mqc.level = "quant", mqc.context = 8 : i64} {
     %q = llm.linear %n {weight = #mqc.weight<"wq", "0", tensor<8x8xf32>>} : (tensor<?x8x!quant.uniform<u8:f32, 0.02:128>>) -> tensor<?x8x!quant.uniform<u8:f32, 0.1:120>>
     // CHECK-NEXT: %r.rotated = int.rope %q, %positions {cos = #mqc.weight<"rope.cos", "{{[0-9a-f]+}}", tensor<8x2xsi16>>
     // CHECK-NEXT: %r = int.requant %r.rotated
-    %r = llm.rope %q, %positions {cos = #mqc.weight<"cos", "0", tensor<8x2xf32>>, head_dim = 4, interleaved = 0, sin = #mqc.weight<"sin", "0", tensor<8x2xf32>>} : (tensor<?x8x!quant.uniform<u8:f32, 0.1:120>>, tensor<?xi64>) -> tensor<?x8x!quant.uniform<u8:f32, 0.1:128>>
+    %r = llm.rope %q, %positions {cos = #mqc.weight<"table.cos", "0", tensor<8x2xf32>>, head_dim = 4, interleaved = 0, sin = #mqc.weight<"half.sin", "0", tensor<8x2xf32>>} : (tensor<?x8x!quant.uniform<u8:f32, 0.1:120>>, tensor<?xi64>) -> tensor<?x8x!quant.uniform<u8:f32, 0.1:128>>
     // CHECK-NEXT: %a = int.attention %r, %r, %q {heads = 2 : i64, k_zero = 128 : i64, kv_heads = 2 : i64, layer = 0 : i64, {{.*}} v_zero = 120 : i64, window = 4 : i64, zero_point = 128 : i64}
     %a = llm.attention %r, %r, %q {heads = 2, kv_heads = 2, layer = 0, scale = 0.5, window = 4} : (tensor<?x8x!quant.uniform<u8:f32, 0.1:128>>, tensor<?x8x!quant.uniform<u8:f32, 0.1:128>>, tensor<?x8x!quant.uniform<u8:f32, 0.1:120>>) -> tensor<?x8x!quant.uniform<u8:f32, 0.1:128>>
     // CHECK-NEXT: %s = int.lut %a {function = "silu", represents = !quant.uniform<u16:f32, 0.001:400>, table = #mqc.weight<"s.table", "{{[0-9a-f]+}}", tensor<256xui16>>} : (tensor<?x8xui8>) -> tensor<?x8xui16>

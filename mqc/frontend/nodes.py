@@ -1,0 +1,74 @@
+"""What nodes of an FX graph of aten ops say: names, arguments, shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from mqc.frontend.lanes import SHORT, Length, Table
+
+
+def live_nodes(graph: torch.fx.Graph) -> list[Node]:
+    """Nodes the output depends on, in order."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder") or node in live or writes(node):
+            live.update(node.all_input_nodes)
+            live.add(node)
+    return [n for n in graph.nodes if n in live]
+
+
+def writes(node: Node) -> bool:
+    """Whether an op writes to its first argument, which later ops may read."""
+    return hasattr(node.target, "_schema") and node.target._schema.is_mutable
+
+
+def op_name(target: Any) -> str:
+    """An aten op's name without overload."""
+    return target._schema.name.split("::")[-1] if hasattr(target, "_schema") else str(target)
+
+
+def flattened(values: list[Any]) -> list[Any]:
+    """Arguments, those inside lists too."""
+    return [v for x in values for v in (flattened(x) if isinstance(x, list) else [x])]
+
+
+def concrete(value: Any, context: int, short: bool) -> Any:
+    """An argument with tables and lengths as numbers, of the whole context or of a few positions."""
+    match value:
+        case list():
+            return [concrete(v, context, short) for v in value]
+        case Length():
+            return SHORT if short else context
+        case Table():
+            return value.short if short else value.value
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether an argument is no tensor."""
+    return value is None or isinstance(
+        value, int | float | bool | str | torch.dtype | torch.device | torch.layout
+    )
+
+
+def number_of(value: Any) -> float | None:
+    """The one number that an argument is, if it is one."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of an FX value with the token axis of size 1; empty if it is a list of values."""
+    sizes = getattr(node.meta["val"], "shape", ())
+    return tuple(d if isinstance(d, int) else 1 for d in sizes)
+
+
+def token_axis(node: Node) -> int | None:
+    """The axis of an FX value whose size is the number of tokens, if it is one axis."""
+    value = node.meta.get("val")
+    axes = [i for i, d in enumerate(getattr(value, "shape", ())) if not isinstance(d, int)]
+    return axes[0] if len(axes) == 1 else None
