@@ -19,7 +19,7 @@ FOLDERS = {"mqc": "mqc", "passes": "mqc.passes", "backends": "mqc.backends"}
 ROOMS = (
     "mqc.__main__", "mqc.cli", "mqc.reference", "mqc.plugin", "mqc", "mqc.api", "mqc.passes",
     "mqc.backends.npu", "mqc.backends.onnx", "mqc.backends.cpu", "mqc.backends", "mqc.debugging",
-    "mqc.frontend", "mqc.runtime", "mqc.learning", "mqc.data", "mqc.compiler", "mqc.registry",
+    "mqc.frontend", "mqc.serving", "mqc.runtime", "mqc.learning", "mqc.data", "mqc.compiler", "mqc.registry",
     "mqc.pass_base", "mqc.costs", "mqc.backend", "mqc.c_kernels", "mqc.analysis", "mqc.calibration",
     "mqc.dialects", "mqc.ir", "mqc.numerics", "mqc.tokens", "mqc.files", "mqc.arrays", "mqc.errors",
 )  # fmt: skip

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mqc.errors import InputError
-from mqc.numerics.softcap import capped
 from mqc.runtime.program import Program
-from mqc.runtime.sampling import Sampling
+from mqc.runtime.sampling import Sampling, log_probabilities
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -334,8 +333,6 @@ def score(
     ids = np.fromiter(targets, np.int64)
     total = 0.0
     for start in range(0, len(ids), 64):  # float64 of a whole window would take gigabytes
-        x = capped(logits[start : start + 64].astype(np.float64), scale, cap)
-        x = (x - x.max(-1, keepdims=True)) * scale
-        chosen = x[np.arange(len(x)), ids[start : start + 64]]
-        total += float((chosen - np.log(np.exp(x).sum(-1))).sum())
+        x = log_probabilities(logits[start : start + 64], scale, cap)
+        total += float(x[np.arange(len(x)), ids[start : start + 64]].sum())
     return total, bool((logits.argmax(-1) == ids).all())

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mqc.errors import InputError
 from mqc.numerics.softcap import capped
+
+
+class Steering(Protocol):
+    """What limits the choice of tokens, and watches it."""
+
+    def allowed(self) -> npt.NDArray[np.bool_] | None:
+        """Which tokens may follow, `[vocabulary]`, at least one of them; None for all."""
+
+    def chosen(self, token: int, logits: npt.NDArray[np.int32]) -> None:
+        """Called with each token, also one that ends the text, and the s32 logits `[vocabulary]` behind
+        which it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +80,29 @@ class Sampling:
         generator: np.random.Generator,
         text: Iterable[int] = (),
         cap: float | None = None,
+        allowed: npt.NDArray[np.bool_] | None = None,
     ) -> int:
         """Next token from s32 logits `[vocabulary]`, whose steps are `scale`, behind the tokens of a text.
 
         Greedy compares integers, unless there is a repetition penalty; ties go to the smaller id. Otherwise
-        logits are taken after the softcap `cap`, if there is one.
+        logits are taken after the softcap `cap`, if there is one. Tokens that are not `allowed` have no
+        chance.
         """
-        if self.repetition_penalty == 1:
-            if self.temperature == 0:
-                return int(logits.argmax())
-            real = capped(logits.astype(np.float64), scale, cap)
-            x = real - real.max()
-        else:
+        if allowed is not None:
+            ids = np.flatnonzero(allowed)
+            text = np.flatnonzero(np.isin(ids, np.fromiter(text, np.int64)))
+            return int(ids[self.choose(logits[ids], scale, generator, text, cap)])
+        if self.repetition_penalty == 1 and self.temperature == 0:
+            return int(logits.argmax())
+        real = capped(logits.astype(np.float64), scale, cap)
+        if self.repetition_penalty != 1:
             seen = np.unique(np.fromiter(text, np.int64))
-            real = capped(logits.astype(np.float64), scale, cap)
             real[seen] *= np.where(real[seen] < 0, self.repetition_penalty, 1 / self.repetition_penalty)
-            if self.temperature == 0:
-                return int(real.argmax())
-            x = real - real.max()
+        if self.temperature == 0:
+            return int(real.argmax())
         # Dividing last keeps 0 / temperature at 0, however small the temperature is.
         with np.errstate(over="ignore"):
-            x = x * scale / self.temperature
+            x = (real - real.max()) * scale / self.temperature
         order = np.argsort(-x, kind="stable")
         if self.top_k is not None:
             order = order[: self.top_k]
@@ -102,3 +115,14 @@ class Sampling:
             keep = int((p >= self.min_p * p[0]).sum())
             order, p = order[:keep], p[:keep] / p[:keep].sum()
         return int(generator.choice(order, p=p))
+
+
+def log_probabilities(
+    logits: npt.NDArray[np.int32], scale: float, cap: float | None = None
+) -> npt.NDArray[np.float64]:
+    """Logarithms of the softmax of s32 logits `[…, vocabulary]` in steps of `scale`, after a softcap `cap` if
+    there is one."""
+    x = capped(logits.astype(np.float64), scale, cap)
+    x = (x - x.max(-1, keepdims=True)) * scale
+    found: npt.NDArray[np.float64] = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return found

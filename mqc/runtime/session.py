@@ -21,13 +21,15 @@ from mqc.errors import InputError
 from mqc.ir.module import logit_cap, states
 from mqc.ir.op import plain
 from mqc.runtime import session_file
-from mqc.runtime.sampling import Sampling
+from mqc.runtime.sampling import Sampling, Steering
 from mqc.runtime.stop_texts import split_stops, until_stop
 from mqc.runtime.tokenizer import Message, Tokenizer
 from mqc.tokens import token_ids
 
 #: Most new tokens by default.
 NEW_TOKENS = 100
+#: Logits that are held at once.
+_LOGIT_BYTES = 1 << 26
 #: What a conversation does that no longer fits: an error, or forgetting its oldest turns.
 REFUSE, DROP_OLDEST = "refuse", "drop-oldest"
 
@@ -104,6 +106,11 @@ class Session:
     def cached(self) -> int:
         """How many of `tokens` are in the cache. The last one that was generated is not."""
         return self.engine.position - self.engine.prefix_length
+
+    def shared(self, sequence: Sequence[int]) -> int:
+        """How many tokens in the cache a sequence begins with."""
+        pairs = zip(self.tokens[: self.cached], sequence, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(self.cached, len(sequence)))
 
     # ---- conversations
 
@@ -232,6 +239,20 @@ class Session:
 
         return self._follow(begin, max_new_tokens, sampling or Sampling(), stop)
 
+    def follow(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> Iterator[int]:
+        """As `complete`, but what the cache holds of the prompt is used. The tokens are the same.
+
+        steering: limits and watches the choice.
+        """
+        return self._follow(lambda: prompt, max_new_tokens, sampling or Sampling(), stop, steering)
+
     def evaluate(self, ids: Sequence[int]) -> Logits:
         """s32 logits `[tokens, vocabulary]` of a sequence by itself, which is the session's then."""
         checked = token_ids(ids, self.engine.vocabulary)
@@ -241,8 +262,24 @@ class Session:
             self.tokens = checked.tolist()
             return self.engine.forward(checked)
 
+    def evaluate_in_parts(self, ids: Sequence[int]) -> Iterator[Logits]:
+        """The logits of `evaluate`, of as many tokens at a time as take some 64 MiB."""
+        checked = token_ids(ids, self.engine.vocabulary)
+        rows = max(_LOGIT_BYTES // (4 * self.engine.vocabulary), 1)
+        with self._lock:
+            self._begin()
+            self._forget()
+            self.tokens = checked.tolist()
+            for start in range(0, len(checked), rows):
+                yield self.engine.forward(checked[start : start + rows])
+
     def _follow(
-        self, begin: Callable[[], Sequence[int]], most: int | None, sampling: Sampling, stop: Sequence[int]
+        self,
+        begin: Callable[[], Sequence[int]],
+        most: int | None,
+        sampling: Sampling,
+        stop: Sequence[int],
+        steering: Steering | None = None,
     ) -> Iterator[int]:
         """Tokens that follow the sequence that `begin` gives, once the turn is begun."""
         _check_most(most)
@@ -268,7 +305,12 @@ class Session:
                     )
                 started = time.perf_counter()
                 logits = self.engine.forward(np.array(self.tokens[self.cached :], np.int32), rows=1)
-                token = sampling.choose(logits[-1], self._logit_scale, generator, seen, self._logit_cap)
+                token = sampling.choose(
+                    logits[-1], self._logit_scale, generator, seen, self._logit_cap,
+                    steering.allowed() if steering else None,
+                )  # fmt: skip
+                if steering:
+                    steering.chosen(token, logits[-1])
                 took = time.perf_counter() - started
                 if not turn.generated:
                     turn.prefill_seconds = took
@@ -287,13 +329,11 @@ class Session:
 
     def _keep(self, sequence: list[int], turn: Turn) -> None:
         """Make the sequence this one, and keep of the cache what both begin with."""
-        held = self.tokens[: self.cached]
-        pairs = zip(held, sequence, strict=False)
-        same = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(held), len(sequence)))
+        held, same = self.cached, self.shared(sequence)
         same = min(same, len(sequence) - 1)  # the last token goes through the engine: its logits are wanted
-        if same < len(held) and not self._goes_back:
+        if same < held and not self._goes_back:
             same = 0
-        if same < len(held):
+        if same < held:
             self._return_to(same)
         self.tokens = sequence
         turn.kept, turn.prefilled = same, len(sequence) - same

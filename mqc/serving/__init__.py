@@ -1,0 +1,1 @@
+"""A program behind the OpenAI API: requests, a queue, and sessions that keep their caches."""
