@@ -16,7 +16,6 @@ import numpy.typing as npt
 from mqc.errors import InputError
 from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
-
 #: Space between the parts of JSON. A small model that may write as much of it as it likes writes no more
 #: than that.
 _SPACE = r"( |\n {0,32})?"

@@ -53,4 +53,4 @@ def test_a_port_that_is_taken(saved: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize("arguments", [("--host", "no such host"), ("--api-key", "")])
 def test_what_cannot_be_served(saved: Path, arguments: tuple[str, ...]) -> None:  # noqa: F811
     result = in_process.mqc("serve", saved, *arguments)
-    assert result.returncode == 1 and "Error" in result.stderr or "error" in result.stderr
+    assert (result.returncode == 1 and "Error" in result.stderr) or "error" in result.stderr

@@ -259,7 +259,7 @@ def test_lm_eval_scores_as_in_the_process(address: str, bytes_program: Program, 
         ("chat/completions", {"structured_outputs": {}}, 400, "give one of"),
         ("chat/completions", {"chat_template_kwargs": {"a b": 1}}, 400, "no name of a variable"),
         ("chat/completions", {"response_format": {"type": "json_schema"}}, 400, "json_schema is given"),
-        ("chat/completions", {"messages": [{"role": "u", "content": [{"type": "image_url"}]}]}, 400, "content"),
+        ("chat/completions", {"messages": [{"role": "u", "content": [{"type": "x"}]}]}, 400, "content"),
         ("completions", {"prompt": [999]}, 400, "999"),
         ("completions", {"prompt": [-1]}, 400, "-1"),
         ("completions", {"prompt": [[1], []]}, 400, "the prompt is empty"),
@@ -374,6 +374,7 @@ def test_a_client_that_vanishes_frees_its_session(bytes_program: Program) -> Non
 
 def test_whoever_came_first_is_first(bytes_program: Program) -> None:
     """Sessions go in the order of asking."""
+
     async def run() -> list[int]:
         pool, order = Pool(bytes_program, 1, 8), []
 
