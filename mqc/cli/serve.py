@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -59,7 +60,8 @@ def serve(
         if not _is_local(address) and api_key is None:
             say("anyone who reaches this machine may use it: --api-key asks for a key", errors, "yellow")
         config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # raised again once the server has ended
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _names(host: str) -> tuple[str, ...]:

@@ -33,8 +33,8 @@ def test_it_serves_until_ctrl_c(saved: Path) -> None:  # noqa: F811
         with urlopen(request, timeout=60) as answer:
             assert json.load(answer)["data"][0]["id"] == "tiny"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) in (0, -signal.SIGINT)
-        assert "Traceback" not in process.stderr.read()
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
     finally:
         process.kill()
         process.wait()
@@ -50,7 +50,10 @@ def test_a_port_that_is_taken(saved: Path) -> None:  # noqa: F811
     assert f"cannot listen at 127.0.0.1, port {port}" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--host", "no such host"), ("--api-key", "")])
-def test_what_cannot_be_served(saved: Path, arguments: tuple[str, ...]) -> None:  # noqa: F811
-    result = in_process.mqc("serve", saved, *arguments)
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [("--host", "no such host", "cannot listen at no such host"), ("--api-key", "", "the API key is empty")],
+)
+def test_what_cannot_be_served(saved: Path, option: str, value: str, told: str) -> None:  # noqa: F811
+    result = in_process.mqc("serve", saved, option, value)
     assert (result.returncode == 1 and "Error" in result.stderr) or "error" in result.stderr
