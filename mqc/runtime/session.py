@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.ir_text import print_module
@@ -21,6 +20,7 @@ from mqc.errors import InputError
 from mqc.ir.module import logit_cap, states
 from mqc.ir.op import plain
 from mqc.runtime import session_file
+from mqc.runtime.decoding import Steps
 from mqc.runtime.sampling import Sampling, Steering
 from mqc.runtime.stop_texts import split_stops, until_stop
 from mqc.runtime.tokenizer import Message, Tokenizer
@@ -67,7 +67,8 @@ class Session:
     time: a turn ends with an error when another one was begun, in whichever thread.
 
     Memory: the engine's cache and activations. tokens: of the sequence. turn: figures of the last turn.
-    dropped: messages that were forgotten.
+    dropped: messages that were forgotten. speculates: whether steps take drafts along
+    (`mqc.runtime.speculation`), from which only the speed depends.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Session:
         self._logit_scale = float(plain(module.attributes["mqc.logit_scale"]))
         self._logit_cap = logit_cap(module)
         self._goes_back = all(state.grows for state in states(module))
+        # What steers is told of each token when it is given out, and drafts are chosen before.
+        self.speculates = self._goes_back and type(self.engine).rewind is not Engine.rewind
         #: Where turns began, as numbers of tokens and of messages.
         self._turns: list[tuple[int, int]] = []
         # Engines hold one sequence, and give up the GIL while they compute.
@@ -104,8 +107,8 @@ class Session:
 
     @property
     def cached(self) -> int:
-        """How many of `tokens` are in the cache. The last one that was generated is not."""
-        return self.engine.position - self.engine.prefix_length
+        """How many of `tokens` are in the cache. The last one that was generated may not be."""
+        return min(self.engine.position - self.engine.prefix_length, len(self.tokens))
 
     def shared(self, sequence: Sequence[int]) -> int:
         """How many tokens in the cache a sequence begins with."""
@@ -295,37 +298,38 @@ class Session:
                     f"{self.room}; shorten it, or compile with a larger context"
                 )
             self._keep(token_ids(sequence, self.engine.vocabulary).tolist(), turn)
-        generator, ends = sampling.generator(), {*stop, *self._tokenizer.ends}
-        seen = set(self.tokens)
-        for _ in range(most):
+        steps = Steps(
+            self.engine, self.tokens, sampling, steering, {*stop, *self._tokenizer.ends}, self._logit_scale,
+            self._logit_cap, speculates=self.speculates and steering is None,
+        )  # fmt: skip
+        while turn.generated < most:
             with self._lock:
                 if self.turn is not turn:
                     raise InputError(
                         "another sequence was started here; finish the first, or give each a session"
                     )
                 started = time.perf_counter()
-                logits = self.engine.forward(np.array(self.tokens[self.cached :], np.int32), rows=1)
-                token = sampling.choose(
-                    logits[-1], self._logit_scale, generator, seen, self._logit_cap,
-                    steering.allowed() if steering else None,
-                )  # fmt: skip
-                if steering:
-                    steering.chosen(token, logits[-1])
+                token = steps.next(most - turn.generated)
                 took = time.perf_counter() - started
                 if not turn.generated:
                     turn.prefill_seconds = took
-                if token in ends:
+                if token is None:
                     return
                 if turn.generated:
                     turn.decode_seconds += took
                 turn.generated += 1
                 self.tokens.append(token)
             yield token
-            seen.add(token)
 
     def _begin(self) -> Turn:
+        self._settle()
         self.turn = Turn()
         return self.turn
+
+    def _settle(self) -> None:
+        """Forget what a turn that was left has in the cache beyond its tokens: drafts that were right."""
+        if self.engine.position - self.engine.prefix_length > len(self.tokens):
+            self._return_to(len(self.tokens))
 
     def _keep(self, sequence: list[int], turn: Turn) -> None:
         """Make the sequence this one, and keep of the cache what both begin with."""
@@ -370,6 +374,7 @@ class Session:
         Raises `TargetError` if the target's engine does not give its state.
         """
         with self._lock:
+            self._settle()
             state = self.engine.read_state()
             other = Session(
                 self._module, self._tokenizer, self._open_engine, deepcopy(self.messages), self.overflow,
@@ -388,6 +393,7 @@ class Session:
         target's engine does not give its state.
         """
         with self._lock:
+            self._settle()
             try:
                 json.dumps(self.messages)
             except (TypeError, ValueError) as error:

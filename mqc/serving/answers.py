@@ -75,7 +75,11 @@ def answer(session: Session, program: Program, plan: Plan) -> Iterator[Piece]:
 
     def tokens() -> Iterator[int]:
         nonlocal ended
-        yield from session.follow(plan.prompt, plan.most, plan.sampling, plan.stop_ids, watch)
+        # Without a watch tokens may be drafted.
+        watched = plan.constraint is not None or plan.chances is not None
+        yield from session.follow(
+            plan.prompt, plan.most, plan.sampling, plan.stop_ids, watch if watched else None
+        )
         ended = True
 
     pieces = program.tokenizer.decode_stream(tokens(), plan.continues)
