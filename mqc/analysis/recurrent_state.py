@@ -1,0 +1,61 @@
+"""The integer form of a recurrent state: its scale, and the shifts that go with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mqc.arrays import Array
+from mqc.dialects.quant import UniformType
+from mqc.numerics.arithmetic import saturate32
+
+#: A state has room for this many times the largest product of a key and a value. By the delta rule with
+#: |k| ≤ 1 and beta ≤ 1 a column of the state grows by at most sqrt(beta)·|v| a token, in squares: 2^14 tokens
+#: cannot fill it. A state that only adds up forgets as it does, and saturates beyond.
+_ROOM_OF_DELTA_RULE, _ROOM_OF_SUM = 2.0**7, 2.0**12
+#: Bits of a value that is written, before it is multiplied by the key.
+_VALUE_BITS = 24
+
+
+@dataclass(frozen=True)
+class StateForm:
+    """What `int.linear_attention` needs to know of its state.
+
+    scale: real size of a step. memory: factor from `Σ k·S` after `sum_shift` to the unit of what is written,
+    which is the value's scale times 2^-value_shift.
+    """
+
+    scale: float
+    value_shift: int
+    update_shift: int
+    sum_shift: int
+    memory: float
+    acc_shift: int
+
+
+def state_form(q: UniformType, k: UniformType, v: UniformType, delta: bool) -> StateForm:
+    """The form for operands of these types; delta: whether by the delta rule.
+
+    A step of the state is a power of two of the product of the key's and the value's: an update is a shift.
+    """
+    room = _ROOM_OF_DELTA_RULE if delta else _ROOM_OF_SUM
+    coarser = math.ceil(math.log2(room * _largest(k) * _largest(v))) - 31
+    scale = k.real_scale * v.real_scale * 2.0**coarser
+    value_shift = min(_VALUE_BITS - v.bits, 15)
+    memory = k.real_scale * scale * 2.0**value_shift / v.real_scale
+    sum_shift = min(max(math.floor(-math.log2(memory)), 0), 62)
+    update_shift, acc_shift = value_shift + coarser, _largest(q).bit_length()
+    return StateForm(scale, value_shift, update_shift, sum_shift, memory * 2.0**sum_shift, acc_shift)
+
+
+def saturated(state: Array) -> Array:
+    """Real steps of a state as s32."""
+    result: Array = saturate32(np.rint(state)).astype(np.int32)
+    return result
+
+
+def _largest(quantized: UniformType) -> int:
+    """Largest magnitude of an integer without its zero point."""
+    return max(quantized.high - quantized.zero, quantized.zero - quantized.low)
