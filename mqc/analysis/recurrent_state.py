@@ -34,6 +34,21 @@ class StateForm:
     memory: float
     acc_shift: int
 
+    def error(self, key_dim: int, v: UniformType, state: float, value: float) -> float:
+        """How much one token can add, at most, to the error of the state, in the norm of a column.
+
+        Each of two roundings is at most half a step of each entry. What is written is rounded four times, in
+        steps of the value's scale times 2^-value_shift, and goes in with beta·|k| ≤ 2. The decay and beta are
+        off by less than 2^-24. By the delta rule with beta·|k|² ≤ 2, and without it, an error does not grow
+        by itself: over n tokens it is at most n times this, and that of the result |q| times that, plus half
+        a step of the accumulator.
+
+        Args:
+            state: largest norm of a column of the state. value: largest value.
+        """
+        written = 4 * v.real_scale * 2.0**-self.value_shift
+        return math.sqrt(key_dim) * self.scale + written + 2.0**-24 * (3 * state + 2 * value)
+
 
 def state_form(q: UniformType, k: UniformType, v: UniformType, delta: bool) -> StateForm:
     """The form for operands of these types; delta: whether by the delta rule.

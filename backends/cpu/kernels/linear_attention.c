@@ -51,7 +51,7 @@ INLINE void take_up(s32 *s, s64 *sum, const s32 *written, int n, s32 key, s32 qu
 }
 
 /* What is written: the value, or what the state lacks of it, as far as beta says. */
-INLINE void correct(const LinearAttention *p, s32 *written, const s64 *sum, int n, s32 beta) {
+INLINE void write_missing(const LinearAttention *p, s32 *written, const s64 *sum, int n, s32 beta) {
     for (int i = 0; i < n; i++) {
         s32 memory = saturate32(shift_right_round(sum[i], p->sum_shift));
         memory = requantize(memory, p->memory_multiplier, p->memory_left, p->memory_right);
@@ -60,7 +60,7 @@ INLINE void correct(const LinearAttention *p, s32 *written, const s64 *sum, int 
     }
 }
 
-INLINE void token(const Part *part, const LinearOperands *x, size_t t, int column, s32 *acc) {
+INLINE void run_token(const Part *part, const LinearOperands *x, size_t t, int column, s32 *acc) {
     const LinearAttention *p = part->p;
     int n = part->columns, key_head = part->head / (p->heads / p->key_heads);
     size_t keys = (t * (size_t)p->key_heads + (size_t)key_head) * (size_t)p->key_dim;
@@ -76,7 +76,7 @@ INLINE void token(const Part *part, const LinearOperands *x, size_t t, int colum
         written[i] = (load(x->v, p->v_bits, values + (size_t)i) - p->v_zero) * (1 << p->value_shift);
     if (p->beta_bits) {
         s32 d = load(x->beta, p->beta_bits, t * (size_t)p->heads + (size_t)part->head) - p->beta_zero;
-        correct(p, written, sum, n, requantize(d, p->beta_multiplier, p->beta_left, p->beta_right));
+        write_missing(p, written, sum, n, requantize(d, p->beta_multiplier, p->beta_left, p->beta_right));
     }
     memset(sum, 0, sizeof sum);
     for (int k = 0; k < p->key_dim; k++) {
@@ -88,7 +88,7 @@ INLINE void token(const Part *part, const LinearOperands *x, size_t t, int colum
 }
 
 /* What a sequence begins with. */
-INLINE void begin(const Part *part, int column) {
+INLINE void begin_state(const Part *part, int column) {
     const LinearAttention *p = part->p;
     size_t first = (size_t)part->head * (size_t)p->key_dim * part->stride + (size_t)column;
     for (int k = 0; k < p->key_dim; k++) {
@@ -112,10 +112,10 @@ INLINE void linear_attention(const Run *r, const LinearAttention *p, const s32 *
         size_t stride = (size_t)p->value_dim;
         s32 *state = states + (size_t)head * (size_t)p->key_dim * stride + column;
         Part part = {p, exp2, state, stride, head, columns};
-        if (r->position == p->first_position) begin(&part, column);
+        if (r->position == p->first_position) begin_state(&part, column);
         for (int t = 0; t < r->tokens; t++) {
             s32 acc[COLUMNS];
-            token(&part, x, (size_t)t, column, acc);
+            run_token(&part, x, (size_t)t, column, acc);
             int channel = head * p->value_dim + column;
             size_t at = (size_t)t * (size_t)p->heads * stride + (size_t)channel;
             requant_row(&p->requant, acc, channel, columns, (u8 *)y + at * (size_t)(bits / 8), bits);
