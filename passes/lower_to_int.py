@@ -13,7 +13,7 @@ from xdsl.ir import Attribute, Block, SSAValue
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.lut import interpolation_table, table_of_256
 from mqc.analysis.proofs import acc_shift, accumulator_bound, check_accumulators
-from mqc.analysis.recurrent_state import saturated, state_form
+from mqc.analysis.recurrent_state import fixed_point, saturated, state_form
 from mqc.arrays import Array
 from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
@@ -332,18 +332,20 @@ class Lowering:
     def linear_attention(self, op: llm.LinearAttentionOp) -> SSAValue:
         q, k, v, step = (self.quantization(op, value) for value in (op.q, op.k, op.v, op.step))
         y, result = self.out(op)
-        form = state_form(q, k, v, delta=op.beta is not None)
+        beta = None if op.beta is None else self.quantization(op, op.beta)
+        form = state_form(q, k, v, y, beta, delta=bool(op.get("delta")))
         octaves = self.weights[op.rate].astype(np.float64) * (step.real_scale * np.log2(np.e))
         multiplier, shift = self.multiplier(op, octaves * 2.0**recurrence.DECAY_FRACTION_BITS)
         name = op.value_name
         more: dict[str, int | WeightAttr] = {}
-        if op.beta is not None:
-            beta = self.quantization(op, op.beta)
+        if beta is not None:
             unit = 2.0**recurrence.BETA_FRACTION_BITS
-            more = {
-                "beta_zero": beta.zero, "sum_shift": form.sum_shift,
-                **self.scalar(op, "beta_", beta.real_scale * unit), **self.scalar(op, "memory_", form.memory),
-            }  # fmt: skip
+            more = {"beta_zero": beta.zero, **self.scalar(op, "beta_", beta.real_scale * unit)}
+        if op.get("delta"):
+            more |= {"sum_shift": form.sum_shift, **self.scalar(op, "memory_", form.memory)}
+        if op.skip is not None:
+            skip, shift_of_skip = fixed_point(self.weights[op.skip] * (v.real_scale / form.unit))
+            more |= {"skip": self.weights.add(f"{name}.skip", skip), "skip_shift": shift_of_skip}
         if op.initial is not None:
             state = saturated(self.weights[op.initial].astype(np.float64) / form.scale)
             more["initial"] = self.weights.add(f"{name}.initial", state)
@@ -355,8 +357,7 @@ class Lowering:
             decay_shift=self.weights.add(f"{name}.decay_shift", shift), value_shift=form.value_shift,
             update_shift=form.update_shift, acc_shift=form.acc_shift, **more,
         )  # fmt: skip
-        real = q.real_scale * form.scale * 2.0**form.acc_shift / y.real_scale
-        return self.requant(op, acc, real, result, y.zero)
+        return self.requant(op, acc, form.unit / y.real_scale, result, y.zero)
 
     def activation(self, op: llm.ActivationOp) -> SSAValue:
         return self.lut(op, op.function, op.name.removeprefix("llm."))

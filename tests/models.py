@@ -105,7 +105,8 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
     },
 }
 #: What `npu-int8` and `onnx-int8` refuse: linear attention with a state. Fewer key heads than heads, and
-#: values of another width; projections apart; a decay of each key channel.
+#: values of another width; projections apart; a decay of each key channel; the scan of Mamba-2, by
+#: itself and beside attention, with factors on its projections.
 _RECURRENT_OF: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -117,6 +118,28 @@ _RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_next": {**_ROUTED, **_RECURRENT_OF, "head_dim": 8, "num_experts": 4},
     "qwen3_5_text": {**_GATED, **_RECURRENT_OF, "head_dim": 8},
     "olmo_hybrid": {**_GATED, **_RECURRENT_OF, "linear_num_key_heads": 4},
+    "mamba2": {
+        "num_heads": 8,
+        "head_dim": 8,
+        "state_size": 6,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "tie_word_embeddings": True,
+    },
+    "falcon_h1": {
+        **_GATED,
+        "head_dim": 8,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 6,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+        "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9],
+        "key_multiplier": 0.7,
+        "mlp_multipliers": [0.8, 0.9],
+        "ssm_in_multiplier": 0.9,
+    },
     "kimi_linear": {
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_heads": 4,

@@ -268,19 +268,23 @@ class _Emitter:
 
     def linear_attention(self, op: MqcOp, attention: int_ops.LinearAttentionOp, requant: str) -> None:
         get, operands = attention.get, [attention.q, attention.k, attention.v, attention.step]
-        factors = [0] * 6
+        beta = memory = [0] * 3
         if attention.beta is not None:
             operands.append(attention.beta)
-            factors = [*_factor(attention, "beta_"), *_factor(attention, "memory_")]
-        shifts = ("sum_shift", "value_shift", "update_shift", "acc_shift")
+            beta = _factor(attention, "beta_")
+        if attention.memory_multiplier is not None:
+            memory = _factor(attention, "memory_")
+        shifts = ("sum_shift", "value_shift", "update_shift", "acc_shift", "skip_shift")
         fields = [
             self.caches.index(attention), get("heads"), get("key_heads"), attention.key_dim,
             attention.value_dim, channels(attention.step) // get("heads"), len(prefix_tokens(self.module)),
             "0" if attention.initial is None else self.weight(attention.initial),
             *[*(bits(x) for x in operands), 0][:5],
             *(get(f"{name}_zero") or 0 for name in ("q", "k", "v", "step", "beta")),
-            self.weight(attention.decay_multiplier), self.weight(attention.decay_shift), *factors,
-            *(get(name) or 0 for name in shifts), requant,
+            self.weight(attention.decay_multiplier), self.weight(attention.decay_shift),
+            *beta, *memory, int(attention.memory_multiplier is not None),
+            *(get(name) or 0 for name in shifts),
+            "0" if attention.skip is None else self.weight(attention.skip), requant,
         ]  # fmt: skip
         places = ", ".join(self.place(x) for x in operands)
         given = f"&(const LinearOperands){{{places}}}"

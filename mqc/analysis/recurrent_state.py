@@ -15,6 +15,8 @@ from mqc.numerics.arithmetic import saturate32
 #: |k| ≤ 1 and beta ≤ 1 a column of the state grows by at most sqrt(beta)·|v| a token, in squares: 2^14 tokens
 #: cannot fill it. A state that only adds up forgets as it does, and saturates beyond.
 _ROOM_OF_DELTA_RULE, _ROOM_OF_SUM = 2.0**7, 2.0**12
+#: Fraction bits that the accumulator has of the result's steps.
+_RESULT_BITS = 10
 #: Bits of a value that is written, before it is multiplied by the key.
 _VALUE_BITS = 24
 
@@ -24,7 +26,7 @@ class StateForm:
     """What `int.linear_attention` needs to know of its state.
 
     scale: real size of a step. memory: factor from `Σ k·S` after `sum_shift` to the unit of what is written,
-    which is the value's scale times 2^-value_shift.
+    which is the value's scale times 2^-value_shift. unit: real size of a step of the accumulator.
     """
 
     scale: float
@@ -33,6 +35,7 @@ class StateForm:
     sum_shift: int
     memory: float
     acc_shift: int
+    unit: float
 
     def error(self, key_dim: int, v: UniformType, state: float, value: float) -> float:
         """How much one token can add, at most, to the error of the state, in the norm of a column.
@@ -50,19 +53,36 @@ class StateForm:
         return math.sqrt(key_dim) * self.scale + written + 2.0**-24 * (3 * state + 2 * value)
 
 
-def state_form(q: UniformType, k: UniformType, v: UniformType, delta: bool) -> StateForm:
-    """The form for operands of these types; delta: whether by the delta rule.
+def state_form(
+    q: UniformType, k: UniformType, v: UniformType, y: UniformType, beta: UniformType | None, delta: bool
+) -> StateForm:
+    """The form for operands and a result of these types; delta: whether by the delta rule.
 
     A step of the state is a power of two of the product of the key's and the value's: an update is a shift.
+    The accumulator has steps of a 2^-10th of the result's at most, if the state's are as fine. So it
+    saturates only far beyond what the result can hold.
     """
     room = _ROOM_OF_DELTA_RULE if delta else _ROOM_OF_SUM
+    if beta is not None and not delta:
+        room *= _largest(beta) * beta.real_scale
     coarser = math.ceil(math.log2(room * _largest(k) * _largest(v))) - 31
     scale = k.real_scale * v.real_scale * 2.0**coarser
     value_shift = min(_VALUE_BITS - v.bits, 15)
     memory = k.real_scale * scale * 2.0**value_shift / v.real_scale
     sum_shift = min(max(math.floor(-math.log2(memory)), 0), 62)
-    update_shift, acc_shift = value_shift + coarser, _largest(q).bit_length()
-    return StateForm(scale, value_shift, update_shift, sum_shift, memory * 2.0**sum_shift, acc_shift)
+    product = q.real_scale * scale
+    acc_shift = min(max(math.floor(math.log2(y.real_scale / product)) - _RESULT_BITS, 0), 31)
+    return StateForm(
+        scale, value_shift, max(value_shift + coarser, 0), sum_shift, memory * 2.0**sum_shift, acc_shift,
+        product * 2.0**acc_shift,
+    )  # fmt: skip
+
+
+def fixed_point(real: Array) -> tuple[Array, int]:
+    """Numbers as s32, and with how many fraction bits, in [0, 31]: as many as the largest allows."""
+    largest = float(np.abs(real).max())
+    bits = min(max(30 - math.frexp(largest)[1], 0), 31)
+    return saturated(real.astype(np.float64) * 2.0**bits), bits
 
 
 def saturated(state: Array) -> Array:

@@ -16,12 +16,25 @@ from mqc.ir.op import EvaluationContext, State, WeightAttr, channels, s8, s32
 from mqc.numerics import arithmetic as a
 from mqc.numerics import recurrence
 
-#: What the delta rule has besides, which stands in an op together.
-_OF_BETA = ("beta_zero", "beta_multiplier", "beta_shift", "memory_multiplier", "memory_shift", "sum_shift")
+#: Properties that an op has all of, or none: with `beta`, by the delta rule, and with `skip`.
+_OF_BETA = ("beta", "beta_zero", "beta_multiplier", "beta_shift")
+_OF_DELTA = ("memory_multiplier", "memory_shift", "sum_shift")
+_OF_SKIP = ("skip", "skip_shift")
 
 
-def _if_beta(limit: Limit) -> Limit:
-    return Limit(limit.text, lambda op: op.beta is None or limit.holds(op))
+def _together(names: tuple[str, ...]) -> Limit:
+    return Limit(
+        f"{', '.join(names)} together", lambda op: len({getattr(op, name) is None for name in names}) == 1
+    )
+
+
+def _if(name: str, *found: Limit) -> tuple[Limit, ...]:
+    """Limits of an op that has something."""
+
+    def asked(limit: Limit) -> Limit:
+        return Limit(limit.text, lambda op: getattr(op, name) is None or limit.holds(op))
+
+    return tuple(map(asked, found))
 
 
 @irdl_op_definition
@@ -31,15 +44,17 @@ class LinearAttentionOp(AccumulatorOp):
 
     1. u = clamp(requantize(d_step, decay_multiplier, decay_shift), 0, 2^29), in octaves of 24 fraction bits;
        e = 2^-u with 30 fraction bits (`mqc.numerics.recurrence.decay_factors`); S = round(S·e, 30);
-    2. w = d_v << value_shift; with `beta`: m = requantize(saturate32(round(Σ d_k·S, sum_shift)),
-       memory_multiplier, memory_shift), b = requantize(d_beta, beta_multiplier, beta_shift), of 24 fraction
-       bits, and w = saturate32(round(saturate32(w − m)·b, 24));
-    3. S = saturate32(S + round(d_k·w, update_shift)).
+    2. w = d_v << value_shift; by the delta rule, which has a `memory_multiplier`, w = saturate32(w − m) with
+       m = requantize(saturate32(round(Σ d_k·S, sum_shift)), memory_multiplier, memory_shift);
+    3. with `beta`, w = saturate32(round(w·b, 24)), b = requantize(d_beta, beta_multiplier, beta_shift), of 24
+       fraction bits;
+    4. S = saturate32(S + round(d_k·w, update_shift));
+    5. y = saturate32(round(Σ d_q·S, acc_shift) + round(d_v·skip, skip_shift)), `skip` s32 of each head.
 
     Sums go over key_dim, and fit in 64 bits. Tokens one by one or together give the same bits. `initial` is
     the state behind the prefix.
 
-    `y = saturate32(shift_right_round(Σ d_q·S, acc_shift))`
+    `y = saturate32(shift_right_round(Σ d_q·S, acc_shift) + shift_right_round(d_v·skip, skip_shift))`
     """
 
     name = "int.linear_attention"
@@ -67,6 +82,8 @@ class LinearAttentionOp(AccumulatorOp):
     value_shift = prop_def(IntegerAttr)
     update_shift = prop_def(IntegerAttr)
     acc_shift = prop_def(IntegerAttr)
+    skip = opt_prop_def(WeightAttr)
+    skip_shift = opt_prop_def(IntegerAttr)
     result = result_def(TensorType)
 
     PORTS: ClassVar = {
@@ -107,16 +124,16 @@ class LinearAttentionOp(AccumulatorOp):
         within("value_shift", 0, 15),
         within("update_shift", 0, 47),
         within("acc_shift", 0, 31),
-        Limit(
-            f"beta together with {', '.join(_OF_BETA)}",
-            lambda op: len({op.beta is None, *(op.properties.get(name) is None for name in _OF_BETA)}) == 1,
-        ),
+        *map(_together, (_OF_BETA, _OF_DELTA, _OF_SKIP)),
         Limit("beta of heads", lambda op: op.beta is None or channels(op.beta) == op.get("heads")),
         Limit(
             "beta_zero in the range of beta",
             lambda op: op.beta is None or 0 <= op.get("beta_zero") <= limits(op.beta)[1],
         ),
-        *(_if_beta(limit) for limit in (*scales("beta_"), *scales("memory_"), within("sum_shift", 0, 62))),
+        *_if("beta", *scales("beta_")),
+        *_if("memory_multiplier", *scales("memory_"), within("sum_shift", 0, 62)),
+        *_if("skip", within("skip_shift", 0, 31)),
+        constant("skip", s32, "[heads]", lambda op: (op.get("heads"),)),
     )  # fmt: skip
     VALUES: ClassVar = (
         Values(
@@ -141,7 +158,7 @@ class LinearAttentionOp(AccumulatorOp):
         return (State(name, shape, s32, grows=False, initial=self.initial, cleared=True, padding=False),)
 
     def macs(self) -> int:
-        reads = 2 if self.beta is None else 3
+        reads = 2 if self.memory_multiplier is None else 3
         return reads * channels(self.v) * self.key_dim
 
     def evaluate(
@@ -156,8 +173,8 @@ class LinearAttentionOp(AccumulatorOp):
             recurrence.per_head(x.astype(np.int64) - self.get(f"{name}_zero"), key_heads, heads // key_heads)
             for name, x in (("q", q), ("k", k))
         )
-        written = (v.astype(np.int64) - self.get("v_zero")) << self.get("value_shift")
-        written = written.reshape(len(v), heads, -1)
+        values = (v.astype(np.int64) - self.get("v_zero")).reshape(len(v), heads, -1)
+        written = values << self.get("value_shift")
         scale = ctx.array(self.decay_multiplier), ctx.array(self.decay_shift)
         octaves = a.requantize(step.astype(np.int64) - self.get("step_zero"), *scale)
         factors = recurrence.decay_factors(np.clip(octaves, 0, recurrence.LONGEST_DECAY))
@@ -167,14 +184,19 @@ class LinearAttentionOp(AccumulatorOp):
         for t in range(len(v)):
             s = a.shift_right_round(s * factors[t], recurrence.FACTOR_FRACTION_BITS)
             w = written[t]
+            if self.memory_multiplier is not None:
+                w = a.saturate32(w - self._memory(np.einsum("hk,hkv->hv", keys[t], s)))
             if betas is not None:
-                missing = a.saturate32(w - self._memory(np.einsum("hk,hkv->hv", keys[t], s)))
-                w = a.saturate32(a.shift_right_round(missing * betas[t], recurrence.BETA_FRACTION_BITS))
+                w = a.saturate32(a.shift_right_round(w * betas[t], recurrence.BETA_FRACTION_BITS))
             update = a.shift_right_round(keys[t][:, :, None] * w[:, None], self.get("update_shift"))
             s = a.saturate32(s + update)
             result[t] = np.einsum("hk,hkv->hv", queries[t], s)
         ctx.state[kept.name] = s.astype(np.int32)
-        y: Array = a.saturate32(a.shift_right_round(result, self.get("acc_shift")))
+        y: Array = a.shift_right_round(result, self.get("acc_shift"))
+        if self.skip is not None:
+            skipping = values * ctx.array(self.skip).astype(np.int64)[:, None]
+            y = y + a.shift_right_round(skipping, self.get("skip_shift"))
+        y = a.saturate32(y)
         return y.reshape(len(v), -1).astype(np.int32)
 
     def _betas(self, beta: Array) -> Array:

@@ -19,15 +19,16 @@ _CHUNK = 64
 @irdl_op_definition
 class LinearAttentionOp(LlmOp):
     """Linear attention: each head has a state S `[key_dim, value_dim]`, which forgets, takes up a token's key
-    and value, and is read by its query. With `beta` `[tokens, heads]` it is the gated delta rule (Gated
-    DeltaNet, arXiv 2412.06464), without it the scan of Mamba-2 (arXiv 2405.21060).
+    and value as far as `beta` `[tokens, heads]` says (1 if absent), and is read by its query. If `delta` is
+    1, it takes up what it lacks of the value: the gated delta rule (Gated DeltaNet, arXiv 2412.06464). Else
+    this is the scan of Mamba-2 (arXiv 2405.21060). `skip` `[heads]` of the value goes past the state.
 
     The state forgets by exp(−rate·step): `step` is `[tokens, heads]`, or `[tokens, heads·key_dim]` for a
     decay of each key channel (Kimi Linear, arXiv 2510.26692), and `rate` has as many channels. Consecutive
     heads share queries and keys, of `key_heads`. `layer` numbers the states of a module; `initial`
     `[heads, key_dim, value_dim]` is the one behind the prefix.
 
-    `S ← exp(−rate·step)·S; S ← S + k·(beta·(v − Sᵀk))ᵀ, or S + k·vᵀ without beta; y = Sᵀq`
+    `S ← exp(−rate·step)·S; S ← S + k·(beta·(v − delta·Sᵀk))ᵀ; y = Sᵀq + skip·v`
     """
 
     name = "llm.linear_attention"
@@ -39,7 +40,9 @@ class LinearAttentionOp(LlmOp):
     layer = prop_def(IntegerAttr)
     heads = prop_def(IntegerAttr)
     key_heads = prop_def(IntegerAttr)
+    delta = prop_def(IntegerAttr)
     rate = prop_def(WeightAttr)
+    skip = opt_prop_def(WeightAttr)
     initial = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
 
@@ -64,6 +67,8 @@ class LinearAttentionOp(LlmOp):
         self.expect(steps in (heads, heads * self.key_dim), "step must be of heads, or of their key channels")
         self.expect(self.rate.shape == (steps,), "rate must have the channels of step")
         self.expect(self.beta is None or channels(self.beta) == heads, "beta must be of heads")
+        self.expect(self.get("delta") in (0, 1), "delta must be 0 or 1")
+        self.expect(self.skip is None or self.skip.shape == (heads,), "skip must be [heads]")
         shape = heads, self.key_dim, self.value_dim
         self.expect(self.initial is None or self.initial.shape == shape, f"initial must be {list(shape)}")
 
@@ -91,20 +96,22 @@ class LinearAttentionOp(LlmOp):
         )
         values = v.view(len(v), heads, -1).transpose(0, 1)
         decay = -(step * ctx.torch(self.rate)).view(len(v), heads, -1).transpose(0, 1)
-        betas = None if beta is None else beta.T[..., None]
+        betas = torch.ones(heads, len(v), 1) if beta is None else beta.T[..., None]
         results = []
         for first in range(0, len(v), _CHUNK):
             part = slice(first, first + _CHUNK)
             result, state = _chunk(
-                queries[:, part], keys[:, part], values[:, part], decay[:, part],
-                None if betas is None else betas[:, part], state,
+                *(x[:, part] for x in (queries, keys, values, decay, betas)), state, bool(self.get("delta"))
             )  # fmt: skip
             results.append(result)
         ctx.state[kept.name] = state
-        return torch.cat(results, 1).transpose(0, 1).reshape(len(v), -1)
+        y = torch.cat(results, 1)
+        if self.skip is not None:
+            y = y + ctx.torch(self.skip)[:, None, None] * values
+        return y.transpose(0, 1).reshape(len(v), -1)
 
     def macs(self) -> int:
-        reads = 2 if self.beta is None else 3
+        reads = 2 + int(self.get("delta"))
         return reads * channels(self.v) * self.key_dim
 
 
@@ -113,23 +120,24 @@ def _chunk(
     k: torch.Tensor,
     v: torch.Tensor,
     decay: torch.Tensor,
-    beta: torch.Tensor | None,
+    beta: torch.Tensor,
     state: torch.Tensor,
+    delta: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Results `[heads, tokens, value_dim]` of some tokens at once, and the state behind them.
 
     q, k `[heads, tokens, key_dim]`, v `[heads, tokens, value_dim]`, decay `[heads, tokens, 1 or key_dim]`,
     the logarithm, beta `[heads, tokens, 1]`, state `[heads, key_dim, value_dim]`.
 
-    What a token writes depends on what those before it wrote, by a triangular system (arXiv 2412.06464).
+    By the delta rule what a token writes depends on what those before it wrote, by a triangular system (arXiv
+    2412.06464).
     """
     since = decay.cumsum(1)  # of the state in front
     later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
     between = (since[:, :, None] - since[:, None]).masked_fill(later[..., None], -torch.inf).exp()
-    seen = _products(k, k, between)
-    written = v
-    if beta is not None:
-        system = torch.eye(q.shape[1]) + (beta * seen).tril(-1)
+    written = beta * v
+    if delta:
+        system = torch.eye(q.shape[1]) + (beta * _products(k, k, between)).tril(-1)
         missing = beta * (v - (k * since.exp()) @ state)
         written = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
     result = (q * since.exp()) @ state + _products(q, k, between) @ written

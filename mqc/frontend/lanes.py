@@ -17,6 +17,7 @@ import torch
 from xdsl.ir import SSAValue
 
 from mqc.dialects.expressions import Argument, evaluate
+from mqc.frontend.mapped import widened
 
 #: Positions of `Table.short`.
 SHORT = 3
@@ -252,6 +253,25 @@ def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
         bias = torch.zeros(rows)
         bias[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1).float()
     return replace(value, base=replace(product, bias=bias, emitted={}))
+
+
+def with_factors(value: Lanes, vector: torch.Tensor) -> Lanes | None:
+    """Channels of a matrix product times a vector that is broadcast; None where no matrix gives that."""
+    product = value.base
+    if not isinstance(product, Linear) or product.gates is not None:
+        return None
+    places = order(value)
+    try:
+        spread = vector.detach().float().expand(value.index.shape)
+    except RuntimeError:
+        return None
+    if len(set(places.tolist())) < len(places):
+        return None
+    factors = torch.ones(len(product.weight))
+    factors[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1)
+    bias = None if product.bias is None else widened(product.bias).float() * factors
+    weight = widened(product.weight).float() * factors[:, None]
+    return replace(value, base=replace(product, weight=weight, bias=bias, emitted={}))
 
 
 def expression_of(value: Lanes | Elementwise) -> Argument:

@@ -47,18 +47,20 @@ class Scaled:
 
 @torch.library.custom_op("mqc::linear_attention", mutates_args=())
 def linear_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor | None
-) -> torch.Tensor:
-    """Placeholder for linear attention with a state in the traced graph; never run.
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor | None,
+    skip: torch.Tensor | None, delta: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Placeholder for `llm.linear_attention` in the traced graph; never run.
 
     Shapes: q and k `[1, tokens, key_heads, key_dim]`, v and the result `[1, tokens, heads, value_dim]`,
-    decay, the logarithm, `[1, tokens, heads]` or `[1, tokens, heads, key_dim]`, beta `[1, tokens, heads]`.
+    decay, the logarithm, `[1, tokens, heads]` or `[1, tokens, heads, key_dim]`, beta `[1, tokens, heads]`,
+    skip `[heads]`.
     """
     raise NotImplementedError("mqc::linear_attention exists in traced graphs only")
 
 
 @linear_attention.register_fake
-def _(q, k, v, decay, beta):  # type: ignore[no-untyped-def]
+def _(q, k, v, decay, beta, skip, delta):  # type: ignore[no-untyped-def]
     return torch.empty_like(v)
 
 
@@ -78,13 +80,31 @@ def _delta_rule(  # type: ignore[no-untyped-def]
         )
     else:
         query = query * width**-0.5
-    return linear_attention(query, key, value, g, beta), None
+    return linear_attention(query, key, value, g, beta, None, True), None
+
+
+def _scan(  # type: ignore[no-untyped-def]
+    hidden_states, dt, A, B, C, *, D=None, dt_bias=None, initial_states=None, dt_softplus=False,
+    dt_limit=(0.0, float("inf")), return_final_states=False, z=None, **kwargs,
+):  # fmt: skip
+    """The scan of Mamba-2."""
+    if initial_states is not None or return_final_states or z is not None:
+        raise UnsupportedOpError(
+            "the model", "a scan with a gate, or that goes on from a state", "has no llm form"
+        )
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = torch.nn.functional.softplus(dt) if dt_softplus else dt
+    low, high = dt_limit
+    if not dt_softplus or low > 0 or high < float("inf"):
+        dt = torch.clamp(dt, low, high if high < float("inf") else None)
+    return linear_attention(C, B, hidden_states, A * dt, dt, D, False)
 
 
 #: What stands in, by the name of a function in the file of a model.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
+    "mamba2_chunk_scan": _scan,
 }
 
 _tracing: ContextVar[bool] = ContextVar("tracing", default=False)
@@ -121,10 +141,11 @@ def raised(build: Builder, node: Node, operands: Sequence[Any], emit: Callable[.
     """The op of a node of the graph.
 
     Args:
-        operands: q, k, v, the logarithm of the decay, and beta or None, as symbolic values.
+        operands: q, k, v, the logarithm of the decay, and beta or None, as symbolic values; skip, a constant
+            or None, and whether by the delta rule.
         emit: makes an SSA value of one of them, given its `role`.
     """
-    q, k, v, decay, *beta = (one for one in operands if one is not None)
+    q, k, v, decay, beta, skip, delta = operands
     if isinstance(decay, Scaled):
         step, rate = decay.value, -decay.vector
     elif isinstance(decay, Lanes | Elementwise):
@@ -134,12 +155,13 @@ def raised(build: Builder, node: Node, operands: Sequence[Any], emit: Callable[.
         raise ValueError("with a decay that does not depend on the tokens has no llm form")
     if (rate < 0).any():
         raise ValueError("whose state grows has no llm form")
-    roles = ("q", "k", "v", "step", "beta")
-    values = [emit(one, role=role) for one, role in zip((q, k, v, step, *beta), roles, strict=False)]
-    key_heads, heads = (int(given.meta["val"].shape[2]) for given in node.args[1:3])  # type: ignore[union-attr]
+    given = {"q": q, "k": k, "v": v, "step": step, "beta": beta}
+    values = [emit(one, role=role) for role, one in given.items() if one is not None]
+    key_heads, heads = (int(one.meta["val"].shape[2]) for one in node.args[1:3])  # type: ignore[union-attr]
     name = f"{module_path(node)}.linear_attention".lstrip(".")
     return build.op(
         "llm.linear_attention", values, tensor(f32, channels(values[2])), name,
-        layer=build.layer("recurrent"), heads=heads, key_heads=key_heads,
+        layer=build.layer("recurrent"), heads=heads, key_heads=key_heads, delta=int(delta),
+        skip=None if skip is None else build.vector(skip, f"{name}.skip"),
         rate=build.weights.add(f"{name}.rate", np.ascontiguousarray(rate, np.float32)),
     )  # fmt: skip

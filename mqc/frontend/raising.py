@@ -46,6 +46,7 @@ from mqc.frontend.lanes import (
     lanes_of,
     same_lanes,
     with_bias,
+    with_factors,
 )
 from mqc.frontend.layout import VIEWS, join, relayout
 from mqc.frontend.linear_attention import Scaled, raised
@@ -248,7 +249,7 @@ class _Raising:
         match a, b:
             case Rotary(), Table() if (a.column >= 0).all():
                 return scaled_rotary(a, rows_of(b, self.context), self.context)
-            case Rotary(), _:
+            case (Rotary(), _) | (Elementwise(), Table()):
                 return self._mul(node, self._lanes(node, a), b)
             case Lanes() | Elementwise(), _ if number is not None:
                 return composed(node, a, "mul", number)
@@ -264,6 +265,8 @@ class _Raising:
                 return Centered(a.lanes, squared=True)
             case Lanes(base=Norm()), torch.Tensor():
                 return self._gain(node, a, b)
+            case Lanes(), torch.Tensor() if (product := with_factors(a, b)) is not None:
+                return product
             case Lanes() | Elementwise(), torch.Tensor():
                 return Scaled(a, self._spread(lanes_of(a), b))
         return of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
+from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 from xdsl.dialects.builtin import f32
 from xdsl.utils.exceptions import VerifyException
@@ -36,12 +37,20 @@ class FloatWeights(Weights):
 
 
 def float_op(
-    w: Weights, heads: int, key_heads: int, key_dim: int, value_dim: int, rate: Any, beta: bool = True
+    w: Weights,
+    heads: int,
+    key_heads: int,
+    key_dim: int,
+    value_dim: int,
+    rate: Any,
+    delta: int,
+    skip: Any = None,
 ) -> Any:
-    widths = [key_heads * key_dim] * 2 + [heads * value_dim, len(rate)] + [heads] * beta
+    widths = [key_heads * key_dim] * 2 + [heads * value_dim, len(rate), heads]
     return op(
         llm.LinearAttentionOp, [tensor(f32, n) for n in widths], tensor(f32, heads * value_dim), layer=0,
-        heads=heads, key_heads=key_heads, rate=w.store.add("r", np.asarray(rate, np.float32)),
+        heads=heads, key_heads=key_heads, rate=w.store.add("r", np.asarray(rate, np.float32)), delta=delta,
+        skip=None if skip is None else w.store.add("s", np.asarray(skip, np.float32)),
     )  # fmt: skip
 
 
@@ -61,7 +70,7 @@ def test_the_float_op_is_transformers_function(by_channel: bool) -> None:
     function = recurrent_kimi_delta_attention if by_channel else torch_recurrent_gated_delta_rule
     want, _ = function(q * key_dim**0.5, k, v, -rate * step, beta, None, False)
     w = FloatWeights()
-    built = float_op(w, heads, key_heads, key_dim, value_dim, rate.reshape(-1).numpy())
+    built = float_op(w, heads, key_heads, key_dim, value_dim, rate.reshape(-1).numpy(), 1)
     given = [x[0].reshape(count, -1) for x in (q, k, v, step, beta)]
     parts = [
         built.compute(w, *(x[a:b] for x in given)) for a, b in ((0, 70), (70, 71), (71, 72), (72, count))
@@ -69,19 +78,20 @@ def test_the_float_op_is_transformers_function(by_channel: bool) -> None:
     assert torch.allclose(torch.cat(parts), want[0].reshape(count, -1), atol=2e-5)
 
 
-def test_the_float_op_without_beta_adds_up() -> None:
-    rng, w = np.random.default_rng(0), FloatWeights()
-    built = float_op(w, 3, 1, 5, 4, [0.0, 0.5, 3.0], beta=False)
-    given = [rng.standard_normal((90, n)).astype(np.float32) for n in (5, 5, 12)]
-    step = rng.random((90, 3)).astype(np.float32)
-    got = built.compute(w, *map(torch.from_numpy, (*given, step))).numpy()
-    q, k, v = (x.reshape(90, -1, 5 if i < 2 else 4) for i, x in enumerate(given))
-    state = np.zeros((3, 5, 4))
-    for t in range(90):
-        state = np.exp(-step[t] * [0.0, 0.5, 3.0])[:, None, None] * state + k[t][:, :, None] * v[t][:, None]
-        assert np.allclose(
-            got[t], np.einsum("hk,hkv->hv", np.broadcast_to(q[t], (3, 5)), state).ravel(), atol=1e-4
-        )
+def test_the_float_op_is_the_scan_of_mamba() -> None:
+    """Steps are beta as well, and part of the values goes past the state."""
+    heads, groups, key_dim, value_dim, count = 4, 2, 5, 6, 90
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, count, groups, key_dim, generator=generator) for _ in range(2))
+    v = torch.randn(1, count, heads, value_dim, generator=generator)
+    step = torch.rand(1, count, heads, generator=generator)
+    rate, skip = torch.tensor([0.0, 0.01, 0.5, 3.0]), torch.randn(heads, generator=generator)
+    want = mamba2_chunk_scan(v, step, -rate, k, q, chunk_size=16, D=skip)
+    w = FloatWeights()
+    built = float_op(w, heads, groups, key_dim, value_dim, rate.numpy(), 0, skip.numpy())
+    given = [x[0].reshape(count, -1) for x in (q, k, v, step, step)]
+    parts = [built.compute(w, *(x[a:b] for x in given)) for a, b in ((0, 70), (70, 71), (71, count))]
+    assert torch.allclose(torch.cat(parts), want[0].reshape(count, -1), atol=1e-4)
 
 
 # ---- the integer op
@@ -115,7 +125,7 @@ class Definition:
 
     def token(
         self, q: list[int], k: list[int], v: list[int], step: list[int], beta: int | None,
-        scales: list[tuple[int, int]],
+        scales: list[tuple[int, int]], skip: int,
     ) -> list[int]:  # fmt: skip
         """All without their zero points; step and scales: one, or one of each key channel."""
         p, rows, columns = self.p, range(len(k)), range(len(v))
@@ -124,18 +134,21 @@ class Definition:
             e = factor(min(max(requantized(step[i], *scales[i]), 0), 1 << 29))
             self.state[row] = [rounded(s * e, 30) for s in self.state[row]]
         written = [x * 2 ** p["value_shift"] for x in v]
-        if beta is not None:
-            share = requantized(beta, p["beta_multiplier"], p["beta_shift"])
+        if "memory_shift" in p:
             for c in columns:
                 sums = saturated(rounded(sum(k[row] * self.state[row][c] for row in rows), p["sum_shift"]))
-                missing = written[c] - requantized(sums, p["memory_multiplier"], p["memory_shift"])
-                written[c] = saturated(rounded(saturated(missing) * share, 24))
+                memory = requantized(sums, p["memory_multiplier"], p["memory_shift"])
+                written[c] = saturated(written[c] - memory)
+        if beta is not None:
+            share = requantized(beta, p["beta_multiplier"], p["beta_shift"])
+            written = [saturated(rounded(x * share, 24)) for x in written]
         for row in rows:
             for c in columns:
                 update = rounded(k[row] * written[c], p["update_shift"])
                 self.state[row][c] = saturated(self.state[row][c] + update)
         sums_of = [sum(q[row] * self.state[row][c] for row in rows) for c in columns]
-        return [saturated(rounded(x, p["acc_shift"])) for x in sums_of]
+        past = [rounded(x * skip, p.get("skip_shift", 0)) for x in v]
+        return [saturated(rounded(x, p["acc_shift"]) + y) for x, y in zip(sums_of, past, strict=True)]
 
 
 @given(st.data(), SEED)
@@ -145,7 +158,7 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
     rng = np.random.default_rng(seed)
     key_heads, groups = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
     key_dim, value_dim = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
-    delta, by_channel = data.draw(st.booleans()), data.draw(st.booleans())
+    delta, with_beta, by_channel, skipping = (data.draw(st.booleans()) for _ in range(4))
     element, top = data.draw(st.sampled_from([(u8, 255), (u16, 65535)]))
     heads, w = key_heads * groups, Weights()
     steps = heads * key_dim if by_channel else heads
@@ -154,18 +167,25 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
         "value_shift": data.draw(st.integers(0, 15)), "update_shift": data.draw(st.integers(0, 47)),
         "acc_shift": data.draw(st.integers(0, 31)),
     }  # fmt: skip
-    if delta:
-        p |= {"sum_shift": data.draw(st.integers(0, 62)), "beta_zero": int(rng.integers(0, top + 1))}
-        for name in ("beta", "memory"):
+    for name, there in (("beta", with_beta), ("memory", delta)):
+        if there:
             p[f"{name}_multiplier"] = int(rng.integers(2**30, 2**31)) * data.draw(st.sampled_from([1, 0, -1]))
             p[f"{name}_shift"] = data.draw(st.integers(-31, 31))
+    if with_beta:
+        p["beta_zero"] = int(rng.integers(0, top + 1))
+    if delta:
+        p["sum_shift"] = data.draw(st.integers(0, 62))
+    skip = rng.integers(-(2**31), 2**31, heads) if skipping else np.zeros(heads, int)
+    if skipping:
+        p["skip_shift"] = data.draw(st.integers(0, 31))
     multiplier = rng.integers(2**30, 2**31, steps).astype(np.int32)
     shift = rng.integers(-16, 20, steps).astype(np.int8)
-    widths = [key_heads * key_dim] * 2 + [heads * value_dim, steps] + [heads] * delta
+    widths = [key_heads * key_dim] * 2 + [heads * value_dim, steps] + [heads] * with_beta
     built = op(
         int_ops.LinearAttentionOp, [tensor(element, n) for n in widths], tensor(s32, heads * value_dim),
         layer=0, heads=heads, key_heads=key_heads, decay_multiplier=w.store.add("m", multiplier),
-        decay_shift=w.store.add("s", shift), **zeros, **p,
+        decay_shift=w.store.add("s", shift),
+        skip=w.store.add("k", skip.astype(np.int32)) if skipping else None, **zeros, **p,
     )  # fmt: skip
     count = 6
     x = [rng.integers(0, top + 1, (count, n)).astype(np.uint16 if top > 255 else np.uint8) for n in widths]
@@ -176,7 +196,7 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
     parts = [built.evaluate(w, *(one[a:b] for one in x)) for a, b in ((0, cut), (cut, count))]
     assert (np.concatenate(parts) == got).all()
     assert (w.state["recurrent.0"] == kept["recurrent.0"]).all()
-    names = ("q", "k", "v", "step", *(["beta"] if delta else []))
+    names = ("q", "k", "v", "step", *(["beta"] if with_beta else []))
     d = [one.astype(int) - (zeros | p)[f"{name}_zero"] for name, one in zip(names, x, strict=True)]
     for head in range(heads):
         definition, group = Definition(p, key_dim, value_dim), head // groups
@@ -188,7 +208,8 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
             q, k = (one[t, group * key_dim : (group + 1) * key_dim].tolist() for one in d[:2])
             v = d[2][t, head * value_dim : (head + 1) * value_dim].tolist()
             step = d[3][t, head * width : (head + 1) * width].tolist()
-            want = definition.token(q, k, v, step, int(d[4][t, head]) if delta else None, scales)
+            beta = int(d[4][t, head]) if with_beta else None
+            want = definition.token(q, k, v, step, beta, scales, int(skip[head]))
             assert got[t, head * value_dim : (head + 1) * value_dim].tolist() == want
         assert kept["recurrent.0"][head].tolist() == definition.state
 
@@ -209,7 +230,9 @@ BROKEN = [
     ({"step_zero": 70000}, "step_zero in the range of step"),
     ({"value_shift": 16}, r"value_shift in \[0, 15\]"),
     ({"update_shift": 48}, r"update_shift in \[0, 47\]"),
-    ({"beta_zero": None}, "beta together with"),
+    ({"beta_zero": None}, "beta, beta_zero, beta_multiplier, beta_shift together"),
+    ({"sum_shift": None}, "memory_multiplier, memory_shift, sum_shift together"),
+    ({"skip_shift": 3}, "skip, skip_shift together"),
     ({"memory_multiplier": 5}, "memory_multiplier"),
     ({"sum_shift": 63}, r"sum_shift in \[0, 62\]"),
 ]
@@ -237,7 +260,7 @@ MODULE = """
 builtin.module attributes {{mqc.level = "quant", mqc.context = 64 : i64}} {{
   func.func @main(%ids: tensor<?xi64>, %positions: tensor<?xi64>) -> tensor<?x{out}xf32> {{
     {operands}
-    %y = llm.linear_attention {names} {{heads = {heads}, key_heads = 1, layer = 0, rate = #mqc.weight<"rate", "0", tensor<{heads}xf32>>}} : ({types}) -> {result}
+    %y = llm.linear_attention {names} {{heads = {heads}, key_heads = 1, layer = 0, delta = {delta}, rate = #mqc.weight<"rate", "0", tensor<{heads}xf32>>}} : ({types}) -> {result}
     %l = llm.linear %y {{range = array<f64: -9.0, 9.0>, weight = #mqc.weight<"w", "0", tensor<{out}x{out}xf32>>}} : ({result}) -> tensor<?x{out}xf32>
     func.return %l : tensor<?x{out}xf32>
   }}
@@ -245,7 +268,10 @@ builtin.module attributes {{mqc.level = "quant", mqc.context = 64 : i64}} {{
 """  # noqa: E501
 
 
-def lowered(types: list[tuple[int, UniformType]], rate: Any) -> tuple[IntOp, CompilerContext]:
+RESULT = affine_range(-50.0, 50.0, 16)
+
+
+def lowered(types: list[tuple[int, UniformType]], rate: Any, delta: bool) -> tuple[IntOp, CompilerContext]:
     """The integer op of operands of some widths and types, as `lower-to-int` makes it."""
     ctx, heads = CompilerContext(), len(rate)
     texts = [f"tensor<?x{n}x{kind}>" for n, kind in types]
@@ -259,7 +285,7 @@ def lowered(types: list[tuple[int, UniformType]], rate: Any) -> tuple[IntOp, Com
         MODULE.format(
             out=out, operands="\n    ".join(operands), heads=heads, types=", ".join(texts),
             names=", ".join(f"%{i}" for i in range(len(types))),
-            result=f"tensor<?x{out}x!quant.uniform<u16:f32, 0.001:32768>>",
+            result=f"tensor<?x{out}x{RESULT}>", delta=int(delta),
         )
     )  # fmt: skip
     for operation in mqc_ops(module):
@@ -274,15 +300,13 @@ def lowered(types: list[tuple[int, UniformType]], rate: Any) -> tuple[IntOp, Com
     return found, ctx
 
 
-def exact(q: Any, k: Any, v: Any, decay: Any, beta: Any) -> tuple[Any, float]:
+def exact(q: Any, k: Any, v: Any, decay: Any, beta: Any, delta: bool) -> tuple[Any, float]:
     """The recurrence in float64 `[tokens, heads, value_dim]`, and the largest norm of a state's column."""
     state, largest = np.zeros((v.shape[1], k.shape[-1], v.shape[-1])), 0.0
     result = np.empty(v.shape)
     for t in range(len(v)):
         state = state * np.exp(decay[t])[:, None, None]
-        written = v[t]
-        if beta is not None:
-            written = beta[t][:, None] * (written - np.einsum("k,hkv->hv", k[t], state))
+        written = beta[t][:, None] * (v[t] - delta * np.einsum("k,hkv->hv", k[t], state))
         state = state + k[t][None, :, None] * written[:, None]
         result[t] = np.einsum("k,hkv->hv", q[t], state)
         largest = max(largest, float(np.sqrt((state**2).sum(1)).max()))
@@ -299,25 +323,26 @@ def test_the_error_over_4096_tokens_is_bounded(delta: bool, bits: int) -> None:
     q, k = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, k))
     v = rng.standard_normal((TOKENS, heads * value_dim))
     step, beta = rng.exponential(size=(TOKENS, heads)), rng.random((TOKENS, heads))
-    given, kinds = [q, k, v, step, *([beta] if delta else [])], []
+    given, kinds = [q, k, v, step, beta], []
     for x in given:
         kinds.append(affine_range(float(x.min()) * 1.25, float(x.max()) * 1.25, 16 if x is step else bits))
     stored = [
         np.clip(np.rint(x / kind.real_scale) + kind.zero, 0, kind.high).astype(f"uint{kind.bits}")
         for x, kind in zip(given, kinds, strict=True)
     ]
-    built, ctx = lowered([(x.shape[1], kind) for x, kind in zip(given, kinds, strict=True)], rate)
+    built, ctx = lowered([(x.shape[1], kind) for x, kind in zip(given, kinds, strict=True)], rate, delta)
     w = Weights()
     w.store.update(ctx.weights)
     acc = built.evaluate(w, *stored)  # type: ignore[arg-type]
-    form: StateForm = state_form(*kinds[:3], delta=delta)
-    unit = kinds[0].real_scale * form.scale * 2.0**form.acc_shift
+    form: StateForm = state_form(*kinds[:3], RESULT, kinds[4], delta)
     real = [(x.astype(float) - kind.zero) * kind.real_scale for x, kind in zip(stored, kinds, strict=True)]
     values = real[2].reshape(TOKENS, heads, -1)
-    want, norm = exact(real[0], real[1], values, -real[3] * rate, real[4] if delta else None)
-    error = np.abs((acc * unit).reshape(want.shape) - want)
+    want, norm = exact(real[0], real[1], values, -real[3] * rate, real[4], delta)
+    error = np.abs((acc * form.unit).reshape(want.shape) - want)
     strongest = np.linalg.norm(real[0], axis=1).max()
-    bound = strongest * TOKENS * form.error(key_dim, kinds[2], norm, float(np.abs(real[2]).max())) + unit / 2
+    bound = (
+        strongest * TOKENS * form.error(key_dim, kinds[2], norm, float(np.abs(real[2]).max())) + form.unit / 2
+    )
     assert error.max() < bound
     assert np.sqrt((error**2).mean() / (want**2).mean()) < 2.0**-14
     assert np.abs(w.state["recurrent.0"].astype(np.int64)).max() < 2**31 - 1, "it never saturates here"

@@ -157,7 +157,9 @@ typedef struct {
     const s8 *decay_shift;
     s32 beta_multiplier, beta_left, beta_right;
     s32 memory_multiplier, memory_left, memory_right;
-    int sum_shift, value_shift, update_shift, acc_shift;
+    int delta; /* whether by the delta rule */
+    int sum_shift, value_shift, update_shift, acc_shift, skip_shift;
+    const s32 *skip; /* [heads], or NULL */
     Requant requant;
 } LinearAttention;
 typedef struct {

@@ -50,13 +50,12 @@ INLINE void take_up(s32 *s, s64 *sum, const s32 *written, int n, s32 key, s32 qu
     }
 }
 
-/* What is written: the value, or what the state lacks of it, as far as beta says. */
-INLINE void write_missing(const LinearAttention *p, s32 *written, const s64 *sum, int n, s32 beta) {
+/* What the state lacks of a value. */
+INLINE void subtract_memory(const LinearAttention *p, s32 *written, const s64 *sum, int n) {
     for (int i = 0; i < n; i++) {
         s32 memory = saturate32(shift_right_round(sum[i], p->sum_shift));
         memory = requantize(memory, p->memory_multiplier, p->memory_left, p->memory_right);
-        s64 missing = saturate32((s64)written[i] - memory);
-        written[i] = saturate32(shift_right_round(missing * beta, 24));
+        written[i] = saturate32((s64)written[i] - memory);
     }
 }
 
@@ -66,17 +65,21 @@ INLINE void run_token(const Part *part, const LinearOperands *x, size_t t, int c
     size_t keys = (t * (size_t)p->key_heads + (size_t)key_head) * (size_t)p->key_dim;
     size_t values = (t * (size_t)p->heads + (size_t)part->head) * (size_t)p->value_dim + (size_t)column;
     s64 sum[COLUMNS] = {0};
-    s32 written[COLUMNS], factor = 0;
+    s32 value[COLUMNS], written[COLUMNS], factor = 0;
     for (int k = 0; k < p->key_dim; k++) {
         if (k < p->steps) factor = factor_of(part, x->step, t, k);
         s32 key = load(x->k, p->k_bits, keys + (size_t)k) - p->k_zero;
         forget(part->state + (size_t)k * part->stride, sum, n, factor, key);
     }
-    for (int i = 0; i < n; i++)
-        written[i] = (load(x->v, p->v_bits, values + (size_t)i) - p->v_zero) * (1 << p->value_shift);
+    for (int i = 0; i < n; i++) {
+        value[i] = load(x->v, p->v_bits, values + (size_t)i) - p->v_zero;
+        written[i] = value[i] * (1 << p->value_shift);
+    }
+    if (p->delta) subtract_memory(p, written, sum, n);
     if (p->beta_bits) {
         s32 d = load(x->beta, p->beta_bits, t * (size_t)p->heads + (size_t)part->head) - p->beta_zero;
-        write_missing(p, written, sum, n, requantize(d, p->beta_multiplier, p->beta_left, p->beta_right));
+        s64 beta = requantize(d, p->beta_multiplier, p->beta_left, p->beta_right);
+        for (int i = 0; i < n; i++) written[i] = saturate32(shift_right_round(written[i] * beta, 24));
     }
     memset(sum, 0, sizeof sum);
     for (int k = 0; k < p->key_dim; k++) {
@@ -84,7 +87,11 @@ INLINE void run_token(const Part *part, const LinearOperands *x, size_t t, int c
         s32 query = load(x->q, p->q_bits, keys + (size_t)k) - p->q_zero;
         take_up(part->state + (size_t)k * part->stride, sum, written, n, key, query, p->update_shift);
     }
-    for (int i = 0; i < n; i++) acc[i] = saturate32(shift_right_round(sum[i], p->acc_shift));
+    s64 skip = p->skip ? p->skip[part->head] : 0;
+    for (int i = 0; i < n; i++) {
+        s64 past = shift_right_round(value[i] * skip, p->skip_shift);
+        acc[i] = saturate32(shift_right_round(sum[i], p->acc_shift) + past);
+    }
 }
 
 /* What a sequence begins with. */
