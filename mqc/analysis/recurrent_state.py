@@ -11,9 +11,9 @@ from mqc.arrays import Array
 from mqc.dialects.quant import UniformType
 from mqc.numerics.arithmetic import saturate32
 
-#: A state has room for this many times the largest product of a key and a value. By the delta rule with
-#: |k| ≤ 1 and beta ≤ 1 a column of the state grows by at most sqrt(beta)·|v| a token, in squares: 2^14 tokens
-#: cannot fill it. A state that only adds up forgets as it does, and saturates beyond.
+#: A state has room for this many times the largest product of a key and a value; by the delta rule of a key
+#: of 1 at least. Then, with |k| ≤ 1 and beta ≤ 1, the square of a column's norm grows by v² a token at most:
+#: 2^13 tokens cannot fill it. A state that only adds up forgets as it does, and saturates beyond.
 _ROOM_OF_DELTA_RULE, _ROOM_OF_SUM = 2.0**7, 2.0**12
 #: Fraction bits that the accumulator has of the result's steps.
 _RESULT_BITS = 10
@@ -65,7 +65,8 @@ def state_form(
     room = _ROOM_OF_DELTA_RULE if delta else _ROOM_OF_SUM
     if beta is not None and not delta:
         room *= _largest(beta) * beta.real_scale
-    coarser = math.ceil(math.log2(room * _largest(k) * _largest(v))) - 31
+    key = max(_largest(k), 1 / k.real_scale) if delta else _largest(k)
+    coarser = math.ceil(math.log2(room * key * _largest(v))) - 31
     scale = k.real_scale * v.real_scale * 2.0**coarser
     value_shift = min(_VALUE_BITS - v.bits, 15)
     memory = k.real_scale * scale * 2.0**value_shift / v.real_scale

@@ -90,18 +90,19 @@ class LinearAttentionOp(LlmOp):
         (kept,) = self.states()
         state = ctx.state.get(kept.name)
         if state is None:
-            state = torch.zeros(kept.shape) if self.initial is None else ctx.torch(self.initial)
+            state = v.new_zeros(kept.shape) if self.initial is None else ctx.torch(self.initial)
         queries, keys = (
             x.view(len(x), -1, self.key_dim).repeat_interleave(groups, 1).transpose(0, 1) for x in (q, k)
         )
         values = v.view(len(v), heads, -1).transpose(0, 1)
         decay = -(step * ctx.torch(self.rate)).view(len(v), heads, -1).transpose(0, 1)
-        betas = torch.ones(heads, len(v), 1) if beta is None else beta.T[..., None]
+        betas = v.new_ones(heads, len(v), 1) if beta is None else beta.T[..., None]
         results = []
         for first in range(0, len(v), _CHUNK):
             part = slice(first, first + _CHUNK)
             result, state = _chunk(
-                *(x[:, part] for x in (queries, keys, values, decay, betas)), state, bool(self.get("delta"))
+                queries[:, part], keys[:, part], values[:, part], decay[:, part], betas[:, part], state,
+                bool(self.get("delta")),
             )  # fmt: skip
             results.append(result)
         ctx.state[kept.name] = state
@@ -133,11 +134,11 @@ def _chunk(
     2412.06464).
     """
     since = decay.cumsum(1)  # of the state in front
-    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
     between = (since[:, :, None] - since[:, None]).masked_fill(later[..., None], -torch.inf).exp()
     written = beta * v
     if delta:
-        system = torch.eye(q.shape[1]) + (beta * _products(k, k, between)).tril(-1)
+        system = torch.eye(q.shape[1], device=q.device) + (beta * _products(k, k, between)).tril(-1)
         missing = beta * (v - (k * since.exp()) @ state)
         written = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
     result = (q * since.exp()) @ state + _products(q, k, between) @ written
