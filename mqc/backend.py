@@ -225,6 +225,11 @@ class Backend(ABC):
     def select(self, op: MqcOp) -> Kernel | None:
         """Kernel for an `int` op, None if no kernel takes it with these types."""
 
+    def refuses(self, op: MqcOp) -> str | None:
+        """Why no kernel takes what an `llm` op becomes, if its kind alone says so. `choose-kernels` asks
+        before anything is calibrated. None by default."""
+        return None
+
     @abstractmethod
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
         """An engine for a module that went through `choose-kernels` and `passes`."""

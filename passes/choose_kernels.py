@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from mqc.backend import Kernel
 from mqc.costs import ModelSize, Work
 from mqc.dialects.int_core import IntOp
 from mqc.dialects.int_ops import LinearOp
-from mqc.errors import TargetError
+from mqc.errors import TargetError, UnsupportedOpError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import WeightAttr
 from mqc.ir.weight_store import WeightStore
@@ -31,7 +32,8 @@ class ChooseKernels(Pass):
     Options:
         backend: name of the backend to ask.
 
-    Raises `TargetError` naming op and types if the backend has no kernel for an op.
+    Raises `TargetError` naming op and types if the backend has no kernel for an op; `UnsupportedOpError`
+    before the first pass runs, if the kind of op tells that.
     """
 
     name = "choose-kernels"
@@ -41,6 +43,12 @@ class ChooseKernels(Pass):
 
     def __post_init__(self) -> None:
         backend(self.backend)
+
+    def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
+        chosen = backend(self.backend)
+        for op in mqc_ops(module):
+            if (why := chosen.refuses(op)) is not None:
+                raise UnsupportedOpError(f"%{op.value_name}", op.name, why)
 
     def work(self, size: ModelSize, length: int) -> Work:
         return Work(written=size.weights + size.logits)

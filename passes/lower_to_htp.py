@@ -66,7 +66,7 @@ class LowerToHtp(Pass):
             if what := without_form(op):
                 raise UnsupportedOpError(
                     f"%{op.value_name}", what,
-                    "has no form for NPUs yet; targets cpu-int8 and onnx-int8 have one",
+                    "has no form for NPUs yet; target cpu-int8 has one",
                 )  # fmt: skip
 
     def work(self, size: ModelSize, length: int) -> Work:

@@ -13,6 +13,7 @@ from xdsl.ir import Attribute, Block, SSAValue
 from mqc.analysis.context import CompilerContext
 from mqc.analysis.lut import interpolation_table, table_of_256
 from mqc.analysis.proofs import acc_shift, accumulator_bound, check_accumulators
+from mqc.analysis.recurrent_state import fixed_point, saturated, state_form
 from mqc.arrays import Array
 from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
@@ -23,7 +24,7 @@ from mqc.errors import PassError, UnsupportedOpError
 from mqc.ir.module import main_function, mqc_ops, set_level
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, s32, tensor
 from mqc.ir.weight_store import WeightStore
-from mqc.numerics import arithmetic
+from mqc.numerics import arithmetic, recurrence
 from mqc.numerics.products import effective_weight
 from mqc.numerics.routing import BIAS_LIMIT, SHARE_FRACTION_BITS
 from mqc.numerics.weight_rounding import least_scale
@@ -46,6 +47,7 @@ class LowerToInt(Pass):
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
     6. `attention` → `int.attention`, prefix rows quantized
     7. `causal_conv` → `int.causal_conv` with s16 weights, `int.requant` per channel
+    8. `linear_attention` → `int.linear_attention` with an s32 state, `int.requant`
 
     Each result states the real numbers it stands for (`represents`, a quantized type), for people,
     tools, and targets that want real scales (QDQ). The returned logits become s32 with one scale,
@@ -91,6 +93,7 @@ class Lowering:
             llm.RouteOp: self.route,
             llm.GateOp: self.gate,
             llm.CausalConvOp: self.convolution,
+            llm.LinearAttentionOp: self.linear_attention,
         }
 
     def run(self) -> None:
@@ -325,6 +328,36 @@ class Lowering:
             bias=self.weights.add(f"{name}.bias", stored_bias), prefix_x=prefix,
         )  # fmt: skip
         return self.requant(op, acc, scale * x.real_scale * 2.0**shift / y.real_scale, result, y.zero)
+
+    def linear_attention(self, op: llm.LinearAttentionOp) -> SSAValue:
+        q, k, v, step = (self.quantization(op, value) for value in (op.q, op.k, op.v, op.step))
+        y, result = self.out(op)
+        beta = None if op.beta is None else self.quantization(op, op.beta)
+        form = state_form(q, k, v, y, beta, delta=bool(op.get("delta")))
+        octaves = self.weights[op.rate].astype(np.float64) * (step.real_scale * np.log2(np.e))
+        multiplier, shift = self.multiplier(op, octaves * 2.0**recurrence.DECAY_FRACTION_BITS)
+        name = op.value_name
+        more: dict[str, int | WeightAttr] = {}
+        if beta is not None:
+            unit = 2.0**recurrence.BETA_FRACTION_BITS
+            more = {"beta_zero": beta.zero, **self.scalar(op, "beta_", beta.real_scale * unit)}
+        if op.get("delta"):
+            more |= {"sum_shift": form.sum_shift, **self.scalar(op, "memory_", form.memory)}
+        if op.skip is not None:
+            skip, shift_of_skip = fixed_point(self.weights[op.skip] * (v.real_scale / form.unit))
+            more |= {"skip": self.weights.add(f"{name}.skip", skip), "skip_shift": shift_of_skip}
+        if op.initial is not None:
+            state = saturated(self.weights[op.initial].astype(np.float64) / form.scale)
+            more["initial"] = self.weights.add(f"{name}.initial", state)
+        acc = self.emit(
+            int_ops.LinearAttentionOp, list(op.operands), tensor(s32, channels(op.result)), f"{name}.acc",
+            **{key: op.get(key) for key in ("layer", "heads", "key_heads")},
+            q_zero=q.zero, k_zero=k.zero, v_zero=v.zero, step_zero=step.zero,
+            decay_multiplier=self.weights.add(f"{name}.decay_multiplier", multiplier),
+            decay_shift=self.weights.add(f"{name}.decay_shift", shift), value_shift=form.value_shift,
+            update_shift=form.update_shift, acc_shift=form.acc_shift, **more,
+        )  # fmt: skip
+        return self.requant(op, acc, form.unit / y.real_scale, result, y.zero)
 
     def activation(self, op: llm.ActivationOp) -> SSAValue:
         return self.lut(op, op.function, op.name.removeprefix("llm."))

@@ -104,12 +104,63 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
     },
 }
+#: What `npu-int8` and `onnx-int8` refuse: linear attention with a state. Fewer key heads than heads, and
+#: values of another width; projections apart; a decay of each key channel; the scan of Mamba-2, by
+#: itself and beside attention, with factors on its projections.
+_RECURRENT_OF: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**_ROUTED, **_RECURRENT_OF, "head_dim": 8, "num_experts": 4},
+    "qwen3_5_text": {**_GATED, **_RECURRENT_OF, "head_dim": 8},
+    "olmo_hybrid": {**_GATED, **_RECURRENT_OF, "linear_num_key_heads": 4},
+    "mamba2": {
+        "num_heads": 8,
+        "head_dim": 8,
+        "state_size": 6,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "tie_word_embeddings": True,
+    },
+    "falcon_h1": {
+        **_GATED,
+        "head_dim": 8,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 6,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+        "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9],
+        "key_multiplier": 0.7,
+        "mlp_multipliers": [0.8, 0.9],
+        "ssm_in_multiplier": 0.9,
+    },
+    "kimi_linear": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_heads": 4,
+        "linear_head_dim": 6,
+        "intermediate_size": 48,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 9,
+    },
+}
 ARCHITECTURES = sorted(_OWN)
 FURTHER = sorted(_FURTHER)
 NOT_ON_NPU = sorted(_NOT_ON_NPU)
+RECURRENT = sorted(_RECURRENT)
 #: For tests of more than the front end.
 ON_NPU = [*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
-ALL = [*ON_NPU, *(pytest.param(name, marks=pytest.mark.slow) for name in NOT_ON_NPU)]
+ON_ONNX = [*ON_NPU, *(pytest.param(name, marks=pytest.mark.slow) for name in NOT_ON_NPU)]
+ALL = [*ON_ONNX, *(pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT)]
 
 
 def tokens(count: int) -> torch.Tensor:
@@ -120,7 +171,7 @@ def tokens(count: int) -> torch.Tensor:
 def tiny_model(architecture: str, **changes: Any) -> PreTrainedModel:
     """Two layers, 32 wide, weights random but the same on every call."""
     torch.manual_seed(0)
-    own = (_OWN | _FURTHER | _NOT_ON_NPU).get(architecture, {})
+    own = (_OWN | _FURTHER | _NOT_ON_NPU | _RECURRENT).get(architecture, {})
     config = CONFIG_MAPPING[architecture](**{**_COMMON, **own, **changes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

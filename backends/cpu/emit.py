@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from mqc.c_kernels import registered_kernel
 from mqc.dialects import int_ops
 from mqc.dialects.constraints import bits, limits
 from mqc.errors import TargetError
-from mqc.ir.module import context_length, main_function, mqc_ops
+from mqc.ir.module import context_length, main_function, mqc_ops, prefix_tokens
 from mqc.ir.op import MqcOp, WeightAttr, channels, plain
-from mqc.ir.weight_store import WeightStore
+from mqc.ir.weight_store import WeightStore, numpy_dtype
 from mqc.numerics.arithmetic import EXP2_TABLE
 from mqc.numerics.routing import NORMALIZATIONS
 
@@ -39,7 +40,7 @@ class CProgram:
 
     source: str
     constants: list[Array]
-    caches: list[MqcOp]
+    caches: Sequence[MqcOp]
 
 
 def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
@@ -63,11 +64,13 @@ class _Emitter:
         self.constants: list[Array] = []
         self.numbers: dict[WeightAttr, int] = {}
         self.lines: list[str] = []
-        self.layers = sum(isinstance(op, int_ops.AttentionOp) for op in mqc_ops(module))
-        self.attentions: list[MqcOp] = []
-        self.convolutions: list[MqcOp] = []
+        #: The ops that keep something, in the order of their caches.
+        self.attentions, self.convolutions, self.recurrences = (
+            [op for op in mqc_ops(module) if isinstance(op, kind)]
+            for kind in (int_ops.AttentionOp, int_ops.CausalConvOp, int_ops.LinearAttentionOp)
+        )
+        self.caches = [*self.attentions, *self.convolutions, *self.recurrences]
         self.tables: list[str] = []
-        self.rows: list[str] = []
         self.exp2 = ""
         self.sources: dict[str, str] = {}
         self.widest = self.tile = 0
@@ -85,18 +88,18 @@ class _Emitter:
             _check_kernel(op)
             if "fused_into" not in op.attributes:
                 self.rules.get(type(op), self.external)(op)
-        return CProgram(self.text(), self.constants, [*self.attentions, *self.convolutions])
+        return CProgram(self.text(), self.constants, self.caches)
 
     def text(self) -> str:
         planes = -(-self.widest // 4) * 4
-        counts = f"{len(self.tables)}, {len(self.rows)}"
+        counts = f"{len(self.attentions)}, {len(self.convolutions)}, {len(self.recurrences)}"
         fields = f"{counts}, ATTENTION, ROWS, {self.arena}, {planes}, {self.tile}, run"
         return "\n".join(
             [
                 '#include "kernels.h"',
                 *self.sources.values(),
                 f"static const Attention ATTENTION[] = {{{', '.join([*self.tables, '{0}'])}}};",
-                f"static const Rows ROWS[] = {{{', '.join([*self.rows, '{0}'])}}};",
+                f"static const Rows ROWS[] = {{{', '.join([*self.rows(), '{0}'])}}};",
                 "static void run(Run *r) {",
                 *self.lines,
                 "}",
@@ -104,6 +107,13 @@ class _Emitter:
                 "",
             ]
         )
+
+    def rows(self) -> list[str]:
+        """Bytes of a row and how many there are, of convolutions and of states of fixed size."""
+        kept = [state for op in (*self.convolutions, *self.recurrences) for state in op.states()]
+        sizes = [prod(state.shape) * numpy_dtype(state.element).itemsize for state in kept]
+        places = [context_length(self.module) if state.grows else 1 for state in kept]
+        return [f"{{{size}, {count}}}" for size, count in zip(sizes, places, strict=True)]
 
     # ---- pieces of C
 
@@ -195,6 +205,8 @@ class _Emitter:
                 self.route(op, producer, requant)
             case int_ops.CausalConvOp():
                 self.convolution(op, producer, requant)
+            case int_ops.LinearAttentionOp():
+                self.linear_attention(op, producer, requant)
             case _:
                 raise TargetError(f"cpu: no kernel requantizes %{op.x.name_hint}")
 
@@ -248,13 +260,35 @@ class _Emitter:
     def convolution(self, op: MqcOp, conv: int_ops.CausalConvOp, requant: str) -> None:
         count = channels(conv.x)
         fields = [
-            self.layers + len(self.convolutions), count, conv.taps,
+            self.caches.index(conv), count, conv.taps,
             self.constant(self.weights[conv.weight].T), self.weight(conv.bias),
             conv.get("x_zero"), conv.get("acc_shift"), requant,
         ]  # fmt: skip
-        self.convolutions.append(conv)
-        self.rows.append(f"{{{count * bits(conv.x) // 8}, {context_length(self.module)}}}")
         self.call(op, "Convolution", fields, [self.place(conv.x), self.place(op.results[0])])
+
+    def linear_attention(self, op: MqcOp, attention: int_ops.LinearAttentionOp, requant: str) -> None:
+        get, operands = attention.get, [attention.q, attention.k, attention.v, attention.step]
+        beta = memory = [0] * 3
+        if attention.beta is not None:
+            operands.append(attention.beta)
+            beta = _factor(attention, "beta_")
+        if attention.memory_multiplier is not None:
+            memory = _factor(attention, "memory_")
+        shifts = ("sum_shift", "value_shift", "update_shift", "acc_shift", "skip_shift")
+        fields = [
+            self.caches.index(attention), get("heads"), get("key_heads"), attention.key_dim,
+            attention.value_dim, channels(attention.step) // get("heads"), len(prefix_tokens(self.module)),
+            "0" if attention.initial is None else self.weight(attention.initial),
+            *[*(bits(x) for x in operands), 0][:5],
+            *(get(f"{name}_zero") or 0 for name in ("q", "k", "v", "step", "beta")),
+            self.weight(attention.decay_multiplier), self.weight(attention.decay_shift),
+            *beta, *memory, int(attention.memory_multiplier is not None),
+            *(get(name) or 0 for name in shifts),
+            "0" if attention.skip is None else self.weight(attention.skip), requant,
+        ]  # fmt: skip
+        places = ", ".join(self.place(x) for x in operands)
+        given = f"&(const LinearOperands){{{places}}}"
+        self.call(op, "LinearAttention", fields, [self.exp2_table(), given, self.place(op.results[0])])
 
     def exp2_table(self) -> str:
         self.exp2 = self.exp2 or self.constant(EXP2_TABLE.astype(np.int32))
@@ -271,8 +305,7 @@ class _Emitter:
         self.call(op, "Embedding", fields, ["r->ids" if is_token else "0", self.place(op.result)])
 
     def attention(self, op: int_ops.AttentionOp) -> None:
-        number = len(self.attentions)
-        self.attentions.append(op)
+        number = self.attentions.index(op)
         capacity = -(-context_length(self.module) // 64) * 64
         fields = [
             number, op.get("heads"), op.get("kv_heads"), op.head_dim, op.value_dim,

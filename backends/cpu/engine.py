@@ -20,7 +20,7 @@ from mqc.backends.cpu.build import ADDS_SUMS, choose_isa, load_library
 from mqc.backends.cpu.emit import emit
 from mqc.errors import InputError, TargetError
 from mqc.ir.module import context_length, prefix_tokens, returned_value
-from mqc.ir.op import channels
+from mqc.ir.op import State, channels
 from mqc.ir.weight_store import WeightStore, numpy_dtype
 
 #: Most tokens in one call of the C program (CHUNK in prelude.h).
@@ -59,12 +59,15 @@ class CpuEngine(Engine):
         self._handle = self._library.mqc_engine_open(table, self._addresses, self.threads, None)
         if not self._handle:
             raise TargetError("cpu: not enough memory for the cache, or threads cannot be started")
-        #: What each cache holds: keys and values, or rows of a convolution.
+        #: What each cache holds: keys and values, rows of a convolution, or a state of fixed size.
         self._states = [op.states() for op in program.caches]
+        self._initial = {
+            state.name: weights[state.initial] for state in chain(*self._states) if state.initial is not None
+        }
         for number, kept in enumerate(self._states):
-            initial = [weights[state.initial] for state in kept if state.initial is not None]
-            if initial:
-                self._write(self._handle, number, 0, *initial)
+            rows = [self._initial[state.name] for state in kept if state.grows and state.initial is not None]
+            if rows:
+                self._write(self._handle, number, 0, *rows)
         self.position = self.prefix_length
 
     def _declare(self) -> None:
@@ -97,7 +100,8 @@ class CpuEngine(Engine):
             self._busy.release()
 
     def reset(self) -> None:
-        # Rows of an earlier sequence stay in the cache; no position is read before it is written.
+        # Rows of an earlier sequence stay in the cache; no position is read before it is written, and what
+        # begins at the first position begins anew.
         with self._alone():
             self.position = self.prefix_length
 
@@ -127,17 +131,30 @@ class CpuEngine(Engine):
             found: dict[str, Array] = {}
             count = self.position - self.prefix_length
             for number, kept in enumerate(self._states):
+                if not kept[0].grows:
+                    found[kept[0].name] = self._fixed(handle, number, kept[0])
+                    continue
                 rows = [np.empty((count, *state.shape), numpy_dtype(state.element)) for state in kept]
                 addresses = [array.ctypes.data for array in rows]
                 self._library.mqc_engine_read(handle, number, self.prefix_length, count, *_pair(addresses))
                 found |= zip((state.name for state in kept), rows, strict=True)
             return found
 
+    def _fixed(self, handle: int, number: int, state: State) -> Array:
+        """A state of fixed size; what a sequence begins with is only there once it began."""
+        whole = np.zeros(state.shape, numpy_dtype(state.element))
+        if self.position > self.prefix_length:
+            self._library.mqc_engine_read(handle, number, 0, 1, whole.ctypes.data, None)
+        elif state.initial is not None:
+            whole[:] = self._initial[state.name]
+        return whole
+
     def write_state(self, position: int, state: Mapping[str, Array]) -> None:
         with self._alone() as handle:
             check_state(self, chain(*self._states), position, state)
             for number, kept in enumerate(self._states):
-                self._write(handle, number, self.prefix_length, *(state[one.name] for one in kept))
+                given = [state[one.name] if one.grows else state[one.name][None] for one in kept]
+                self._write(handle, number, self.prefix_length if kept[0].grows else 0, *given)
             self.position = position
 
     def _write(self, handle: int, number: int, position: int, *rows: Array) -> None:

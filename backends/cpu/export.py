@@ -43,9 +43,8 @@ def write(module: ModuleOp, weights: WeightStore, folder: Path, tokenizer: bool 
     check_row_sums(module, weights)
     tables = _tables(module, folder) if tokenizer else b""
     program = emit(module, weights)
-    prefix = [
-        weights[state.initial] for op in program.caches for state in op.states() if state.initial is not None
-    ]
+    kept = [state for op in program.caches for state in op.states() if state.grows]
+    prefix = [weights[state.initial] for state in kept if state.initial is not None]
     constants = [*program.constants, *map(np.ascontiguousarray, prefix)]
     for name in ("src", "include", "examples", "model"):
         (folder / name).mkdir()

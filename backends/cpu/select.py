@@ -70,6 +70,8 @@ def _requant(op: int_ops.RequantOp, result: str) -> Kernel | None:
             return Kernel(f"route_{kind(producer.x)}_{result}")
         case int_ops.CausalConvOp():
             return Kernel(f"convolution_{kind(producer.x)}_{result}")
+        case int_ops.LinearAttentionOp():
+            return Kernel(f"linear_attention_{result}")
         case int_ops.GateOp():
             return Kernel(f"gate_{kind(producer.x)}_{kind(producer.gates)}_{result}")
         case int_ops.MulOp():

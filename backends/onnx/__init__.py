@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.backend import Backend, Engine, Ids, Kernel, Limits
-from mqc.backends.onnx.select import select
+from mqc.backends.onnx.select import refuses, select
 from mqc.errors import InputError, TargetError
 from mqc.ir.op import MqcOp
 from mqc.ir.weight_store import WeightStore
@@ -41,6 +41,9 @@ class OnnxBackend(Backend):
 
     def select(self, op: MqcOp) -> Kernel | None:
         return select(op)
+
+    def refuses(self, op: MqcOp) -> str | None:
+        return refuses(op)
 
     def engine(self, module: ModuleOp, weights: WeightStore, **options: Any) -> Engine:
         """Options: those of `mqc.backends.onnx.engine.OnnxEngine`."""

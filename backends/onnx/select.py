@@ -25,6 +25,16 @@ RULES: dict[type[MqcOp], str] = {
 }
 
 
+#: By the name that an op has on levels `llm` and `int` alike: those of the ops that no form has.
+_MISSING = {op.name.partition(".")[2] for op in int_ops.Int.operations if op not in RULES}
+
+
+def refuses(op: MqcOp) -> str | None:
+    """Why what an `llm` op becomes has no form; None if it may have one."""
+    missing = op.name.partition(".")[2] in _MISSING
+    return "has no form in ONNX yet; target cpu-int8 has one" if missing else None
+
+
 def select(op: MqcOp) -> Kernel | None:
     """The op's own name as kernel, None if no form has it."""
     if type(op) not in RULES:

@@ -28,9 +28,9 @@ def prefix_rows(ctx: CompilerContext, module: ModuleOp) -> Iterator[tuple[MqcOp,
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         for name, operand in op.PREFIX.items():
-            owner, ref = getattr(op, operand).owner, op.ref(name)
-            if ref is not None:
-                yield owner, torch.from_numpy(ctx.weights[ref])
+            ref = op.ref(name)
+            if ref is not None and operand is not None:
+                yield getattr(op, operand).owner, torch.from_numpy(ctx.weights[ref])
 
 
 Operands = tuple[torch.Tensor, ...]

@@ -28,8 +28,8 @@ OUTLIERS = 4.0
 #: stream and what enters a norm in 16 bits, and the product before the down projection with its
 #: factors, squares among them. What a rotation, an activation function, a convolution or one product behind
 #: another reads has 16 bits too, lest it be rounded to 8 twice; the logits read 8, since theirs is the
-#: largest product. Scores of experts and their weights have 16 bits, since a score that is rounded chooses
-#: another expert.
+#: largest product. What goes into a recurrent state has 16 bits, since it stays there. Scores of experts and
+#: their weights have 16 bits, since a score that is rounded chooses another expert.
 DEFAULT_PLAN = (
     "llm.embedding=16",
     "llm.add=16",
@@ -45,6 +45,8 @@ DEFAULT_PLAN = (
     "->llm.rope=16",
     "->llm.join=16",
     "->llm.causal_conv=16",
+    "->llm.softplus=16",
+    "->llm.linear_attention=16",
     "->llm.route=16",
     "llm.route=16",
     "->llm.gate=16",

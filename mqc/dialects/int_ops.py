@@ -37,6 +37,7 @@ from mqc.dialects.int_core import (
     matrix,
     same_channels,
 )
+from mqc.dialects.int_linear_attention import LinearAttentionOp
 from mqc.dialects.int_requant import AccumulatorOp, RequantOp
 from mqc.dialects.int_routing import GATES, GateOp, RouteOp, most_chosen
 from mqc.ir.op import (
@@ -522,12 +523,12 @@ Int = Dialect(
     "int",
     [
         EmbeddingOp, LinearOp, RequantOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp, LutOp, MulOp,
-        AddOp, JoinOp, RouteOp, GateOp, CausalConvOp,
+        AddOp, JoinOp, RouteOp, GateOp, CausalConvOp, LinearAttentionOp,
     ],
 )  # fmt: skip
 
 __all__ = [
     "LOGIT_STEPS", "AccumulatorOp", "AddOp", "AttentionOp", "CausalConvOp", "EmbeddingOp", "GateOp", "Int",
-    "JoinOp", "LayerNormOp", "LinearOp", "LutOp", "MulOp", "NormOp", "RequantOp", "RescaledOp", "RmsNormOp",
-    "RopeOp", "RouteOp",
+    "JoinOp", "LayerNormOp", "LinearAttentionOp", "LinearOp", "LutOp", "MulOp", "NormOp",
+    "RequantOp", "RescaledOp", "RmsNormOp", "RopeOp", "RouteOp",
 ]  # fmt: skip

@@ -38,6 +38,7 @@ from mqc.dialects.llm_elementwise import (
     SiluOp,
     TanhOp,
 )
+from mqc.dialects.llm_linear_attention import LinearAttentionOp
 from mqc.dialects.llm_routing import GateOp, RouteOp, check_gates, routed_product
 from mqc.dialects.rotations import Alike, Rotation, RotationRule
 from mqc.ir.module import mqc_ops
@@ -452,12 +453,13 @@ Llm = Dialect(
     [
         EmbeddingOp, LinearOp, RmsNormOp, LayerNormOp, RopeOp, AttentionOp,
         *ACTIVATIONS, ElementwiseOp, ScaleOp, AddOp, MulOp, JoinOp, RouteOp, GateOp, CausalConvOp,
+        LinearAttentionOp,
     ],
 )  # fmt: skip
 
 __all__ = [
     "ACTIVATIONS", "ActivationOp", "AddOp", "AttentionOp", "BinaryOp", "CausalConvOp", "ElementwiseOp",
-    "EmbeddingOp", "GateOp", "GeluOp", "GeluTanhOp", "JoinOp", "LayerNormOp", "LinearOp", "Llm", "LlmOp",
-    "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp", "RopeOp", "RouteOp", "ScaleOp", "SigmoidOp",
-    "SiluOp", "TanhOp", "shared_tables",
+    "EmbeddingOp", "GateOp", "GeluOp", "GeluTanhOp", "JoinOp", "LayerNormOp", "LinearAttentionOp", "LinearOp",
+    "Llm", "LlmOp", "MulOp", "NormOp", "QuickGeluOp", "ReluOp", "RmsNormOp", "RopeOp", "RouteOp", "ScaleOp",
+    "SigmoidOp", "SiluOp", "TanhOp", "shared_tables",
 ]  # fmt: skip

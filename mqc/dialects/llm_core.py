@@ -24,8 +24,8 @@ class LlmOp(MqcOp):
 
     LEVELS: ClassVar[tuple[str, ...]] = ("llm", "quant")
     #: The properties that hold what a prefix leaves in each of the op's states, with the operand whose rows
-    #: they are.
-    PREFIX: ClassVar[Mapping[str, str]] = {}
+    #: they are; None for a state that has none.
+    PREFIX: ClassVar[Mapping[str, str | None]] = {}
 
     def evaluate(self, ctx: EvaluationContext, *operands: torch.Tensor) -> torch.Tensor:
         return ctx.rounded(self.results[0], self.compute(ctx, *operands))

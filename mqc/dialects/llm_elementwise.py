@@ -148,6 +148,20 @@ class SigmoidOp(ActivationOp):
 
 
 @irdl_op_definition
+class SoftplusOp(ActivationOp):
+    """Smooth form of max(x, 0): of the steps of a recurrence, for the most part.
+
+    `y = log(1 + exp(x))`
+    """
+
+    name = "llm.softplus"
+
+    @staticmethod
+    def function(x: torch.Tensor, /) -> torch.Tensor:
+        return F.softplus(x)
+
+
+@irdl_op_definition
 class ScaleOp(LlmOp):
     """Product with one number; `fold-constants` moves it into weights.
 
@@ -268,4 +282,5 @@ ACTIVATIONS: tuple[type[ActivationOp], ...] = (
     ReluSquaredOp,
     TanhOp,
     SigmoidOp,
+    SoftplusOp,
 )

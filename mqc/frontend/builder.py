@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from mqc.dialects.expressions import Call
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.dialects.llm_elementwise import ActivationOp
 from mqc.frontend.joins import Joined
-from mqc.frontend.lanes import Elementwise, Lanes, Linear, Norm, Rotary, flat, order
+from mqc.frontend.lanes import Beside, Convolution, Elementwise, Lanes, Linear, Norm, Rotary, flat, order
 from mqc.frontend.mapped import rows_of, widened
 from mqc.frontend.routing import Weights, route_properties
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, tensor
@@ -54,6 +55,7 @@ class Builder:
         self.keep_alive: list[Any] = []
         self._done: dict[Any, SSAValue] = {}
         self._used: set[str] = set()
+        self._layers: Counter[str] = Counter()
 
     def op(
         self,
@@ -80,6 +82,11 @@ class Builder:
         self.block.add_op(op)
         value: SSAValue = op.results[0]
         return value
+
+    def layer(self, kind: str) -> int:
+        """The number of an op that keeps a state, among those of its kind."""
+        self._layers[kind] += 1
+        return self._layers[kind] - 1
 
     def embedding(self, index: SSAValue, table: torch.Tensor, weight: str, name: str) -> SSAValue:
         ref = self.weights.add(weight, _array(table))
@@ -113,6 +120,37 @@ class Builder:
                 expert_axis=None if gates is None else 0,
             )  # fmt: skip
         return linear.emitted[key]
+
+    def convolution(self, convolution: Convolution, wanted: Any) -> SSAValue:
+        """The convolution of the given channels."""
+        key = wanted.tobytes()
+        if key not in convolution.emitted:
+            given = convolution.x
+            index, sign = order(given)[wanted], flat(given, given.sign)[wanted]
+            x = self.lanes(Lanes(given.base, index[None], sign[None], 0))
+            weight, bias = _array(convolution.weight)[:, 0], convolution.bias
+            part = "" if len(wanted) == len(weight) else f".{len(convolution.emitted)}"
+            convolution.emitted[key] = self.op(
+                "llm.causal_conv", [x], x.type, convolution.name + part, layer=self.layer("conv"),
+                weight=self.weights.add(convolution.weight_name + part, weight[wanted]),
+                bias=None if bias is None
+                else self.weights.add(f"{convolution.name}.bias{part}", _array(bias)[wanted]),
+            )  # fmt: skip
+        return convolution.emitted[key]
+
+    def beside(self, base: Beside, wanted: Any) -> SSAValue:
+        """Channels of one of the products; of several as one product."""
+        counts = [len(part.weight) for part in base.parts]
+        ends = np.cumsum(counts)
+        numbers = np.searchsorted(ends, wanted, "right")
+        if (numbers == numbers[0]).all():
+            return self.linear(base.parts[numbers[0]], wanted - (ends - counts)[numbers[0]])
+        first, biases = base.parts[0], [part.bias for part in base.parts]
+        weight, bias = torch.cat([widened(part.weight) for part in base.parts]), None
+        if any(one is not None for one in biases):
+            zeros = (torch.zeros(n) if b is None else widened(b) for n, b in zip(counts, biases, strict=True))
+            bias = torch.cat(list(zeros))
+        return self.linear(Linear(first.x, weight, bias, first.name, f"{first.name}.beside.weight"), wanted)
 
     def route(self, scores: SSAValue, weights: Weights, name: str) -> SSAValue:
         """The weight of every expert."""
@@ -165,6 +203,10 @@ class Builder:
         """SSA value that holds channels `wanted` of a base, in that order."""
         if isinstance(base, Linear):
             return self.linear(base, wanted)
+        if isinstance(base, Convolution):
+            return self.convolution(base, wanted)
+        if isinstance(base, Beside):
+            return self.beside(base, wanted)
         if isinstance(base, Norm):
             base.value = base.value or self.norm(base, None, None)
             base = base.value

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from xdsl.ir import SSAValue
 
-from mqc.frontend.builder import Builder
 from mqc.frontend.lanes import Lanes, Length
 
 
@@ -40,15 +38,3 @@ def check_convolution(lanes: Lanes, weight: torch.Tensor, arguments: tuple[Any, 
     apart = groups == weight.shape[0] == lanes.index.size and lanes.axis == lanes.index.ndim - 1
     if not (causal and apart):
         raise ValueError("has no llm form but over earlier tokens, of each channel by itself")
-
-
-def emit_convolution(
-    build: Builder, x: SSAValue, weight: torch.Tensor, bias: torch.Tensor | None, number: int, path: str
-) -> SSAValue:
-    """The op. weight `[channels, 1, taps]`, bias `[channels]`. number: of convolutions before it."""
-    name = f"{path}.conv".lstrip(".")
-    return build.op(
-        "llm.causal_conv", [x], x.type, name, layer=number,
-        weight=build.vector(weight.squeeze(1), build.names.get(id(weight), f"{name}.weight")),
-        bias=None if bias is None else build.vector(bias, f"{name}.bias"),
-    )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from xdsl.ir import SSAValue
 
 from mqc.dialects.expressions import Argument, evaluate
+from mqc.frontend.mapped import widened
 
 #: Positions of `Table.short`.
 SHORT = 3
@@ -53,7 +54,29 @@ class Norm:
     value: SSAValue | None = None
 
 
-Base = SSAValue | Linear | Norm
+@dataclass(eq=False)
+class Convolution:
+    """A causal convolution over the tokens not emitted yet, so that a slice of its channels is one of fewer.
+
+    weight `[channels, 1, taps]`, bias `[channels]`.
+    """
+
+    x: Lanes
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    name: str
+    weight_name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Beside:
+    """Matrix products of one value, their channels side by side; a slice of one of them is that product's."""
+
+    parts: tuple[Linear, ...]
+
+
+Base = SSAValue | Linear | Norm | Convolution | Beside
 
 
 @dataclass(frozen=True)
@@ -134,6 +157,11 @@ class Elementwise:
     expression: Argument
     path: str
 
+    def of(self, layout: Callable[[Lanes], Any]) -> Any:
+        """The function of other lanes, or of each of several, that a layout makes of these."""
+        made = layout(self.lanes)
+        return [replace(self, lanes=m) for m in made] if isinstance(made, list) else replace(self, lanes=made)
+
     def function(self, x: torch.Tensor) -> torch.Tensor:
         """The expression for the values of a tensor."""
         return evaluate(self.expression, x)
@@ -182,10 +210,14 @@ class Table:
 class Tokens:
     """The token ids."""
 
+    WHAT: ClassVar = "token ids"
+
 
 @dataclass(frozen=True)
 class Length:
-    """The number of tokens, as an integer in the graph."""
+    """The number of tokens, as an integer in the graph; times −1 if it is `negative`."""
+
+    negative: bool = False
 
 
 def order(value: Lanes | Rotary) -> Index:
@@ -201,6 +233,45 @@ def flat(value: Lanes | Rotary, array: Index) -> Index:
 def lanes_of(value: Lanes | Elementwise) -> Lanes:
     """The lanes that a value is a function of."""
     return value.lanes if isinstance(value, Elementwise) else value
+
+
+def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
+    """Channels of a matrix product plus a vector that is broadcast to them; None where no bias gives that."""
+    product = value.base
+    if not isinstance(product, Linear) or product.bias is not None or product.gates is not None:
+        return None
+    places, rows = order(value), len(product.weight)
+    try:
+        spread = vector.detach().expand(value.index.shape)
+    except RuntimeError:
+        return None
+    if len(set(places.tolist())) < len(places) or (value.sign < 0).any():
+        return None
+    if vector.shape == (rows,) and np.array_equal(places, np.arange(rows)):
+        bias = vector
+    else:
+        bias = torch.zeros(rows)
+        bias[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1).float()
+    return replace(value, base=replace(product, bias=bias, emitted={}))
+
+
+def with_factors(value: Lanes, vector: torch.Tensor) -> Lanes | None:
+    """Channels of a matrix product times a vector that is broadcast; None where no matrix gives that."""
+    product = value.base
+    if not isinstance(product, Linear) or product.gates is not None:
+        return None
+    places = order(value)
+    try:
+        spread = vector.detach().float().expand(value.index.shape)
+    except RuntimeError:
+        return None
+    if len(set(places.tolist())) < len(places):
+        return None
+    factors = torch.ones(len(product.weight))
+    factors[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1)
+    bias = None if product.bias is None else widened(product.bias).float() * factors
+    weight = widened(product.weight).float() * factors[:, None]
+    return replace(value, base=replace(product, weight=weight, bias=bias, emitted={}))
 
 
 def expression_of(value: Lanes | Elementwise) -> Argument:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 
 from mqc.frontend.joins import Joined, Part
-from mqc.frontend.lanes import Index, Lanes, Rotary, lanes_of
+from mqc.frontend.lanes import Beside, Index, Lanes, Length, Linear, Rotary, lanes_of
 
-_VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
+VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
 
 
@@ -22,14 +23,17 @@ def relayout(
     """Carry out an aten layout op.
 
     Args:
-        name: of the op, without overload. args: its arguments after the tensor, None for the length.
+        name: of the op, without overload. args: its arguments after the tensor.
         shape: of the result, the token axis of size 1. axis: token axis of the result.
 
     Returns a value, or a list of them where the op gives several. Raises `ValueError` with the
     reason where the op has no `llm` form.
     """
     rank = value.index.ndim
-    if name in _VIEWS:
+    if any(isinstance(a, Length) and a.negative for n, a in enumerate(args) if (name, n) != ("slice", 1)):
+        raise ValueError("up to minus the number of tokens has no llm form")
+    args = [None if isinstance(a, Length) else a for a in args]  # as many tokens as there are
+    if name in VIEWS:
         if axis is None or np.prod(value.index.shape[: value.axis]) != np.prod(shape[:axis]):
             raise ValueError("mixes tokens and channels, which has no llm form")
         return value.map(lambda i: i.reshape(shape), axis)
@@ -115,6 +119,8 @@ def join(
     Parts of a rotary embedding may be joined, and with channels that pass through. Raises `ValueError`.
     """
     first = parts[0]
+    if (products := _products_of_one(parts)) is not None:
+        parts, first = products, products[0]
     if not all(isinstance(p, Lanes | Rotary) and p.base is first.base for p in parts):
         last = all(isinstance(p, Part) for p in parts) and dim in (-1, lanes_of(first).index.ndim - 1)
         if last and function is np.concatenate and axis != lanes_of(first).index.ndim - 1:
@@ -132,6 +138,22 @@ def join(
         function([getattr(p, f) for p in whole], dim) for f in ("index", "pair", "sign", "column")
     )
     return Rotary(first.base, index, pair, sign, column, rotated[0].cos, rotated[0].sin, axis)
+
+
+def _products_of_one(parts: Sequence[Any]) -> list[Lanes] | None:
+    """Parts that are channels of different matrix products of one value, as channels of all of them side by
+    side; None if they are not."""
+    bases = [p.base for p in parts if isinstance(p, Lanes) and isinstance(p.base, Linear)]
+    if len(bases) < len(parts) or len({id(b) for b in bases}) == 1:
+        return None
+    leading = {p.index.shape[:-1] for p in parts}
+    if any(b.x is not bases[0].x or b.gates is not None for b in bases) or len(leading) > 1:
+        return None
+    found = list({id(b): b for b in bases}.values())
+    beside = Beside(tuple(found))
+    begins = np.cumsum([0, *(len(b.weight) for b in found)])
+    place = {id(b): int(n) for b, n in zip(found, begins, strict=False)}
+    return [replace(p, base=beside, index=p.index + place[id(p.base)]) for p in parts]
 
 
 def _unrotated(lanes: Lanes, like: Rotary) -> Rotary:

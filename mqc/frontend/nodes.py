@@ -62,9 +62,15 @@ def number_of(value: Any) -> float | None:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Shape of an FX value with the token axis of size 1; empty if it is a list of values."""
+    """Shape of an FX value for one token: the token axis has size 1, or what each token has of it, which
+    follows token by token. Empty if the node is a list of values."""
     sizes = getattr(node.meta["val"], "shape", ())
-    return tuple(d if isinstance(d, int) else 1 for d in sizes)
+    return tuple(d if isinstance(d, int) else _of_one_token(d) for d in sizes)
+
+
+def _of_one_token(size: torch.SymInt) -> int:
+    factor, rest = size.node.expr.as_coeff_Mul()
+    return int(factor) if rest.is_Symbol and factor.is_Integer and factor > 0 else 1
 
 
 def token_axis(node: Node) -> int | None:

@@ -19,17 +19,18 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, f32, i64
 from xdsl.ir import SSAValue
 
-from mqc.dialects.expressions import Argument, Call
+from mqc.dialects.expressions import Argument
 from mqc.dialects.llm import ElementwiseOp, Llm
 from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder, activation
-from mqc.frontend.convolution import Convolved, check_convolution, emit_convolution
-from mqc.frontend.elementwise import elementwise_form, softcapped
+from mqc.frontend.convolution import Convolved, check_convolution
+from mqc.frontend.elementwise import composed, elementwise_form, of_one, softcapped
 from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
     SHORT,
     Centered,
     ComplexPairs,
+    Convolution,
     Elementwise,
     Lanes,
     Length,
@@ -43,10 +44,12 @@ from mqc.frontend.lanes import (
     Weighted,
     expression_of,
     lanes_of,
-    order,
     same_lanes,
+    with_bias,
+    with_factors,
 )
-from mqc.frontend.layout import join, relayout
+from mqc.frontend.layout import VIEWS, join, relayout
+from mqc.frontend.linear_attention import Scaled, raised
 from mqc.frontend.mapped import widened
 from mqc.frontend.nodes import (
     flattened,
@@ -95,7 +98,7 @@ class _Raising:
     def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
-        self.attentions = self.convolutions = 0
+        self.attentions = 0
         index = TensorType(i64, [DYNAMIC_INDEX])
         self.function = func.FuncOp(
             "main",
@@ -116,6 +119,7 @@ class _Raising:
             "view_as_real": lambda node, a: rotary_of_complex(a, self.context),
             "new_empty": self._new_empty, "copy_": self._copy,
             "experts_in": self._experts, "experts_out": self._experts,
+            "linear_attention": self._linear_attention,
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -179,6 +183,8 @@ class _Raising:
         args = [self._value(a) for a in node.args]
         if target is aten.sym_size.int:
             return Length()
+        if target is operator.neg and args == [Length()]:
+            return Length(negative=True)
         tensors = [a for a in flattened(args) if not is_number(a)]
         if all(isinstance(a, torch.Tensor | Table | Length) for a in tensors):
             return self._fold(node, args)
@@ -204,6 +210,8 @@ class _Raising:
         if isinstance(args[0], Tokens) and op_name(target) in ("view", "reshape"):
             return args[0]
         if isinstance(args[0], Elementwise):
+            if isinstance(args[0].lanes.base, Convolution) and op_name(target) not in VIEWS:
+                return args[0].of(lambda lanes: self._layout(node, lanes, args[1:]))
             args[0] = self._lanes(node, args[0])
         if isinstance(args[0], Blank | Convolved) and op_name(target) == "slice":
             return args[0].slice(args[1:])
@@ -241,10 +249,10 @@ class _Raising:
         match a, b:
             case Rotary(), Table() if (a.column >= 0).all():
                 return scaled_rotary(a, rows_of(b, self.context), self.context)
-            case Rotary(), _:
+            case (Rotary(), _) | (Elementwise(), Table()):
                 return self._mul(node, self._lanes(node, a), b)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, "mul", number)
+                return composed(node, a, "mul", number)
             case ComplexPairs(table=None), Table():
                 return replace(a, table=rows_of(b, self.context))
             case Lanes(), Table():
@@ -257,7 +265,11 @@ class _Raising:
                 return Centered(a.lanes, squared=True)
             case Lanes(base=Norm()), torch.Tensor():
                 return self._gain(node, a, b)
-        return _of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
+            case Lanes(), torch.Tensor() if (product := with_factors(a, b)) is not None:
+                return product
+            case Lanes() | Elementwise(), torch.Tensor():
+                return Scaled(a, self._spread(lanes_of(a), b))
+        return of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
 
     def _add(self, node: Node, a: Any, b: Any) -> Any:
         if node.kwargs.get("alpha", 1) != 1:
@@ -269,15 +281,14 @@ class _Raising:
             case Moment(inverse_root=False), _ if number is not None:
                 return replace(a, eps=a.eps + number)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, "add", number)
+                return composed(node, a, "add", number)
             case Weighted(), Weighted():
                 return rotary_of(a, b, self.context)
-            case Lanes(base=Linear(bias=None) as linear), torch.Tensor() if b.shape == (a.index.size,):
-                if np.array_equal(order(a), np.arange(len(linear.weight))):
-                    return replace(a, base=replace(linear, bias=b, emitted={}))
+            case Lanes(), torch.Tensor() if (biased := with_bias(a, b)) is not None:
+                return biased
         if isinstance(a, Elementwise) and isinstance(b, torch.Tensor) and b.numel() == b.shape[-1] > 1:
             return Preference(a, bias=b.reshape(-1))
-        return _of_one(node, "add", a, b) or self._binary(node, "add", a, b)
+        return of_one(node, "add", a, b) or self._binary(node, "add", a, b)
 
     def _sub(self, node: Node, a: Any, b: Any) -> Any:
         number = number_of(b)
@@ -288,8 +299,8 @@ class _Raising:
             if same_lanes(lanes, b.lanes) is not None:
                 return Centered(lanes)
         if number is not None and isinstance(a, Lanes | Elementwise):
-            return _compose(node, a, "sub", number)
-        if (result := _of_one(node, "sub", a, b)) is None:
+            return composed(node, a, "sub", number)
+        if (result := of_one(node, "sub", a, b)) is None:
             raise self._fail(node)
         return result
 
@@ -297,7 +308,7 @@ class _Raising:
         number = number_of(b)
         if number is not None:
             return self._mul(node, a, 1.0 / number)
-        if (result := _of_one(node, "div", a, b)) is None:
+        if (result := of_one(node, "div", a, b)) is None:
             raise self._fail(node, "by a tensor has no llm form")
         return result
 
@@ -310,7 +321,7 @@ class _Raising:
             a = self._lanes(node, a)
         if not isinstance(a, Lanes | Elementwise):
             raise self._fail(node)
-        power = _compose(node, a, "pow", float(b))
+        power = composed(node, a, "pow", float(b))
         if isinstance(a, Elementwise) and activation(power.function) is None:
             return self._pow(node, self._lanes(node, a), b)
         return power
@@ -318,7 +329,7 @@ class _Raising:
     def _neg(self, node: Node, a: Any) -> Any:
         if isinstance(a, Lanes):
             return Lanes(a.base, a.index, -a.sign, a.axis)
-        return _compose(node, a, "neg")
+        return composed(node, a, "neg")
 
     def _elementwise(self, node: Node, form: Callable[..., Argument], args: list[Any]) -> Any:
         """An elementwise function of one value and numbers."""
@@ -517,15 +528,16 @@ class _Raising:
     def _convolution(self, node: Node, x: Any, weight: Any, bias: Any = None, *more: Any) -> Convolved:
         lanes = self._lanes(node, x)
         check_convolution(lanes, weight, more)
-        value, path = self._emit(lanes, node, "x"), module_path(node)
-        result = emit_convolution(self.build, value, weight, bias, self.convolutions, path)
-        self.convolutions += 1
-        return Convolved(self._whole(result, node))
+        name = f"{module_path(node)}.conv".lstrip(".")
+        weight_name = self.build.names.get(id(weight), f"{name}.weight")
+        return Convolved(self._whole(Convolution(lanes, weight, bias, name, weight_name), node))
+
+    def _linear_attention(self, node: Node, *operands: Any) -> Lanes:
+        return self._whole(raised(self.build, node, operands, partial(self._emit, node=node)), node)
 
     # ---- layout
 
     def _layout(self, node: Node, a: Lanes | Rotary, args: list[Any]) -> Any:
-        args = [None if isinstance(v, Length) else v for v in args]
         return relayout(op_name(node.target), a, args, shape_of(node), token_axis(node))
 
     def _join(self, function: Any, node: Node, parts: list[Any], dim: int = 0) -> Any:
@@ -584,17 +596,5 @@ class _Raising:
                     return self.build.embedding(self.positions, rows_of(value, self.context)[0], name, name)
         except ValueError as error:
             raise self._fail(node, str(error)) from error
-        named = {Tokens: "token ids", Preference: "a softmax or a sum with a vector, but to choose experts,"}
-        what = named.get(type(value), f"a {type(value).__name__.lower()}")
+        what = getattr(value, "WHAT", f"a {type(value).__name__.lower()}")
         raise self._fail(node, f"of {what} has no llm form")
-
-
-def _compose(node: Node, value: Lanes | Elementwise, name: str, *more: float) -> Elementwise:
-    return Elementwise(lanes_of(value), Call(name, (expression_of(value), *more)), module_path(node))
-
-
-def _of_one(node: Node, name: str, a: Any, b: Any) -> Elementwise | None:
-    """A function of two functions of the same lanes, if they are that."""
-    if (lanes := same_lanes(a, b)) is None:
-        return None
-    return Elementwise(lanes, Call(name, (expression_of(a), expression_of(b))), module_path(node))

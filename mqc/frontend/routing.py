@@ -8,7 +8,7 @@ group) is checked when the program is compared with the model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ class Preference:
     `[tokens, groups, …]`; the `best` of each group; their `sums` `[tokens, groups]`; the numbers of the
     `kept` groups; `zeros` and a `mask` of them.
     """
+
+    WHAT: ClassVar = "a softmax or a sum with a vector, but to choose experts,"
 
     scores: Lanes | Elementwise
     shares: bool = False

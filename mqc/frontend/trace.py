@@ -22,6 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from mqc.errors import ModelError, UnsupportedOpError
 from mqc.frontend.experts import EXPERTS
+from mqc.frontend.linear_attention import as_one_op
 from mqc.frontend.mapped import Widened, shapes_only
 
 #: Name under which the attention function is registered with transformers.
@@ -200,7 +201,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
         tensors = wrapped.state_dict(keep_vars=True)
         with (
             torch.no_grad(), left_as_it_was(model), shapes_only(model), _functions_of_mqc(model),
-            warnings.catch_warnings(),
+            as_one_op(model), warnings.catch_warnings(),
         ):  # fmt: skip
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
             _without_dynamic_scaling(model)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from mqc.dialects.llm import LinearOp, NormOp
+from mqc.dialects.llm import AttentionOp, LinearOp, NormOp
 from mqc.errors import PassError
 from mqc.ir.module import main_function, mqc_ops, returned_value
 from mqc.ir.op import MqcOp
@@ -20,8 +20,8 @@ class Segments:
     """A module's ops in order, cut where one value is alive beside token ids and positions.
 
     stem: up to what the first layer reads, its embedding.
-    layers: one for each attention or convolution, the ops that see earlier tokens; the last value of each is
-        all that the next one reads.
+    layers: one for each attention, the op that sees earlier tokens, or for convolutions and linear attention
+        that work together; the last value of each is all that the next one reads.
     head: from the last layer's result to the logits.
     """
 
@@ -66,6 +66,8 @@ def segments(module: ModuleOp) -> Segments:
         after = mixing[number - 1] if number else -1
         # A layer starts before its norm.
         found = [c for c in cuts if after < c <= place and not isinstance(ops[c - 1], NormOp)]
+        if not found and number and not all(isinstance(ops[i], AttentionOp) for i in (after, place)):
+            continue  # convolutions in front of linear attention
         if not found:
             raise PassError(
                 f"learning cannot separate the layer of %{ops[place].value_name}: several values flow "
@@ -73,7 +75,7 @@ def segments(module: ModuleOp) -> Segments:
             )
         starts.append(max(found))
     if not starts:
-        raise PassError("learning needs a model with attention or convolutions")
+        raise PassError("learning needs a model with ops that see earlier tokens")
     norm = last.x.owner
     end = ops.index(norm) if isinstance(norm, NormOp) else len(ops) - 1
     if end not in cuts:

@@ -2,6 +2,7 @@
  *
  * driver run MODEL THREADS NEW ID...   the instruction set, logits of the ids, and NEW greedy ids
  * driver check MODEL WORK              every function, in a folder to write to
+ * driver states MODEL WORK             what is other where the model keeps states of fixed size
  * driver threads MODEL                 two sessions of one model in two threads, and a third that cancels
  * driver damaged MODEL WORK COUNT      altered files of weights, of tokenizers and of sessions
  */
@@ -261,6 +262,65 @@ static void check_session(mqc_model *model, const char *path) {
     mqc_session_close(b);
 }
 
+/* States of fixed size go back to nothing but a copy; logits behind the last token stay with them. */
+static void check_states(mqc_model *model, const char *path) {
+    mqc_session *a = open_session(model, 2), *b = open_session(model, 1), *c = NULL;
+    int32_t prompt[PROMPT], first[ANSWER], second[ANSWER];
+    size_t count, vocabulary = (size_t)mqc_model_vocabulary(model);
+    const int32_t *held, *logits;
+    int32_t *rows = calloc(PROMPT * vocabulary, sizeof *rows);
+    make_prompt(model, prompt);
+    CHECK(mqc_session_evaluate(b, prompt, PROMPT, rows) == MQC_OK);
+    answer(b, first);
+
+    /* one answer after another, and from the beginning */
+    for (int i = 0; i < 2; i++) {
+        for (int t = 0; t < PROMPT; t += 30) CHECK(mqc_session_prefill(a, prompt + t, 30, NULL, NULL) == MQC_OK);
+        answer(a, second);
+        CHECK(same(first, second, ANSWER));
+        CHECK(mqc_session_rewind(a, PROMPT + ANSWER - 1) == MQC_OK); /* what was not run may be taken back */
+        CHECK(mqc_session_rewind(a, PROMPT) == MQC_ERROR_UNSUPPORTED && *mqc_session_error(a));
+        CHECK(mqc_session_tokens(a, &held, &count) == MQC_OK && count == PROMPT + ANSWER - 1);
+        CHECK(mqc_session_common(a, prompt, PROMPT) == 0);
+        CHECK(mqc_session_rewind(a, 0) == MQC_OK);
+    }
+    CHECK(mqc_session_common(a, prompt, PROMPT) == 0);
+
+    /* copies and files: with all tokens run, with one that was not, and of nothing */
+    for (int pending = 0; pending < 2; pending++) {
+        CHECK(mqc_session_rewind(a, 0) == MQC_OK && mqc_session_prefill(a, prompt, PROMPT, NULL, NULL) == MQC_OK);
+        if (pending) answer(a, second);
+        CHECK(mqc_session_fork(a, &c) == MQC_OK);
+        CHECK(mqc_session_save(a, path) == MQC_OK && mqc_session_restore(b, path) == MQC_OK);
+        if (!pending) {
+            CHECK(mqc_session_logits(b, &logits) == MQC_OK);
+            CHECK(same(logits, rows + (PROMPT - 1) * vocabulary, vocabulary));
+        }
+        answer(a, first);
+        answer(b, second);
+        CHECK(same(first, second, ANSWER));
+        answer(c, second);
+        CHECK(same(first, second, ANSWER));
+        mqc_session_close(c);
+    }
+    CHECK(mqc_session_rewind(a, 0) == MQC_OK && mqc_session_save(a, path) == MQC_OK);
+    CHECK(mqc_session_restore(b, path) == MQC_OK && mqc_session_fork(a, &c) == MQC_OK);
+    CHECK(mqc_session_evaluate(b, prompt, 9, rows) == MQC_OK && mqc_session_prefill(c, prompt, 9, NULL, NULL) == MQC_OK);
+    CHECK(mqc_session_logits(c, &logits) == MQC_OK && same(logits, rows + 8 * vocabulary, vocabulary));
+
+    /* cancelled: the logits are gone until the next token */
+    Watch w = {a, 0, 128};
+    CHECK(mqc_session_prefill(a, prompt, PROMPT, watch, &w) == MQC_ERROR_CANCELLED);
+    CHECK(mqc_session_logits(a, &logits) == MQC_ERROR_UNSUPPORTED && *mqc_session_error(a));
+    CHECK(mqc_session_prefill(a, prompt + 128, PROMPT - 128, NULL, NULL) == MQC_OK);
+    CHECK(mqc_session_rewind(b, 0) == MQC_OK && mqc_session_evaluate(b, prompt, PROMPT, rows) == MQC_OK);
+    CHECK(mqc_session_logits(a, &logits) == MQC_OK && same(logits, rows + (PROMPT - 1) * vocabulary, vocabulary));
+    free(rows);
+    mqc_session_close(a);
+    mqc_session_close(b);
+    mqc_session_close(c);
+}
+
 static void check_opening(const char *folder) {
     mqc_model *model = NULL;
     char error[256];
@@ -286,6 +346,17 @@ static int check(char **arguments) {
     check_opening(arguments[2]);
     mqc_model *model = open_model(arguments[2]);
     check_session(model, path);
+    CHECK(mqc_model_close(model) == MQC_OK);
+    check_allocator(arguments[2], path);
+    CHECK(unlink(path) == 0);
+    return 0;
+}
+
+static int states(char **arguments) {
+    char path[PATH];
+    path_in(path, arguments[3], "session");
+    mqc_model *model = open_model(arguments[2]);
+    check_states(model, path);
     CHECK(mqc_model_close(model) == MQC_OK);
     check_allocator(arguments[2], path);
     CHECK(unlink(path) == 0);
@@ -472,6 +543,7 @@ int main(int count, char **arguments) {
     const char *what = count > 2 ? arguments[1] : "";
     if (!strcmp(what, "run")) return run(count, arguments);
     if (!strcmp(what, "check") && count == 4) return check(arguments);
+    if (!strcmp(what, "states") && count == 4) return states(arguments);
     if (!strcmp(what, "threads") && count == 3) return threads(arguments);
     if (!strcmp(what, "damaged") && count == 5) return damaged(arguments);
     return 2;

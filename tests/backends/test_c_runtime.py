@@ -199,6 +199,30 @@ def test_other_programs(architecture: str, recipe: Recipe, tmp_path: Path) -> No
     run([*command, "check", project / "model", tmp_path])
 
 
+@pytest.mark.parametrize("sanitizers", ["", "address,undefined"])
+def test_states_of_fixed_size(tmp_path: Path, sanitizers: str) -> None:
+    """Linear attention keeps one: it goes back to nothing but a copy. Damaged files change numbers alone."""
+    ctx, module = quantized(
+        tiny_model("qwen3_5_text", max_position_embeddings=320), Recipe(prefix=(5, 9)), context=320
+    )
+    lower_for_cpu(ctx, module)
+    manifest = {"target": "cpu-int8", "recipe": "w8a8", "source": {}, "mac_share_8bit": 0.8}
+    program = Program(module, ctx.weights, letter_tokenizer(), manifest)
+    project = export(program, tmp_path / "project")
+    flags = ["-O1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"] if sanitizers else []
+    made = build(project, flags=" ".join(flags), sets=["portable"] if sanitizers else supported_isas()[:1])
+    command = ["setarch", "-R", driver(project, made, "gcc", flags)]
+    work = tmp_path / "work"
+    work.mkdir()
+    run([*command, "states", project / "model", work])
+    _, sessions = map(int, run([*command, "damaged", project / "model", work, 200]).split())
+    assert sessions > 10
+    if not sanitizers:
+        _, logits, tokens = evaluated(command, project, IDS[:150], 9)
+        assert (logits == program.integer_logits(IDS[:150])).all()
+        assert tokens == list(program.generate_tokens(IDS[:150], 9))
+
+
 def test_sampled_behind_a_softcap(tmp_path: Path) -> None:
     program = compiled(
         "cpu-int8", lower_for_cpu, letter_tokenizer(), 320, "gemma2", final_logit_softcapping=2.0

@@ -15,20 +15,21 @@ from mqc.compiler.recipe import Recipe
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.arm import CPUS, OBJDUMP, ArmEngine, compiled, library, qemu
 from tests.backends.op_cases import CASES, Lab, check_engine
+from tests.backends.recurrent_cases import RECURRENT_CASES
 from tests.backends.routed_cases import ROUTED_CASES
 from tests.backends.test_cpu_program import mnemonics
 from tests.compiled import lower_for_cpu, quantized
-from tests.models import ARCHITECTURES, NOT_ON_NPU, VOCABULARY, tiny_model
+from tests.models import ARCHITECTURES, NOT_ON_NPU, RECURRENT, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.arm
-ALL_CASES = CASES | ROUTED_CASES
+ALL_CASES = CASES | ROUTED_CASES | RECURRENT_CASES
 #: The 48 inputs of down_proj are no groups of 32.
 RECIPES = {
     "w8": Recipe(prefix=(39, 33)),
     "w4": Recipe("w4", weight_bits=4, prefix=(39, 33)),
     "groups": Recipe("groups", weight_bits=4, group=32, keep8=("*.down_proj",), prefix=(39, 33)),
 }
-MODELS = [(name, "w8") for name in (*ARCHITECTURES, *NOT_ON_NPU)]
+MODELS = [(name, "w8") for name in (*ARCHITECTURES, *NOT_ON_NPU, *RECURRENT)]
 MODELS += [(name, recipe) for name in ("llama", "gemma3_text", "gpt2") for recipe in ("w4", "groups")]
 #: Arithmetic, comparison and conversion of floats: fmov only carries bits.
 FLOAT = re.compile(r"^(f(?!mov$)\w+|[su]cvtf|bf(cvt|dot|mlal|mmla|mlsl)\w*)$")

@@ -9,10 +9,11 @@ from mqc.backends.cpu import CpuEngine
 from mqc.backends.cpu.build import supported_isas
 from mqc.runtime.oracle import OracleEngine
 from tests.backends.op_cases import CASES, Lab, check_engine
+from tests.backends.recurrent_cases import RECURRENT_CASES
 from tests.backends.routed_cases import ROUTED_CASES
 from tests.compiled import lower_for_cpu
 
-ALL_CASES = CASES | ROUTED_CASES
+ALL_CASES = CASES | ROUTED_CASES | RECURRENT_CASES
 
 
 @pytest.mark.parametrize("isa", supported_isas())

@@ -29,7 +29,7 @@ from mqc.ir.module import mqc_ops, ops_by_name
 from mqc.ir.op import plain
 from mqc.runtime.oracle import OracleEngine
 from tests.compiled import lower_for_onnx, quantized
-from tests.models import ALL, ARCHITECTURES, VOCABULARY, sqnr, tiny_model
+from tests.models import ARCHITECTURES, ON_ONNX, VOCABULARY, sqnr, tiny_model
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 30).astype(np.int32)
 Compiled = tuple[CompilerContext, ModuleOp]
@@ -68,7 +68,7 @@ def one_prompt(path: Path, found: Compiled) -> Any:
     return logits / plain(found[1].attributes["mqc.logit_scale"])
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", ON_ONNX)
 def test_architectures(architecture: str) -> None:
     found = compiled(architecture)
     want = oracle(found)

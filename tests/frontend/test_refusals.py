@@ -44,10 +44,11 @@ def test_encoder_decoder() -> None:
             r"that cannot be traced: transformer, at modeling_mpt\.py:\d+\n",
         ),
         (
-            "mamba2",
+            "minimax",
             {
-                "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 2, "head_dim": 8, "n_groups": 1,
-                "state_size": 4,
+                "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+                "head_dim": 4, "intermediate_size": 8, "num_local_experts": 2, "block_size": 8,
+                "layer_types": ["linear_attention"],
             },
             "does not do the same for every number of tokens\n",
         ),

@@ -10,7 +10,7 @@ from mqc.analysis.proofs import check_accumulators
 from mqc.backends.cpu import CpuEngine
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
-from mqc.errors import IRError, PassError, RecipeError, UnsupportedOpError
+from mqc.errors import InputError, IRError, PassError, RecipeError, UnsupportedOpError
 from mqc.ir.module import mqc_ops
 from mqc.ir.op import attr, plain
 from mqc.runtime.oracle import OracleEngine
@@ -57,6 +57,40 @@ def test_convolutions_go_back_and_go_on_elsewhere() -> None:
         oracle = OracleEngine(module, ctx.weights)
         oracle.write_state(other.position, other.read_state())
         assert (oracle.forward(ids[:3]) == other.forward(ids[:3])).all()
+
+
+def test_states_go_on_elsewhere_and_do_not_go_back() -> None:
+    """What linear attention keeps of a sequence is that of its last position alone."""
+    ctx, module = quantized(tiny_model("qwen3_5_text"), Recipe(prefix=(9, 3)))
+    lower_for_cpu(ctx, module)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 29).astype(np.int32)
+    oracle = OracleEngine(module, ctx.weights)
+    want = oracle.forward(ids)
+    with CpuEngine(module, ctx.weights) as engine, CpuEngine(module, ctx.weights) as other:
+        fresh = engine.read_state()["recurrent.0"]
+        assert fresh.shape == (4, 8, 6) and fresh.dtype == np.int32 and fresh.any(), "that behind the prefix"
+        engine.forward(ids[::-1].copy())
+        engine.reset()
+        assert (engine.read_state()["recurrent.0"] == fresh).all()
+        assert (engine.forward(ids[:20]) == want[:20]).all()
+        with pytest.raises(
+            InputError, match=r"state recurrent\.0 .* cannot go back; fork the session before"
+        ):
+            engine.rewind(engine.position - 1)
+        kept = engine.read_state()
+        other.write_state(engine.position, kept)
+        assert (engine.forward(ids[20:]) == want[20:]).all()
+        assert (other.forward(ids[20:21]) == want[20:21]).all()
+        oracle.write_state(oracle.prefix_length + 20, kept)
+        assert (oracle.forward(ids[20:]) == want[20:]).all()
+        assert all((array == engine.read_state()[name]).all() for name, array in oracle.read_state().items())
+
+
+@pytest.mark.parametrize("target", ["onnx", "npu"])
+def test_targets_without_states_refuse_before_anything_is_calibrated(target: str) -> None:
+    _, module = imported(tiny_model("qwen3_5_text"))
+    with pytest.raises(UnsupportedOpError, match=r"has no form .*target cpu-int8 has one"):
+        Recipe().pipeline(target).check(module)
 
 
 @pytest.mark.parametrize(

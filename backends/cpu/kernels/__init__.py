@@ -9,7 +9,7 @@ FOLDER = Path(str(files(__package__)))
 #: Each is compiled by itself, once per instruction set. (`limits.c` is a program of its own.)
 SOURCES = (
     "dot.c", "requant.c", "linear.c", "experts.c", "routing.c", "elementwise.c", "norms.c", "attention.c",
-    "convolution.c", "threads.c",
+    "convolution.c", "linear_attention.c", "threads.c",
 )  # fmt: skip
 
 

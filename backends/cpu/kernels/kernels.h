@@ -146,7 +146,29 @@ typedef struct {
 typedef void ConvolutionKernel(Run *r, const Convolution *p, const void *x, void *y);
 KERNEL ConvolutionKernel convolution_u8_u8, convolution_u8_u16, convolution_u16_u8, convolution_u16_u16;
 
-/* A cache of rows as they are. */
+typedef struct {
+    int cache, heads, key_heads, key_dim, value_dim; /* cache: its number */
+    int steps;                                       /* of each head: 1, or key_dim */
+    int first_position;                              /* where a sequence begins, */
+    const s32 *initial;                              /* with this state [heads][key_dim][value_dim]; NULL: zeros */
+    int q_bits, k_bits, v_bits, step_bits, beta_bits; /* beta_bits: 0 without */
+    s32 q_zero, k_zero, v_zero, step_zero, beta_zero;
+    const s32 *decay_multiplier; /* [heads * steps] */
+    const s8 *decay_shift;
+    s32 beta_multiplier, beta_left, beta_right;
+    s32 memory_multiplier, memory_left, memory_right;
+    int delta; /* whether by the delta rule */
+    int sum_shift, value_shift, update_shift, acc_shift, skip_shift;
+    const s32 *skip; /* [heads], or NULL */
+    Requant requant;
+} LinearAttention;
+typedef struct {
+    const void *q, *k, *v, *step, *beta; /* beta: or NULL */
+} LinearOperands;
+typedef void LinearAttentionKernel(Run *r, const LinearAttention *p, const s32 *exp2, const LinearOperands *x, void *y);
+KERNEL LinearAttentionKernel linear_attention_u8, linear_attention_u16;
+
+/* A cache of rows as they are. A state of fixed size is one row. */
 typedef struct {
     size_t row_bytes;
     int capacity; /* positions */
@@ -154,9 +176,9 @@ typedef struct {
 
 /* What the generated part defines, as `mqc_program`, for `mqc_engine_open`. */
 typedef struct {
-    int layers, convolutions;
+    int layers, convolutions, recurrences;
     const Attention *attention; /* [layers] */
-    const Rows *rows;           /* [convolutions]: their caches are those behind attention's */
+    const Rows *rows;           /* [convolutions + recurrences]: their caches are those behind attention's */
     size_t arena_bytes;         /* of one token: values between ops */
     size_t plane_bytes;         /* of one token: one plane of the widest u16 row that is multiplied */
     size_t tile_bytes;          /* of one thread: rows that `experts` gathers */

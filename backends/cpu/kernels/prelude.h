@@ -36,7 +36,7 @@ typedef struct {
     u8 *arena;       /* values between ops */
     u8 *planes;      /* u16 activations as rows of high and low bytes */
     u8 *scores;      /* of this thread: scratch of attention and of experts */
-    u8 **cache;      /* of each attention: keys, key sums, values; then of each convolution: rows */
+    u8 **cache;      /* of each attention: keys, key sums, values; of each convolution: rows; then states */
     void *barrier;
 } Run;
 

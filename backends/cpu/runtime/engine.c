@@ -13,7 +13,7 @@ struct Engine {
     u8 *memory;
     mqc_allocator hooks;
     const mqc_allocator *allocator; /* NULL, or of `hooks` */
-    u8 *cache[];                    /* [layers + convolutions] */
+    u8 *cache[];                    /* [caches] */
 };
 
 void mqc_engine_close(Engine *e) {
@@ -42,7 +42,7 @@ Engine *mqc_engine_open(const Program *program, const void *const *constants, in
         if (a->capacity > capacity) capacity = a->capacity;
         if (!e->cache[i]) return mqc_engine_close(e), NULL;
     }
-    for (int i = 0; i < program->convolutions; i++) {
+    for (int i = 0; i < caches(program) - program->layers; i++) {
         const Rows *rows = &program->rows[i];
         u8 *cache = memory_zeroed(memory, rows->row_bytes * (size_t)rows->capacity);
         if (!cache) return mqc_engine_close(e), NULL;

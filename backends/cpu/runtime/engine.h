@@ -24,15 +24,20 @@ ENGINE_API void mqc_engine_close(Engine *e);
 ENGINE_API void mqc_engine_run(Engine *e, const s32 *ids, int tokens, int position, int first_row, s32 *logits);
 
 /* Put rows into a cache, from a position on; take them out. first: keys [count][kv_heads][head_dim], second: values;
- * or first: rows of a convolution. */
+ * or first: rows of a convolution. A state of fixed size is one row, at position 0. */
 ENGINE_API void mqc_engine_write(Engine *e, int cache, int position, int count, const u8 *first, const u8 *second);
 ENGINE_API void mqc_engine_read(Engine *e, int cache, int position, int count, u8 *first, u8 *second);
 
 /* Where values lie after a call, for debugging. */
 ENGINE_API u8 *mqc_engine_arena(Engine *e);
 
-/* How many caches there are: those of attention, then those of convolutions. */
-INLINE int caches(const Program *p) { return p->layers + p->convolutions; }
+/* How many caches there are: those of attention, of convolutions, then states of fixed size. */
+INLINE int caches(const Program *p) { return p->layers + p->convolutions + p->recurrences; }
+
+/* Whether a cache is a state of fixed size, that of the last position alone. */
+INLINE int is_fixed(const Program *p, int cache) { return cache >= p->layers + p->convolutions; }
+
+INLINE int keeps_fixed(const Program *p) { return p->recurrences > 0; }
 
 /* Bytes of one position in a cache, as `mqc_engine_write` takes them. */
 typedef struct {

@@ -48,6 +48,7 @@ mqc_status mqc_session_open(mqc_model *model, int threads, mqc_session **session
     if (!s->tokens || !s->logits || !s->engine) return release(s), MQC_ERROR_MEMORY;
     const void *const *rows = model->constants + f->prefix_at;
     for (int i = 0; f->prefix && i < caches(model->set->program); i++) {
+        if (is_fixed(model->set->program, i)) break; /* the kernel begins it */
         int two = row_bytes(model->set->program, i).second > 0;
         mqc_engine_write(s->engine, i, 0, f->prefix, rows[0], two ? rows[1] : NULL);
         rows += 1 + two;
@@ -75,7 +76,7 @@ mqc_status mqc_session_tokens(const mqc_session *session, const int32_t **ids, s
 size_t mqc_session_common(const mqc_session *session, const int32_t *ids, size_t count) {
     size_t same = 0;
     while (same + 1 < count && same < session->count && ids[same] == session->tokens[same]) same++;
-    return same;
+    return same < session->cached && keeps_fixed(session->model->set->program) ? 0 : same;
 }
 
 /* Run what was not yet run, a part after another. rows: [of the last ones] logits, at most as many as there is to run;
@@ -146,6 +147,9 @@ mqc_status mqc_session_evaluate(mqc_session *session, const int32_t *ids, size_t
 static mqc_status complete(mqc_session *s) {
     if (!s->count) return mqc_session_fail(s, MQC_ERROR_ARGUMENT, "the session has no token yet");
     if (s->logits_at == s->count) return MQC_OK;
+    if (s->cached == s->count && keeps_fixed(s->model->set->program))
+        return mqc_session_fail(s, MQC_ERROR_UNSUPPORTED,
+                                "the model's state is behind the last token, whose logits are gone: append a token");
     if (s->cached == s->count) s->cached--; /* the last token once more */
     return run(s, 0, NULL, NULL, NULL);
 }
@@ -199,6 +203,11 @@ mqc_status mqc_session_rewind(mqc_session *session, size_t count) {
     if (count > s->count)
         return mqc_session_leave(
             s, mqc_session_fail(s, MQC_ERROR_ARGUMENT, "the session has %zu tokens, not %zu", s->count, count));
+    if (count && s->cached > count && keeps_fixed(s->model->set->program))
+        return mqc_session_leave(
+            s, mqc_session_fail(s, MQC_ERROR_UNSUPPORTED,
+                                "the model's state is that of %zu tokens alone and cannot go back to %zu: fork the "
+                                "session before, or go back to 0", s->cached, count));
     s->count = count;
     if (s->cached > count) s->cached = count;
     if (s->logits_at > count) s->logits_at = 0;
@@ -211,11 +220,12 @@ static mqc_status copy_into(const mqc_session *from, mqc_session *to) {
     u8 *rows = NULL;
     for (int i = 0; i < caches(program) && !status; i++) {
         RowBytes size = row_bytes(program, i);
+        int fixed = is_fixed(program, i);
         memory_release(from->model->allocator, rows);
         rows = memory_zeroed(from->model->allocator, size.first + size.second);
         if (!rows) return mqc_session_fail(to, MQC_ERROR_MEMORY, "memory ran out");
-        for (size_t t = 0; t < from->cached; t++) {
-            int position = mqc_facts.prefix + (int)t;
+        for (size_t t = 0; t < (fixed && from->cached ? 1 : from->cached); t++) {
+            int position = fixed ? 0 : mqc_facts.prefix + (int)t;
             mqc_engine_read(from->engine, i, position, 1, rows, rows + size.first);
             mqc_engine_write(to->engine, i, position, 1, rows, rows + size.first);
         }

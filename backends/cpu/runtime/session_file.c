@@ -4,6 +4,8 @@
  *     hash of the program [32], u64 tokens, u64 of them in the cache
  *     double temperature, top_p, min_p, repetition_penalty, s64 top_k, u64 seed, u64 random state [4]
  *     s32 tokens, padded to 8 bytes; for each cache keys and values, or rows, of the tokens in it
+ *     if the program keeps states of fixed size: u64 tokens that the logits are behind, or 0, s32 logits
+ *     [vocabulary], and the states if there is a token in the cache
  */
 #define _POSIX_C_SOURCE 200809L
 #include <errno.h>
@@ -32,15 +34,21 @@ _Static_assert(sizeof(Head) == 176, "the head of a session's file has no gaps");
 
 static size_t token_bytes(u64 count) { return (size_t)(count * sizeof(s32) + 7) / 8 * 8; }
 
-/* Of one position in all caches. */
-static size_t position_bytes(const Program *program) {
+/* Of one position in all caches that have positions, or of all states that have none. */
+static size_t cache_bytes(const Program *program, int fixed) {
     size_t bytes = 0;
-    for (int i = 0; i < caches(program); i++) bytes += row_bytes(program, i).first + row_bytes(program, i).second;
+    for (int i = 0; i < caches(program); i++)
+        if (is_fixed(program, i) == fixed) bytes += row_bytes(program, i).first + row_bytes(program, i).second;
     return bytes;
 }
 
+static size_t logits_bytes(const mqc_session *s) { return (size_t)mqc_model_vocabulary(s->model) * sizeof(s32); }
+
 static u64 file_bytes(const mqc_session *s, u64 count, u64 cached) {
-    return sizeof(Head) + token_bytes(count) + cached * position_bytes(s->model->set->program);
+    const Program *program = s->model->set->program;
+    u64 bytes = sizeof(Head) + token_bytes(count) + cached * cache_bytes(program, 0);
+    if (!keeps_fixed(program)) return bytes;
+    return bytes + sizeof(u64) + logits_bytes(s) + (cached ? cache_bytes(program, 1) : 0);
 }
 
 static void hash_of(const u8 *file, size_t bytes, u8 hash[SHA256_BYTES]) {
@@ -52,7 +60,7 @@ static void hash_of(const u8 *file, size_t bytes, u8 hash[SHA256_BYTES]) {
 
 /* Rows of the caches to and from a file. */
 static void move_rows(const mqc_session *s, u8 *at, size_t cached, int from_file) {
-    for (int i = 0; i < caches(s->model->set->program); i++) {
+    for (int i = 0; i < caches(s->model->set->program) && !is_fixed(s->model->set->program, i); i++) {
         RowBytes size = row_bytes(s->model->set->program, i);
         u8 *second = at + cached * size.first;
         if (from_file)
@@ -63,7 +71,28 @@ static void move_rows(const mqc_session *s, u8 *at, size_t cached, int from_file
     }
 }
 
-static void fill(const mqc_session *s, u8 *file, size_t bytes) {
+/* What of a session is that of its last token alone, to and from a file: states cannot go back, so that logits cannot
+ * be computed again. Nothing for programs without such states. */
+static void move_last(mqc_session *s, u8 *at, size_t cached, int from_file) {
+    const Program *program = s->model->set->program;
+    u64 logits_at = s->logits_at;
+    if (!keeps_fixed(program)) return;
+    memcpy(from_file ? (void *)&logits_at : at, from_file ? at : (void *)&logits_at, sizeof logits_at);
+    at += sizeof logits_at;
+    memcpy(from_file ? (void *)s->logits : at, from_file ? at : (void *)s->logits, logits_bytes(s));
+    at += logits_bytes(s);
+    s->logits_at = (size_t)logits_at;
+    for (int i = 0; i < caches(program) && cached; i++) {
+        if (!is_fixed(program, i)) continue;
+        if (from_file)
+            mqc_engine_write(s->engine, i, 0, 1, at, NULL);
+        else
+            mqc_engine_read(s->engine, i, 0, 1, at, NULL);
+        at += row_bytes(program, i).first;
+    }
+}
+
+static void fill(mqc_session *s, u8 *file, size_t bytes) {
     const mqc_sampling *how = &s->sampler.how;
     Head head = {.bytes = bytes,
                  .count = s->count,
@@ -79,7 +108,9 @@ static void fill(const mqc_session *s, u8 *file, size_t bytes) {
     memcpy(head.program, mqc_facts.program, sizeof head.program);
     memcpy(file, &head, sizeof head);
     memcpy(file + sizeof head, s->tokens, s->count * sizeof *s->tokens);
-    move_rows(s, file + sizeof head + token_bytes(s->count), s->cached, 0);
+    u8 *rows = file + sizeof head + token_bytes(s->count);
+    move_rows(s, rows, s->cached, 0);
+    move_last(s, rows + s->cached * cache_bytes(s->model->set->program, 0), s->cached, 0);
     hash_of(file, bytes, file + offsetof(Head, hash));
 }
 
@@ -160,6 +191,12 @@ static const char *fault(const mqc_session *s, const u8 *file, size_t bytes) {
     if (memcmp(hash, head.hash, sizeof hash)) return "was altered: its SHA-256 is not the one that it states";
     mqc_sampling how = sampling_of(&head);
     if (!mqc_sampling_is_valid(&how)) return "states no valid sampling";
+    if (keeps_fixed(s->model->set->program)) {
+        u64 logits_at;
+        memcpy(&logits_at, file + sizeof head + token_bytes(head.count) +
+                               head.cached * cache_bytes(s->model->set->program, 0), sizeof logits_at);
+        if (logits_at > head.cached) return "has logits behind its last token";
+    }
     for (u64 i = 0; i < head.count; i++) {
         s32 id;
         memcpy(&id, file + sizeof head + i * sizeof id, sizeof id);
@@ -178,8 +215,10 @@ static mqc_status take(mqc_session *s, u8 *file) {
     s->count = (size_t)head.count;
     s->cached = (size_t)head.cached;
     memcpy(s->tokens, file + sizeof head, s->count * sizeof *s->tokens);
-    move_rows(s, file + sizeof head + token_bytes(head.count), s->cached, 1);
+    u8 *rows = file + sizeof head + token_bytes(head.count);
+    move_rows(s, rows, s->cached, 1);
     s->logits_at = 0;
+    move_last(s, rows + s->cached * cache_bytes(s->model->set->program, 0), s->cached, 1);
     return MQC_OK;
 }
 

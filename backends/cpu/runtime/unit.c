@@ -10,6 +10,7 @@
 #include "elementwise.c"
 #include "experts.c"
 #include "linear.c"
+#include "linear_attention.c"
 #include "norms.c"
 #include "requant.c"
 #include "routing.c"

@@ -85,7 +85,7 @@ MQC_API const char *mqc_session_error(const mqc_session *session);
 MQC_API mqc_status mqc_session_tokens(const mqc_session *session, const int32_t **ids, size_t *count);
 
 /* How many of `ids` at their beginning are the session's tokens too, at most count - 1: rewind to there, and prefill
- * the others. */
+ * the others. 0 if the model keeps a state that cannot go back that far. */
 MQC_API size_t mqc_session_common(const mqc_session *session, const int32_t *ids, size_t count);
 
 /* Called between parts of a prompt: `done` of `total` tokens were run. It must not call back but to cancel. */
@@ -128,7 +128,9 @@ MQC_API mqc_status mqc_session_set_sampling(mqc_session *session, const mqc_samp
  * MQC_ERROR_CANCELLED: nothing changed. */
 MQC_API mqc_status mqc_session_next(mqc_session *session, int32_t *id);
 
-/* Forget all but the first `count` tokens. Random numbers are not taken back. MQC_ERROR_ARGUMENT if there are fewer. */
+/* Forget all but the first `count` tokens. Random numbers are not taken back. MQC_ERROR_ARGUMENT if there are fewer.
+ * MQC_ERROR_UNSUPPORTED if the model keeps a state of fixed size (linear attention), and some of the forgotten tokens
+ * were run: such a state goes back to 0 only. Fork the session before. */
 MQC_API mqc_status mqc_session_rewind(mqc_session *session, size_t count);
 
 /* A copy that goes on by itself, with as many threads, the same sampling and the same next random numbers. */
