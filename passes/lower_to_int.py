@@ -40,7 +40,7 @@ class LowerToInt(Pass):
 
     1. `linear` → `int.linear`, `int.requant` per channel with s_x·s_w / s_y
     2. `rms_norm`, `layer_norm` → `int.rms_norm`, `int.layer_norm`, `int.requant` with
-       gain·sqrt(channels) / s_y (of 30 fraction bits)
+       gain·sqrt(channels) / s_y (of 30 fraction bits); a bias that is left becomes one of those directions
     3. `rope` → `int.rope`, `int.requant`
     4. activations → `int.lut`
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
@@ -239,20 +239,22 @@ class Lowering:
         size = channels(op.x) // groups
         epsilon = size * op.get("eps") / x.real_scale**2
         kind: type[MqcOp] = int_ops.RmsNormOp
+        gain, bias, added = self.constant(op.gain), None, {}
+        factor = np.sqrt(size) * (gain.astype(np.float64) if gain is not None else 1.0)
+        unit = factor * 2.0**-arithmetic.NORM_FRACTION_BITS
         if isinstance(op, llm.LayerNormOp):
-            if op.bias is not None:
-                raise UnsupportedOpError(
-                    f"%{op.value_name}", op.name, "with a bias that fold-norm could not move"
-                )
             kind, epsilon = int_ops.LayerNormOp, epsilon * 4.0**arithmetic.MEAN_FRACTION_BITS
+            bias = self.constant(op.bias)
+        if bias is not None:
+            constants = arithmetic.addend_of_directions(np.broadcast_to(factor, bias.shape), bias)
+            unit = constants[2]
+            for key, array in zip(("bias", "bias_shift"), constants, strict=False):
+                added[key] = self.weights.add(f"{op.value_name}.{key}", array)
         direction = self.emit(
             kind, [op.x], tensor(s32, channels(op.x)), f"{op.value_name}.direction",
-            x_zero=x.zero, epsilon=max(round(epsilon), 1), groups=groups,
+            x_zero=x.zero, epsilon=max(round(epsilon), 1), groups=groups, **added,
         )  # fmt: skip
-        gain = self.constant(op.gain)
-        factor = np.sqrt(size) / y.real_scale * 2.0**-arithmetic.NORM_FRACTION_BITS
-        real = factor * (gain.astype(np.float64) if gain is not None else 1.0)
-        return self.requant(op, direction, real, result, y.zero)
+        return self.requant(op, direction, unit / y.real_scale, result, y.zero)
 
     def rope(self, op: llm.RopeOp) -> SSAValue:
         x = self.quantization(op, op.x)

@@ -170,10 +170,12 @@ class _Emitter:
                     self.widest = max(self.widest, channels(producer.x))
                 self.call(op, "Linear", fields, [self.place(producer.x), self.place(op.result)])
             case int_ops.NormOp():
-                centered = int(isinstance(producer, int_ops.LayerNormOp))
+                centered = isinstance(producer, int_ops.LayerNormOp)
+                refs = (producer.properties.get(name) for name in ("bias", "bias_shift"))
+                added = ["0" if ref is None else self.weight(ref) for ref in refs]
                 fields = [
-                    count, producer.get("groups"), centered, producer.get("x_zero"),
-                    f"{producer.get('epsilon')}u", requant,
+                    count, producer.get("groups"), int(centered), producer.get("x_zero"),
+                    f"{producer.get('epsilon')}u", *added, requant,
                 ]  # fmt: skip
                 self.call(op, "Norm", fields, [self.place(producer.x), self.place(op.result)])
             case int_ops.RopeOp():

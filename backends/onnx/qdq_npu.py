@@ -216,16 +216,23 @@ class NpuForm(QdqForm):
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
         kind, gain, epsilon = self.real_norm(op, requant)
         wide, hint = wider(self.result_type(requant.result)), f"{self.name(requant.result)}.gain"
+        bias = self.norm_bias(op, requant)
+        inner = wide if bias is None else symmetric(np.sqrt(size) * np.abs(gain).max())
         x, weight = (
             self.widen(self.tensor(op.x)),
             self.constant_tensor(gain, symmetric(abs(gain).max()), hint),
         )
         if groups == 1:
-            return self.run(kind, [x, weight], wide, axis=-1, epsilon=epsilon)
-        blocks = self.shaped(x, (-1, groups, size))
-        ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
-        y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
-        return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
+            y = self.run(kind, [x, weight], inner, axis=-1, epsilon=epsilon)
+        else:
+            blocks = self.shaped(x, (-1, groups, size))
+            ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
+            y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
+            y = self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], inner)
+        if bias is None:
+            return y
+        added = self.constant_tensor(bias, symmetric(np.abs(bias).max()), f"{self.name(requant.result)}.bias")
+        return self.run("Add", [y, added], wide)
 
     def rescaled_rope(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
         head_dim = op.get("head_dim")

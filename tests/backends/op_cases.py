@@ -147,11 +147,20 @@ def any_shift(out: Any) -> Callable[[Lab], ModuleOp]:
     return build
 
 
-def norm(kind: Any, x: Any, out: Any, width: int, groups: int = 1) -> Callable[[Lab], ModuleOp]:
+def norm(
+    kind: Any, x: Any, out: Any, width: int, groups: int = 1, bias: bool = False
+) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
+        added = {}
+        if bias:
+            shift, most = lab.rng.choice([0, 0, 1, 2, 7, 31], width), 2**28
+            added = {
+                "bias": lab.weight(lab.rng.integers(-most, most, width), np.int32),
+                "bias_shift": lab.weight(shift, np.int8),
+            }
         acc = lab.add(
             kind, [lab.activation(x, width)], tensor(s32, width), x_zero=lab.zero(x),
-            epsilon=int(lab.rng.choice([1, 80, 2**40])), groups=groups,
+            epsilon=int(lab.rng.choice([1, 80, 2**40])), groups=groups, **added,
         )  # fmt: skip
         return lab.finish(lab.requant(acc, out, 29))
 

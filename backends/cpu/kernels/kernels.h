@@ -116,6 +116,8 @@ typedef struct {
     int channels, groups, centered;
     s32 x_zero;
     u64 epsilon;
+    const s32 *bias; /* [channels], or NULL: added to directions that are shifted to the right */
+    const s8 *bias_shift;
     Requant requant;
 } Norm;
 typedef void NormKernel(Run *r, const Norm *p, const void *x, void *y);
