@@ -17,7 +17,7 @@ from mqc.arrays import Array
 from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
 from mqc.dialects.expressions import Call
-from mqc.dialects.int_attention import CAP_KNOTS, CAP_SEGMENT_BITS, CAP_STEP, SINK_LIMIT
+from mqc.dialects.int_attention import CAP_KNOTS, CAP_SEGMENT_BITS, CAP_STEP, KEY_BIAS_LIMIT, SINK_LIMIT
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import PassError, UnsupportedOpError
 from mqc.ir.module import main_function, mqc_ops, set_level
@@ -292,6 +292,7 @@ class Lowering:
             sinks = self.weights.add(
                 f"{op.value_name}.sinks", np.clip(steps, -SINK_LIMIT, SINK_LIMIT).astype(np.int32)
             )
+        bias = self.key_bias(op, q.real_scale * k.real_scale * op.get("scale"))
         cap, table = op.get("softcap"), None
         steps = score * 2.0**arithmetic.SCORE_FRACTION_BITS
         if cap is not None:
@@ -303,9 +304,23 @@ class Lowering:
             int_ops.AttentionOp, [op.q, op.k, op.v], result, op.value_name,
             layer=op.get("layer"), heads=op.get("heads"), kv_heads=op.get("kv_heads"),
             window=op.get("window"), q_zero=q.zero, k_zero=k.zero, v_zero=v.zero, zero_point=y.zero,
-            sinks=sinks, softcap=cap, cap_table=table, **prefix, **self.scalar(op, "score_", steps),
+            sinks=sinks, key_bias=bias, softcap=cap, cap_table=table, **prefix,
+            **self.scalar(op, "score_", steps),
             **self.scalar(op, "", v.real_scale * probability / y.real_scale),
         )  # fmt: skip
+
+    def key_bias(self, op: llm.AttentionOp, step: float) -> WeightAttr | None:
+        """In steps of scores, the least one of each head 0."""
+        real = self.constant(op.key_bias)
+        if real is None:
+            return None
+        real = real.astype(np.float64)
+        steps = np.rint((real - real.min(1, keepdims=True)) / step)
+        if steps.max() > KEY_BIAS_LIMIT:
+            raise UnsupportedOpError(
+                f"%{op.value_name}", op.name, "with biases of keys beyond 2^30 steps of its scores"
+            )
+        return self.weights.add(f"{op.value_name}.key_bias", steps.astype(np.int32))
 
     def convolution(self, op: llm.CausalConvOp) -> SSAValue:
         x = self.quantization(op, op.x)

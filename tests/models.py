@@ -55,7 +55,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps. Norms with a bias that another op than a product reads.
+#: Softcaps. Norms with a bias that another op than a product reads. Biases of
+#: keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
     "num_experts_per_tok": 2,
@@ -87,6 +88,8 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 8,
     },
+    "bloom": {"n_layer": 2},
+    "mpt": {"max_seq_len": 64},
     "openai-gpt": {},
     "persimmon": {"intermediate_size": 48},
     "gemma2": {**_GATED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},

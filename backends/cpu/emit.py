@@ -285,8 +285,9 @@ class _Emitter:
         self.tables.append(f"{{{', '.join(map(str, fields))}}}")
         places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
         kernel = plain(op.attributes["kernel"])
-        optional = ("0" if ref is None else self.weight(ref) for ref in (op.sinks, op.cap_table))
-        tables = ", ".join([self.exp2_table(), *optional])
+        refs = (op.sinks, op.cap_table, op.key_bias)
+        optional = ("0" if ref is None else self.weight(ref) for ref in refs)
+        tables = ", ".join([self.exp2_table(), *optional, str(op.position_limit() or 0)])
         self.lines.append(
             f"    {{ ScoreTables t = {{{tables}}}; {kernel}(r, &ATTENTION[{number}], &t, {places}); }} "
             f"/* %{op.value_name} */"

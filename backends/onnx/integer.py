@@ -300,6 +300,8 @@ class IntegerForm(Emitter):
         q = self.queries(op, self.values[op.q])
         scores = g.op("MatMulInteger", q, g.op("Transpose", k, perm=[1, 2, 0]), *zeros)
         visible, scores = self.visible(op), self.by_head(op, scores)
+        if op.key_bias is not None:
+            scores = g.op("Add", scores, self.of_keys(op, self.weights[op.key_bias], op.key_bias.key.data))
         score, apart = (op.get("score_multiplier"), op.get("score_shift")), None
         if op.cap_table is not None:
             steps = g.op("Add", self.requantize(self.wide(scores), *score), self.constant(1 << 15))

@@ -375,6 +375,9 @@ class QdqForm(Emitter):
         if (cap := op.get("softcap")) is not None:
             shares = g.op("Tanh", g.op("Mul", scores, self.constant(1 / cap)))
             scores = g.op("Mul", shares, self.constant(cap))
+        if op.key_bias is not None:
+            real = self.weights[op.key_bias] * (self.score_factor(op) * self.scale(op.q) * self.scale(op.k))
+            scores = g.op("Add", scores, self.of_keys(op, real.astype(np.float32), op.key_bias.key.data))
         p = self.shares(op, g.op("Add", scores, self.mask(op)))
         p = self.flat_heads(op, p)
         values = self.dequantize(g.op("Transpose", rows, perm=[1, 0, 2]), v.real_scale, v.zero)

@@ -207,7 +207,8 @@ class NpuForm(QdqForm):
     def _refused(self, op: MqcOp) -> TargetError:
         what = op.name
         if isinstance(op, int_ops.AttentionOp):
-            what += " with sinks" if op.sinks is not None else " with a softcap"
+            refused = {"sinks": "sinks", "softcap": "a softcap", "key_bias": "a bias of keys"}
+            what += f" with {next(text for name, text in refused.items() if name in op.properties)}"
         return TargetError(
             f'onnx: {what} %{self.name(op.results[0])} has no QDQ form (not for NPUs); use style "integer"'
         )
@@ -305,7 +306,7 @@ class NpuForm(QdqForm):
         raise ValueError("not for NPUs")  # which take no float between its ops
 
     def attention(self, op: int_ops.AttentionOp) -> None:
-        if op.sinks is not None or op.softcap is not None:
+        if op.sinks is not None or op.softcap is not None or op.key_bias is not None:
             raise self._refused(op)
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
         tokens, width, group = self.lengths.tokens or 0, channels(op.q) // heads, heads // kv_heads

@@ -57,6 +57,8 @@ def without_form(op: MqcOp) -> str:
         return f"{op.name} with sinks"
     if name == "attention" and operands.softcap is not None:
         return f"{op.name} with a softcap"
+    if name == "attention" and operands.key_bias is not None:
+        return f"{op.name} with a bias of keys"
     if name == "attention" and channels(operands.k) != channels(operands.v):
         return f"{op.name} with values of another width than keys"
     return ""

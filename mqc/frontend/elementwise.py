@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from mqc.dialects.expressions import Argument, Call
-from mqc.frontend.lanes import Elementwise
+from mqc.frontend.lanes import Elementwise, Lanes, expression_of, lanes_of, same_lanes
 from mqc.frontend.nodes import op_name
+from mqc.frontend.source import module_path
 
 #: Where a function is compared with a softcap, in multiples of the cap.
 _GRID = torch.linspace(-6, 6, 1201, dtype=torch.float64)
@@ -95,3 +97,15 @@ def softcapped(value: Any) -> tuple[Any, float | None]:
         if 0 < cap < 1e6 and torch.allclose(value.function(_GRID * cap), cap * _GRID.tanh(), rtol=1e-9):
             return value.lanes, cap
     return value, None
+
+
+def compose(node: Node, value: Lanes | Elementwise, name: str, *more: float) -> Elementwise:
+    """A function of a value and numbers."""
+    return Elementwise(lanes_of(value), Call(name, (expression_of(value), *more)), module_path(node))
+
+
+def of_one(node: Node, name: str, a: Any, b: Any) -> Elementwise | None:
+    """A function of two functions of the same lanes, if they are that."""
+    if (lanes := same_lanes(a, b)) is None:
+        return None
+    return Elementwise(lanes, Call(name, (expression_of(a), expression_of(b))), module_path(node))

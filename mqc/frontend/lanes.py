@@ -185,7 +185,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Length:
-    """The number of tokens, as an integer in the graph."""
+    """The number of tokens, as an integer in the graph; or another one that depends on it, with its values
+    for as many positions as `Table.value` and `Table.short` have."""
+
+    value: int | float | None = None
+    short: int | float | None = None
 
 
 def order(value: Lanes | Rotary) -> Index:

@@ -19,12 +19,12 @@ from xdsl.dialects import func
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType, f32, i64
 from xdsl.ir import SSAValue
 
-from mqc.dialects.expressions import Argument, Call
+from mqc.dialects.expressions import Argument
 from mqc.dialects.llm import ElementwiseOp, Llm
 from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder, activation
 from mqc.frontend.convolution import Convolved, check_convolution, emit_convolution
-from mqc.frontend.elementwise import elementwise_form, softcapped
+from mqc.frontend.elementwise import compose, elementwise_form, of_one, softcapped
 from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
     SHORT,
@@ -244,7 +244,7 @@ class _Raising:
             case Rotary(), _:
                 return self._mul(node, self._lanes(node, a), b)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, "mul", number)
+                return compose(node, a, "mul", number)
             case ComplexPairs(table=None), Table():
                 return replace(a, table=rows_of(b, self.context))
             case Lanes(), Table():
@@ -257,7 +257,7 @@ class _Raising:
                 return Centered(a.lanes, squared=True)
             case Lanes(base=Norm()), torch.Tensor():
                 return self._gain(node, a, b)
-        return _of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
+        return of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
 
     def _add(self, node: Node, a: Any, b: Any) -> Any:
         if node.kwargs.get("alpha", 1) != 1:
@@ -269,7 +269,7 @@ class _Raising:
             case Moment(inverse_root=False), _ if number is not None:
                 return replace(a, eps=a.eps + number)
             case Lanes() | Elementwise(), _ if number is not None:
-                return _compose(node, a, "add", number)
+                return compose(node, a, "add", number)
             case Weighted(), Weighted():
                 return rotary_of(a, b, self.context)
             case Lanes(base=Linear(bias=None) as linear), torch.Tensor() if b.shape == (a.index.size,):
@@ -277,7 +277,7 @@ class _Raising:
                     return replace(a, base=replace(linear, bias=b, emitted={}))
         if isinstance(a, Elementwise) and isinstance(b, torch.Tensor) and b.numel() == b.shape[-1] > 1:
             return Preference(a, bias=b.reshape(-1))
-        return _of_one(node, "add", a, b) or self._binary(node, "add", a, b)
+        return of_one(node, "add", a, b) or self._binary(node, "add", a, b)
 
     def _sub(self, node: Node, a: Any, b: Any) -> Any:
         number = number_of(b)
@@ -288,8 +288,8 @@ class _Raising:
             if same_lanes(lanes, b.lanes) is not None:
                 return Centered(lanes)
         if number is not None and isinstance(a, Lanes | Elementwise):
-            return _compose(node, a, "sub", number)
-        if (result := _of_one(node, "sub", a, b)) is None:
+            return compose(node, a, "sub", number)
+        if (result := of_one(node, "sub", a, b)) is None:
             raise self._fail(node)
         return result
 
@@ -297,7 +297,7 @@ class _Raising:
         number = number_of(b)
         if number is not None:
             return self._mul(node, a, 1.0 / number)
-        if (result := _of_one(node, "div", a, b)) is None:
+        if (result := of_one(node, "div", a, b)) is None:
             raise self._fail(node, "by a tensor has no llm form")
         return result
 
@@ -310,7 +310,7 @@ class _Raising:
             a = self._lanes(node, a)
         if not isinstance(a, Lanes | Elementwise):
             raise self._fail(node)
-        power = _compose(node, a, "pow", float(b))
+        power = compose(node, a, "pow", float(b))
         if isinstance(a, Elementwise) and activation(power.function) is None:
             return self._pow(node, self._lanes(node, a), b)
         return power
@@ -318,7 +318,7 @@ class _Raising:
     def _neg(self, node: Node, a: Any) -> Any:
         if isinstance(a, Lanes):
             return Lanes(a.base, a.index, -a.sign, a.axis)
-        return _compose(node, a, "neg")
+        return compose(node, a, "neg")
 
     def _elementwise(self, node: Node, form: Callable[..., Argument], args: list[Any]) -> Any:
         """An elementwise function of one value and numbers."""
@@ -473,9 +473,10 @@ class _Raising:
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
         values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
-        name, sinks = f"{module_path(node)}.attention", properties.pop("sinks", None)
-        if sinks is not None:
-            properties["sinks"] = self.build.vector(sinks, f"{name}.sinks")
+        name = f"{module_path(node)}.attention"
+        for key in ("sinks", "key_bias"):
+            if (constant := properties.pop(key, None)) is not None:
+                properties[key] = self.build.vector(constant, f"{name}.{key}")
         result = self.build.op("llm.attention", values, tensor(f32, size), name, **properties)
         self.attentions += 1
         return self._whole(result, node)
@@ -487,11 +488,11 @@ class _Raising:
         return product(a, b)
 
     def _baddbmm(self, node: Node, added: Any, a: Any, b: Any) -> Scores:
-        kept = node.kwargs.get("beta", 1) != 0
-        if kept and not (isinstance(added, torch.Tensor | Table) and not mask_of(added).any()):
-            raise self._fail(node, "with a bias has no llm form")
-        scores = self._matmul(node, a, b)
-        return replace(scores, scale=float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type, return-value]
+        scores, factors = self._matmul(node, a, b), dict[str, Any](node.kwargs)
+        if not isinstance(scores, Scores):
+            raise self._fail(node)
+        scores, beta = scores.scaled(factors.get("alpha", 1)), factors.get("beta", 1)
+        return scores.plus(mask_of(added) * beta) if beta else scores
 
     def _of_scores(self, node: Node, args: list[Any]) -> Any:
         """An op of attention that the model computes itself."""
@@ -511,7 +512,7 @@ class _Raising:
             raise ValueError("of attention and anything but values has no llm form")
         return self._attend(
             node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=self.attentions, heads=heads,
-            kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None,
+            kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None, key_bias=shares.bias,
         )  # fmt: skip
 
     def _convolution(self, node: Node, x: Any, weight: Any, bias: Any = None, *more: Any) -> Convolved:
@@ -525,7 +526,7 @@ class _Raising:
     # ---- layout
 
     def _layout(self, node: Node, a: Lanes | Rotary, args: list[Any]) -> Any:
-        args = [None if isinstance(v, Length) else v for v in args]
+        args = [v.value if isinstance(v, Length) else v for v in args]
         return relayout(op_name(node.target), a, args, shape_of(node), token_axis(node))
 
     def _join(self, function: Any, node: Node, parts: list[Any], dim: int = 0) -> Any:
@@ -587,14 +588,3 @@ class _Raising:
         named = {Tokens: "token ids", Preference: "a softmax or a sum with a vector, but to choose experts,"}
         what = named.get(type(value), f"a {type(value).__name__.lower()}")
         raise self._fail(node, f"of {what} has no llm form")
-
-
-def _compose(node: Node, value: Lanes | Elementwise, name: str, *more: float) -> Elementwise:
-    return Elementwise(lanes_of(value), Call(name, (expression_of(value), *more)), module_path(node))
-
-
-def _of_one(node: Node, name: str, a: Any, b: Any) -> Elementwise | None:
-    """A function of two functions of the same lanes, if they are that."""
-    if (lanes := same_lanes(a, b)) is None:
-        return None
-    return Elementwise(lanes, Call(name, (expression_of(a), expression_of(b))), module_path(node))

@@ -83,6 +83,12 @@ class _LogitsOnly(torch.nn.Module):
         return self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
 
 
+def longest_sequence(config: Any) -> int | None:
+    """For how many positions a model was made, by its config; None if it does not say."""
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((n for n in named if n), None)
+
+
 def check_model(model: Any) -> None:
     """Raise `ModelError` unless `model` is a decoder LLM with finite weights."""
     if not isinstance(model, PreTrainedModel):
@@ -188,7 +194,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     check_model(model)
     training = model.training
     model.eval()
-    context = getattr(model.config, "max_position_embeddings", None) or 1024
+    context = longest_sequence(model.config) or 1024
     length = Dim("length", min=2, max=max(context - 1, 3))
     # Two tensors: torch.export takes one passed twice for one input.
     ids, positions = torch.zeros(1, 3, dtype=torch.long), torch.arange(3)[None]
@@ -213,7 +219,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
             )
             try:
                 program = export()
-            except TypeError:  # None is no mask for it
+            except (TypeError, AttributeError):  # None is no mask for it
                 apart = copy_context()
                 apart.run(_masks.set, eager_mask)
                 program = apart.run(export)

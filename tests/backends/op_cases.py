@@ -239,6 +239,7 @@ def attention(
     sinks: bool = False,
     value_dim: int | None = None,
     softcap: float | None = None,
+    key_bias: bool = False,
 ) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
         q, k, v = heads * dim, kv_heads * dim, kv_heads * (value_dim or dim)
@@ -253,6 +254,7 @@ def attention(
             tensor(out, heads * (value_dim or dim)),
             layer=0, heads=heads, kv_heads=kv_heads, window=window, **rows,
             sinks=lab.weight(lab.rng.integers(-(2**17), 2**18, heads), np.int32) if sinks else None,
+            key_bias=lab.weight(lab.rng.integers(0, 2**17, (heads, CONTEXT)), np.int32) if key_bias else None,
             softcap=softcap, cap_table=None if softcap is None else knots(lab, softcap),
             q_zero=lab.zero(u8), k_zero=lab.zero(u8), v_zero=lab.zero(u8), zero_point=lab.zero(out),
             **lab.scalar("score_", -1, 8), **lab.scalar("", *((14, 16) if out == u8 else (6, 8))),

@@ -118,6 +118,8 @@ ROUTED_CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "attention-softcap-window": attention(u16, 5, 1, 20, window=5, prefix=2, softcap=300.0),
     "attention-sinks": attention(u8, 6, 2, 16, sinks=True),
     "attention-sinks-window": attention(u16, 5, 1, 20, window=5, prefix=2, sinks=True),
+    "attention-key-bias": attention(u8, 6, 2, 16, key_bias=True),
+    "attention-key-bias-window": attention(u16, 5, 1, 20, window=5, prefix=2, key_bias=True),
     "route-softmax": route(u16, u16, 9, 3, bits=15),
     "route-ties": route(u8, u8, 40, 8, bits=14),
     "route-none-bias": route(u16, u16, 12, 4, "none", 0, (1, 1, 1), True, bits=16),

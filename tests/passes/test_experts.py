@@ -115,6 +115,7 @@ def test_experts_that_no_token_chose_are_told() -> None:
     ("architecture", "what"),
     [
         ("mixtral", "%layers.0.mlp.experts.gates: llm.route"),
+        ("mpt", "%blocks.0.attn.attention: llm.attention with a bias of keys"),
         ("openai-gpt", "%h.0.ln.1: llm.layer_norm with a bias that no product takes up"),
     ],
 )
