@@ -60,7 +60,7 @@ from mqc.frontend.nodes import (
 )
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary
 from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
-from mqc.frontend.scores import Scores, changed, mask_of, product
+from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
 from mqc.frontend.source import module_path, source_line
 from mqc.frontend.tables import evaluated, rows_of
 from mqc.ir.module import set_level
@@ -114,8 +114,8 @@ class _Raising:
             "square": lambda node, a: self._pow(node, a, 2), "stack": partial(self._join, np.stack),
             "view_as_complex": lambda node, a: ComplexPairs(self._lanes(node, a)),
             "view_as_real": lambda node, a: rotary_of_complex(a, self.context),
-            "new_empty": self._new_empty, "copy_": self._copy,
-            "experts_in": self._experts, "experts_out": self._experts,
+            "scaled_dot_product_attention": self._whole_attention, "new_empty": self._new_empty,
+            "copy_": self._copy, "experts_in": self._experts, "experts_out": self._experts,
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -493,6 +493,12 @@ class _Raising:
             raise self._fail(node)
         scores, beta = scores.scaled(factors.get("alpha", 1)), factors.get("beta", 1)
         return scores.plus(mask_of(added) * beta) if beta else scores
+
+    def _whole_attention(
+        self, node: Node, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False
+    ) -> Lanes:
+        scale: Any = node.kwargs.get("scale")
+        return self._weighted_sum(node, shares_of(q, k, mask, causal, scale), v)
 
     def _of_scores(self, node: Node, args: list[Any]) -> Any:
         """An op of attention that the model computes itself."""

@@ -72,8 +72,6 @@ class Scores:
 
         Raises `ValueError` unless a key's part is the same for all queries that see it, but for that.
         """
-        if self.bias is not None or self.shares:
-            raise ValueError("of attention scores and two biases has no llm form")
         heads, wanted = int(np.prod(added.shape[:-2])), self.heads[0]
         if heads not in (1, wanted) or not visible[..., -1, :].all():
             raise ValueError("of attention scores and a bias has no llm form")
@@ -81,7 +79,8 @@ class Scores:
         row = rows[:, -1:] - rows[:, -1:, :1]
         if not torch.allclose((rows - rows[..., :1])[seen], row.expand_as(rows)[seen], atol=_SAME):
             raise ValueError("of attention scores and a bias of queries and keys has no llm form")
-        return replace(self, bias=row[:, 0].expand(wanted, -1))
+        bias = row[:, 0].expand(wanted, -1)
+        return replace(self, bias=bias if self.bias is None else self.bias + bias)
 
     def scaled(self, factor: float) -> Scores:
         bias = None if self.bias is None else self.bias * factor
@@ -95,6 +94,18 @@ def product(a: Any, b: Any) -> Scores:
     if a.axis != a.index.ndim - 2 or b.axis != b.index.ndim - 1 or a.index.shape[-1] != b.index.shape[-2]:
         raise ValueError("of two computed values has no llm form but as attention scores")
     return Scores(a, b.map(lambda i: i.swapaxes(-1, -2), b.axis - 1))
+
+
+def shares_of(q: Any, k: Any, mask: Any, causal: bool, scale: float | None) -> Scores:
+    """Those of `scaled_dot_product_attention`. Raises `ValueError` for other operands, and another mask."""
+    operands = all(isinstance(x, Lanes | Rotary) and x.axis == x.index.ndim - 2 for x in (q, k))
+    if not operands or (mask is None and not causal):
+        raise ValueError("of anything but queries and keys, or without a mask, has no llm form")
+    found = Scores(q, k, q.index.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        added = mask_of(mask)
+        found = found.masked(added) if added.dtype == torch.bool else found.plus(added)
+    return replace(found, shares=True)
 
 
 def changed(name: str, args: list[Any]) -> Scores:

@@ -164,6 +164,11 @@ def _functions_of_mqc(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, previous)
 
 
+def _asks(program: ExportedProgram) -> bool:
+    """Whether a model called what is registered here for attention."""
+    return any(node.target is torch.ops.mqc.attention.default for node in program.graph.nodes)
+
+
 def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
     """What a failure of torch.export says of the model: why, and the module and line where it stopped."""
     if isinstance(error, GuardOnDataDependentSymNode):
@@ -204,25 +209,27 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     try:
         wrapped = _LogitsOnly(model)
         tensors = wrapped.state_dict(keep_vars=True)
+        export = partial(
+            torch.export.export, wrapped, (ids, positions), dynamic_shapes=({1: length}, {1: length}),
+            strict=False,
+        )  # fmt: skip
         with (
-            torch.no_grad(), left_as_it_was(model), shapes_only(model), _functions_of_mqc(model),
-            warnings.catch_warnings(),
+            torch.no_grad(), left_as_it_was(model), shapes_only(model), warnings.catch_warnings(),
         ):  # fmt: skip
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
             _without_dynamic_scaling(model)
-            export = partial(
-                torch.export.export,
-                wrapped,
-                (ids, positions),
-                dynamic_shapes=({1: length}, {1: length}),
-                strict=False,
-            )
-            try:
-                program = export()
-            except (TypeError, AttributeError):  # None is no mask for it
-                apart = copy_context()
-                apart.run(_masks.set, eager_mask)
-                program = apart.run(export)
+            with _functions_of_mqc(model):
+                try:
+                    program = export()
+                except (TypeError, AttributeError):  # None is no mask for it
+                    apart = copy_context()
+                    apart.run(_masks.set, eager_mask)
+                    program = apart.run(export)
+            if not _asks(program) and getattr(model.config, "_attn_implementation", None) not in (
+                None,
+                "eager",
+            ):
+                program = export()  # its code may depend on what it is told to use
         program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise
