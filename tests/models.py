@@ -33,8 +33,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron": {**_GATED, "partial_rotary_factor": 0.5},
 }
 #: What these do that those above do not: layer norms by hand, norms behind rotary embeddings, factors by
-#: position, a scale that no weight takes, attention by their own products, masks of their own, and functions
-#: that are no activation's.
+#: position, a scale that no weight takes, attention by their own products, masks of their own, functions that
+#: are no activation's, and inputs of each layer.
 _FURTHER: dict[str, dict[str, Any]] = {
     "cohere": {**_GATED, "logit_scale": 0.25},
     "ctrl": {"dff": 48},
@@ -50,6 +50,11 @@ _FURTHER: dict[str, dict[str, Any]] = {
         },
     },
     "apertus": _GATED,
+    "gemma4_text": {
+        **_GATED, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+    },
     "olmo": {**_GATED, "clip_qkv": 0.5},
     "xglm": {"ffn_dim": 48},
 }  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from xdsl.ir import SSAValue
 
 from mqc.dialects.expressions import Argument, evaluate
+from mqc.ir.op import channels
 
 #: Positions of `Table.short`.
 SHORT = 3
@@ -43,17 +44,46 @@ class Linear:
 
 @dataclass(eq=False)
 class Norm:
-    """A norm not emitted yet, so that a product with a vector becomes its gain."""
+    """A norm not emitted yet, so that a product with a vector becomes its gain, and a slice of whole groups a
+    norm of these.
 
-    x: SSAValue
+    x: what is normed, in the layout of the norm, if it is not emitted yet either. gain, bias: in the order
+    of the channels.
+    """
+
+    x: SSAValue | Lanes
     kind: str
     eps: float
     groups: int
     name: str
-    value: SSAValue | None = None
+    gain: Any = None
+    bias: Any = None
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many channels it has."""
+        return channels(self.x) if isinstance(self.x, SSAValue) else self.x.index.size
 
 
-Base = SSAValue | Linear | Norm
+@dataclass(eq=False)
+class Lookup:
+    """Rows of a table by token id, not emitted yet, so that a slice of them becomes columns of the table."""
+
+    ids: SSAValue
+    table: torch.Tensor
+    name: str
+    weight_name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Sum:
+    """a + b, not emitted yet, so that a slice of it becomes a sum of slices. Both are in the same layout."""
+
+    a: Lanes | Elementwise
+    b: Lanes | Elementwise
+    name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,13 +156,14 @@ class ComplexPairs:
     table: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Elementwise:
     """An expression of lanes, not raised to an op yet; `path` is the module that computes it."""
 
     lanes: Lanes
     expression: Argument
     path: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
     def function(self, x: torch.Tensor) -> torch.Tensor:
         """The expression for the values of a tensor."""
@@ -192,6 +223,19 @@ class Length:
     short: int | float | None = None
 
 
+#: What holds channels: a value of the program, or what will give one, as far as its channels are wanted.
+Base = SSAValue | Linear | Norm | Lookup | Sum | Elementwise
+
+
+#: Those whose channels are emitted as far as they are wanted, at no cost.
+NOT_EMITTED = (Linear, Lookup, Sum, Elementwise)
+
+
+def in_groups(value: Lanes) -> bool:
+    """Whether the channels of a token have more than one axis, along which they may be cut."""
+    return sum(size > 1 for size in value.index.shape) > 1
+
+
 def order(value: Lanes | Rotary) -> Index:
     """Channel numbers in `[tokens, channels]` order: the token axis first, then the others."""
     return np.moveaxis(value.index, value.axis, 0).reshape(-1)
@@ -219,3 +263,19 @@ def same_lanes(a: Any, b: Any) -> Lanes | None:
     x, y = lanes_of(a), lanes_of(b)
     same = x.base is y.base and np.array_equal(x.index, y.index) and np.array_equal(x.sign, y.sign)
     return x if same else None
+
+
+def selected(value: Lanes | Elementwise, wanted: Index) -> Lanes | Elementwise:
+    """Channels of a value by their numbers, in `[tokens, channels]` layout."""
+    lanes = lanes_of(value)
+    index, sign = order(lanes)[wanted][None], flat(lanes, lanes.sign)[wanted][None]
+    part = Lanes(lanes.base, index, sign, 0)
+    return replace(value, lanes=part, emitted={}) if isinstance(value, Elementwise) else part
+
+
+def in_place(value: Lanes | Rotary | Elementwise) -> Index:
+    """The channel numbers of a value that has its layout."""
+    index = (lanes_of(value) if isinstance(value, Elementwise) else value).index
+    axis = (lanes_of(value) if isinstance(value, Elementwise) else value).axis
+    moved = np.moveaxis(np.empty(index.shape, np.int8), axis, 0).shape
+    return np.moveaxis(np.arange(index.size).reshape(moved), 0, axis)

@@ -11,6 +11,7 @@ import torch
 
 from mqc.frontend.joins import Joined, Part
 from mqc.frontend.lanes import Index, Lanes, Rotary, lanes_of
+from mqc.frontend.norms import joined_norms
 
 _VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
@@ -116,6 +117,8 @@ def join(
     """
     first = parts[0]
     if not all(isinstance(p, Lanes | Rotary) and p.base is first.base for p in parts):
+        if (norm := joined_norms(parts, function, dim, axis)) is not None:
+            return norm
         last = all(isinstance(p, Part) for p in parts) and dim in (-1, lanes_of(first).index.ndim - 1)
         if last and function is np.concatenate and axis != lanes_of(first).index.ndim - 1:
             return Joined(tuple(parts), axis)

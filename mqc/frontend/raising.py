@@ -27,6 +27,7 @@ from mqc.frontend.convolution import Convolved, check_convolution, emit_convolut
 from mqc.frontend.elementwise import compose, elementwise_form, of_one, softcapped
 from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
+    NOT_EMITTED,
     SHORT,
     Centered,
     ComplexPairs,
@@ -34,14 +35,18 @@ from mqc.frontend.lanes import (
     Lanes,
     Length,
     Linear,
+    Lookup,
     Mean,
     Moment,
     Norm,
     Rotary,
+    Sum,
     Table,
     Tokens,
     Weighted,
     expression_of,
+    in_groups,
+    in_place,
     lanes_of,
     order,
     same_lanes,
@@ -255,8 +260,8 @@ class _Raising:
                 return self._norm(node, a.lanes, b)
             case Centered(squared=False), Centered(squared=False) if a is b:
                 return Centered(a.lanes, squared=True)
-            case Lanes(base=Norm()), torch.Tensor():
-                return self._gain(node, a, b)
+            case Lanes(base=Norm(gain=None, bias=None) as norm), torch.Tensor():
+                return replace(a, base=replace(norm, gain=self._spread(a, b), emitted={}))
         return of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
 
     def _add(self, node: Node, a: Any, b: Any) -> Any:
@@ -337,6 +342,9 @@ class _Raising:
         return result
 
     def _binary(self, node: Node, kind: str, a: Any, b: Any) -> Lanes:
+        apart = all(isinstance(lanes_of(x), Lanes) and in_groups(lanes_of(x)) for x in (a, b))
+        if kind == "add" and apart and lanes_of(a).index.shape == lanes_of(b).index.shape:
+            return self._whole(Sum(a, b, f"{module_path(node)}.add".lstrip(".")), node)
         left, right = (self._emit(v, node, kind) for v in (a, b))
         if kind == "mul" and (gated := self._gate(node, left, right)) is not None:
             return gated
@@ -404,17 +412,11 @@ class _Raising:
     def _norm(self, node: Node, a: Lanes, moment: Moment) -> Lanes:
         if same_lanes(a, moment.lanes) is None:
             raise self._fail(node, "scales one value by the norm of another, which has no llm form")
-        value = self._emit(a, node, "norm_in")
+        value = a if isinstance(a.base, NOT_EMITTED) else self._emit(a, node, "norm_in")
         groups = int(np.prod(a.index.shape[:-1]))
         kind = "layer_norm" if moment.centered else "rms_norm"
         norm = Norm(value, kind, moment.eps, groups, module_path(node) or "norm")
-        size = a.index.size
-        index = np.moveaxis(np.arange(size).reshape(np.moveaxis(a.index, a.axis, 0).shape), 0, a.axis)
-        return Lanes(norm, index, np.ones_like(index), a.axis)
-
-    def _gain(self, node: Node, a: Lanes, vector: torch.Tensor) -> Lanes:
-        assert isinstance(a.base, Norm)
-        return replace(a, base=self.build.norm(a.base, self._spread(a, vector), None))
+        return Lanes(norm, in_place(a), np.ones_like(a.index), a.axis)
 
     def _spread(self, a: Lanes, vector: torch.Tensor) -> Any:
         """A vector that is broadcast to lanes, in the order of the value's channels."""
@@ -429,8 +431,8 @@ class _Raising:
         if len(shape) != 1 or lanes.axis == lanes.index.ndim - 1:
             raise self._fail(node, "over more than the last axis has no llm form")
         norm = self._norm(node, lanes, Moment(lanes, float(eps), centered=True))
-        vectors = [None if v is None else self._spread(norm, v) for v in (gain, bias)]
-        return replace(norm, base=self.build.norm(norm.base, *vectors))  # type: ignore[arg-type]
+        vectors = {key: self._spread(norm, v) for key, v in (("gain", gain), ("bias", bias)) if v is not None}
+        return replace(norm, base=replace(norm.base, **vectors))
 
     # ---- matrix products and look-ups
 
@@ -456,8 +458,7 @@ class _Raising:
         if not isinstance(index, Tokens) or not isinstance(table, torch.Tensor):
             raise self._fail(node, "of anything but token ids has no llm form")
         name = self.build.names.get(id(table), "embedding.weight")
-        result = self.build.embedding(self.ids, table, name, module_path(node) or "embedding")
-        return self._whole(result, node)
+        return self._whole(Lookup(self.ids, table, module_path(node) or "embedding", name), node)
 
     def _attention(
         self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
@@ -563,11 +564,12 @@ class _Raising:
     def _lanes(self, node: Node, value: Any) -> Lanes:
         if isinstance(value, Lanes):
             return value
-        emitted = self._emit(value, node, "value")
+        if isinstance(value, Elementwise) and isinstance(value.lanes.base, NOT_EMITTED):
+            emitted: Any = value
+        else:
+            emitted = self._emit(value, node, "value")
+        index = in_place(value)
         axis = value.lanes.axis if isinstance(value, Elementwise) else value.axis
-        index = np.arange(value.lanes.index.size if isinstance(value, Elementwise) else value.index.size)
-        shape = value.lanes.index.shape if isinstance(value, Elementwise) else value.index.shape
-        index = np.moveaxis(index.reshape(np.moveaxis(np.empty(shape), axis, 0).shape), 0, axis)
         return Lanes(emitted, index, np.ones_like(index), axis)
 
     def _emit(self, value: Any, node: Node, role: str) -> SSAValue:

@@ -22,6 +22,7 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 #: Forms of an architecture that take other paths of the front end.
 FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),  # a norm of each head
     ("falcon", {"alibi": True}),
     ("falcon", {"alibi": True, "attn_implementation": "eager"}),  # its code for this adds the bias twice
 ]
