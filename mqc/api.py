@@ -106,7 +106,7 @@ def compile(
     from mqc.frontend.fidelity import check_against_model
     from mqc.frontend.raising import raise_program
     from mqc.frontend.sources import load_source, model_hash
-    from mqc.frontend.trace import trace
+    from mqc.frontend.trace import longest_sequence, trace
 
     origin: dict[str, Any] = {"kind": "object"}
     if isinstance(model, str | Path):
@@ -122,7 +122,7 @@ def compile(
 
     ctx = _Context(progress)
     ctx.checkpoints = None if checkpoints is None else Path(checkpoints)
-    positions = _context(getattr(getattr(model, "config", None), "max_position_embeddings", None), context)
+    positions = _context(longest_sequence(getattr(model, "config", None)), context)
     generation = getattr(model, "generation_config", None)
     packed = Tokenizer.from_huggingface(tokenizer, None if generation is None else generation.to_diff_dict())
     report("tracing", 0.0)

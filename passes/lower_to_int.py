@@ -18,7 +18,7 @@ from mqc.arrays import Array
 from mqc.costs import ModelSize, Work
 from mqc.dialects import int_ops, llm
 from mqc.dialects.expressions import Call
-from mqc.dialects.int_attention import CAP_KNOTS, CAP_SEGMENT_BITS, CAP_STEP, SINK_LIMIT
+from mqc.dialects.int_attention import CAP_KNOTS, CAP_SEGMENT_BITS, CAP_STEP, KEY_BIAS_LIMIT, SINK_LIMIT
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import PassError, UnsupportedOpError
 from mqc.ir.module import main_function, mqc_ops, set_level
@@ -41,7 +41,7 @@ class LowerToInt(Pass):
 
     1. `linear` → `int.linear`, `int.requant` per channel with s_x·s_w / s_y
     2. `rms_norm`, `layer_norm` → `int.rms_norm`, `int.layer_norm`, `int.requant` with
-       gain·sqrt(channels) / s_y (of 30 fraction bits)
+       gain·sqrt(channels) / s_y (of 30 fraction bits); a bias that is left becomes one of those directions
     3. `rope` → `int.rope`, `int.requant`
     4. activations → `int.lut`
     5. `mul` → `int.mul`, `int.requant`; `add` → `int.add`; `embedding` → `int.embedding`
@@ -242,20 +242,22 @@ class Lowering:
         size = channels(op.x) // groups
         epsilon = size * op.get("eps") / x.real_scale**2
         kind: type[MqcOp] = int_ops.RmsNormOp
+        gain, bias, added = self.constant(op.gain), None, {}
+        factor = np.sqrt(size) * (gain.astype(np.float64) if gain is not None else 1.0)
+        unit = factor * 2.0**-arithmetic.NORM_FRACTION_BITS
         if isinstance(op, llm.LayerNormOp):
-            if op.bias is not None:
-                raise UnsupportedOpError(
-                    f"%{op.value_name}", op.name, "with a bias that fold-norm could not move"
-                )
             kind, epsilon = int_ops.LayerNormOp, epsilon * 4.0**arithmetic.MEAN_FRACTION_BITS
+            bias = self.constant(op.bias)
+        if bias is not None:
+            constants = arithmetic.addend_of_directions(np.broadcast_to(factor, bias.shape), bias)
+            unit = constants[2]
+            for key, array in zip(("bias", "bias_shift"), constants, strict=False):
+                added[key] = self.weights.add(f"{op.value_name}.{key}", array)
         direction = self.emit(
             kind, [op.x], tensor(s32, channels(op.x)), f"{op.value_name}.direction",
-            x_zero=x.zero, epsilon=max(round(epsilon), 1), groups=groups,
+            x_zero=x.zero, epsilon=max(round(epsilon), 1), groups=groups, **added,
         )  # fmt: skip
-        gain = self.constant(op.gain)
-        factor = np.sqrt(size) / y.real_scale * 2.0**-arithmetic.NORM_FRACTION_BITS
-        real = factor * (gain.astype(np.float64) if gain is not None else 1.0)
-        return self.requant(op, direction, real, result, y.zero)
+        return self.requant(op, direction, unit / y.real_scale, result, y.zero)
 
     def rope(self, op: llm.RopeOp) -> SSAValue:
         x = self.quantization(op, op.x)
@@ -293,6 +295,7 @@ class Lowering:
             sinks = self.weights.add(
                 f"{op.value_name}.sinks", np.clip(steps, -SINK_LIMIT, SINK_LIMIT).astype(np.int32)
             )
+        bias = self.key_bias(op, q.real_scale * k.real_scale * op.get("scale"))
         cap, table = op.get("softcap"), None
         steps = score * 2.0**arithmetic.SCORE_FRACTION_BITS
         if cap is not None:
@@ -304,9 +307,23 @@ class Lowering:
             int_ops.AttentionOp, [op.q, op.k, op.v], result, op.value_name,
             layer=op.get("layer"), heads=op.get("heads"), kv_heads=op.get("kv_heads"),
             window=op.get("window"), q_zero=q.zero, k_zero=k.zero, v_zero=v.zero, zero_point=y.zero,
-            sinks=sinks, softcap=cap, cap_table=table, **prefix, **self.scalar(op, "score_", steps),
+            sinks=sinks, key_bias=bias, softcap=cap, cap_table=table, **prefix,
+            **self.scalar(op, "score_", steps),
             **self.scalar(op, "", v.real_scale * probability / y.real_scale),
         )  # fmt: skip
+
+    def key_bias(self, op: llm.AttentionOp, step: float) -> WeightAttr | None:
+        """In steps of scores, the least one of each head 0."""
+        real = self.constant(op.key_bias)
+        if real is None:
+            return None
+        real = real.astype(np.float64)
+        steps = np.rint((real - real.min(1, keepdims=True)) / step)
+        if steps.max() > KEY_BIAS_LIMIT:
+            raise UnsupportedOpError(
+                f"%{op.value_name}", op.name, "with biases of keys beyond 2^30 steps of its scores"
+            )
+        return self.weights.add(f"{op.value_name}.key_bias", steps.astype(np.int32))
 
     def convolution(self, op: llm.CausalConvOp) -> SSAValue:
         x = self.quantization(op, op.x)

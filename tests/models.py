@@ -33,8 +33,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "nemotron": {**_GATED, "partial_rotary_factor": 0.5},
 }
 #: What these do that those above do not: layer norms by hand, norms behind rotary embeddings, factors by
-#: position, a scale that no weight takes, attention by their own products, masks of their own, and functions
-#: that are no activation's.
+#: position, a scale that no weight takes, attention by their own products, masks of their own, functions that
+#: are no activation's, and inputs of each layer.
 _FURTHER: dict[str, dict[str, Any]] = {
     "cohere": {**_GATED, "logit_scale": 0.25},
     "ctrl": {"dff": 48},
@@ -50,12 +50,18 @@ _FURTHER: dict[str, dict[str, Any]] = {
         },
     },
     "apertus": _GATED,
+    "gemma4_text": {
+        **_GATED, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+    },
     "olmo": {**_GATED, "clip_qkv": 0.5},
     "xglm": {"ffn_dim": 48},
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps.
+#: Softcaps. Norms with a bias that another op than a product reads. Biases of
+#: keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
     "num_experts_per_tok": 2,
@@ -87,6 +93,10 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 8,
     },
+    "bloom": {"n_layer": 2},
+    "mpt": {"max_seq_len": 64},
+    "openai-gpt": {},
+    "persimmon": {"intermediate_size": 48},
     "gemma2": {**_GATED, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
     "lfm2": {
         **_GATED,

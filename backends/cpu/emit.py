@@ -180,10 +180,12 @@ class _Emitter:
                     self.widest = max(self.widest, channels(producer.x))
                 self.call(op, "Linear", fields, [self.place(producer.x), self.place(op.result)])
             case int_ops.NormOp():
-                centered = int(isinstance(producer, int_ops.LayerNormOp))
+                centered = isinstance(producer, int_ops.LayerNormOp)
+                refs = (producer.properties.get(name) for name in ("bias", "bias_shift"))
+                added = ["0" if ref is None else self.weight(ref) for ref in refs]
                 fields = [
-                    count, producer.get("groups"), centered, producer.get("x_zero"),
-                    f"{producer.get('epsilon')}u", requant,
+                    count, producer.get("groups"), int(centered), producer.get("x_zero"),
+                    f"{producer.get('epsilon')}u", *added, requant,
                 ]  # fmt: skip
                 self.call(op, "Norm", fields, [self.place(producer.x), self.place(op.result)])
             case int_ops.RopeOp():
@@ -316,8 +318,9 @@ class _Emitter:
         self.tables.append(f"{{{', '.join(map(str, fields))}}}")
         places = ", ".join(self.place(v) for v in (op.q, op.k, op.v, op.result))
         kernel = plain(op.attributes["kernel"])
-        optional = ("0" if ref is None else self.weight(ref) for ref in (op.sinks, op.cap_table))
-        tables = ", ".join([self.exp2_table(), *optional])
+        refs = (op.sinks, op.cap_table, op.key_bias)
+        optional = ("0" if ref is None else self.weight(ref) for ref in refs)
+        tables = ", ".join([self.exp2_table(), *optional, str(op.position_limit() or 0)])
         self.lines.append(
             f"    {{ ScoreTables t = {{{tables}}}; {kernel}(r, &ATTENTION[{number}], &t, {places}); }} "
             f"/* %{op.value_name} */"

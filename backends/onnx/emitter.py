@@ -86,6 +86,7 @@ class Emitter:
         #: For the weights of ops: `LinearOp.matrix`, `EmbeddingOp.evaluate`.
         self.evaluation = Evaluation(module, weights)
         self._masks: dict[int | None, str] = {}
+        self._keys = ""
         self._places: dict[tuple[int, int], str] = {}
         self._head_shapes: dict[tuple[int, int], str] = {}
         self._flat_shapes: dict[int, str] = {}
@@ -272,6 +273,26 @@ class Emitter:
             with self.graph.scope("mask"):
                 self._masks[window] = self._visible(past_name(op.states()[0]), window)
         return self._masks[window]
+
+    def of_keys(self, op: int_ops.AttentionOp, values: Any, hint: str) -> str:
+        """Constants `[heads, positions]` of the keys that there are: `[kv_heads, heads of each, 1, seen]`."""
+        g, kv_heads = self.graph, op.get("kv_heads")
+        if not self._keys:
+            with g.scope("mask"):
+                self._keys = self._positions_of_keys(past_name(op.states()[0]))
+        table = g.constant(values.reshape(kv_heads, op.get("heads") // kv_heads, 1, -1), hint)
+        return g.op("Gather", table, self._keys, axis=3)
+
+    def _positions_of_keys(self, past: str) -> str:
+        """`[seen]`; rows of a cache of fixed length have one before they are filled, too."""
+        g = self.graph
+        if self.lengths.past is None:
+            one, zero = (g.constant(np.array(i, np.int64)) for i in (1, 0))
+            count = g.op("Squeeze", g.op("Shape", past, start=0, end=1))
+            end = g.op("Add", count, g.op("Squeeze", g.op("Shape", self.ids)))
+            return g.op("Range", zero, end, one)
+        rows = np.arange(self.lengths.past, dtype=self.INDEX)
+        return g.op("Concat", g.constant(rows, "rows"), self.positions, axis=0)
 
     def _visible(self, past: str, window: int | None) -> str:
         g, index = self.graph, self.INDEX

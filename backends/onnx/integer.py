@@ -207,7 +207,17 @@ class IntegerForm(Emitter):
         biased = g.op("Add", g.op("Add", g.op("Mul", d, r), half), self.constant(_BIAS))
         offset = g.op("Gather", self.constant(_BIAS >> np.arange(63)), shift, axis=0)
         y = g.op("Sub", self.shift(biased, self.cast(shift, TensorProto.UINT64)), offset)
-        self.finish(self.reshape(y, (0, groups * size)), op.result)
+        y = self.reshape(y, (0, groups * size))
+        if isinstance(op, int_ops.LayerNormOp) and op.bias is not None and op.bias_shift is not None:
+            y = self.shifted_sum(y, self.weights[op.bias], self.weights[op.bias_shift].astype(np.int64))
+        self.finish(y, op.result)
+
+    def shifted_sum(self, x: str, added: Array, shift: Array) -> str:
+        """`shift_right_round(x, shift) + added` of each channel."""
+        g, half = self.graph, np.where(shift > 0, np.left_shift(1, np.maximum(shift - 1, 0)), 0)
+        biased = g.op("Add", x, self.constant(_BIAS + half))
+        shifted = self.shift(biased, self.constant(shift, np.uint64))
+        return g.op("Add", shifted, self.constant(added - np.right_shift(_BIAS, shift)))
 
     def sum(self, x: str) -> str:
         return self.graph.op("ReduceSum", x, self.constant(np.array([-1])), keepdims=1)
@@ -290,6 +300,8 @@ class IntegerForm(Emitter):
         q = self.queries(op, self.values[op.q])
         scores = g.op("MatMulInteger", q, g.op("Transpose", k, perm=[1, 2, 0]), *zeros)
         visible, scores = self.visible(op), self.by_head(op, scores)
+        if op.key_bias is not None:
+            scores = g.op("Add", scores, self.of_keys(op, self.weights[op.key_bias], op.key_bias.key.data))
         score, apart = (op.get("score_multiplier"), op.get("score_shift")), None
         if op.cap_table is not None:
             steps = g.op("Add", self.requantize(self.wide(scores), *score), self.constant(1 << 15))

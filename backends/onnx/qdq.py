@@ -207,16 +207,29 @@ class QdqForm(Emitter):
         kind, gain, epsilon = self.real_norm(op, requant)
         x, hint = self.real(op.x), f"{self.name(requant.result)}.gain"
         if groups == 1:
-            return g.op(kind, x, self.constant(gain, hint), axis=-1, epsilon=epsilon)
-        blocks = self.reshape(x, (0, groups, size))
-        y = g.op(kind, blocks, self.constant(np.ones(size)), axis=-1, epsilon=epsilon)
-        return g.op("Mul", self.reshape(y, (0, groups * size)), self.constant(gain, hint))
+            y = g.op(kind, x, self.constant(gain, hint), axis=-1, epsilon=epsilon)
+        else:
+            blocks = self.reshape(x, (0, groups, size))
+            y = g.op(kind, blocks, self.constant(np.ones(size)), axis=-1, epsilon=epsilon)
+            y = g.op("Mul", self.reshape(y, (0, groups * size)), self.constant(gain, hint))
+        bias = self.norm_bias(op, requant)
+        hint = f"{self.name(requant.result)}.bias"
+        return y if bias is None else g.op("Add", y, self.constant(bias, hint))
+
+    def norm_bias(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> Array | None:
+        """What a norm adds per channel, in real numbers; None for nothing."""
+        if not isinstance(op, int_ops.LayerNormOp) or op.bias is None:
+            return None
+        bias: Array = self.weights[op.bias] * self.factor(requant)
+        return bias
 
     def real_norm(self, op: int_ops.NormOp, requant: int_ops.RequantOp) -> tuple[str, Array, float]:
         """ONNX's op, its gain per channel, and its epsilon in real numbers."""
         size = channels(op.x) // op.get("groups")
         factor = self.factor(requant) * 2.0**a.NORM_FRACTION_BITS / np.sqrt(size)
         gain: Array = np.broadcast_to(factor, channels(op.x))
+        if isinstance(op, int_ops.LayerNormOp) and op.bias_shift is not None:
+            gain = gain * 2.0 ** -self.weights[op.bias_shift].astype(np.float64)
         epsilon = op.get("epsilon") * self.scale(op.x) ** 2 / size
         if isinstance(op, int_ops.RmsNormOp):
             return "RMSNormalization", gain, epsilon
@@ -362,6 +375,9 @@ class QdqForm(Emitter):
         if (cap := op.get("softcap")) is not None:
             shares = g.op("Tanh", g.op("Mul", scores, self.constant(1 / cap)))
             scores = g.op("Mul", shares, self.constant(cap))
+        if op.key_bias is not None:
+            real = self.weights[op.key_bias] * (self.score_factor(op) * self.scale(op.q) * self.scale(op.k))
+            scores = g.op("Add", scores, self.of_keys(op, real.astype(np.float32), op.key_bias.key.data))
         p = self.shares(op, g.op("Add", scores, self.mask(op)))
         p = self.flat_heads(op, p)
         values = self.dequantize(g.op("Transpose", rows, perm=[1, 0, 2]), v.real_scale, v.zero)

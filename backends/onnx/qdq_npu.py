@@ -207,7 +207,8 @@ class NpuForm(QdqForm):
     def _refused(self, op: MqcOp) -> TargetError:
         what = op.name
         if isinstance(op, int_ops.AttentionOp):
-            what += " with sinks" if op.sinks is not None else " with a softcap"
+            refused = {"sinks": "sinks", "softcap": "a softcap", "key_bias": "a bias of keys"}
+            what += f" with {next(text for name, text in refused.items() if name in op.properties)}"
         return TargetError(
             f'onnx: {what} %{self.name(op.results[0])} has no QDQ form (not for NPUs); use style "integer"'
         )
@@ -216,16 +217,23 @@ class NpuForm(QdqForm):
         size, groups = channels(op.x) // op.get("groups"), op.get("groups")
         kind, gain, epsilon = self.real_norm(op, requant)
         wide, hint = wider(self.result_type(requant.result)), f"{self.name(requant.result)}.gain"
+        bias = self.norm_bias(op, requant)
+        inner = wide if bias is None else symmetric(np.sqrt(size) * np.abs(gain).max())
         x, weight = (
             self.widen(self.tensor(op.x)),
             self.constant_tensor(gain, symmetric(abs(gain).max()), hint),
         )
         if groups == 1:
-            return self.run(kind, [x, weight], wide, axis=-1, epsilon=epsilon)
-        blocks = self.shaped(x, (-1, groups, size))
-        ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
-        y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
-        return self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], wide)
+            y = self.run(kind, [x, weight], inner, axis=-1, epsilon=epsilon)
+        else:
+            blocks = self.shaped(x, (-1, groups, size))
+            ones = self.constant_tensor(np.ones(size), symmetric(1.0), f"{hint}.ones")
+            y = self.run(kind, [blocks, ones], symmetric(np.sqrt(size)), axis=-1, epsilon=epsilon)
+            y = self.run("Mul", [self.shaped(y, (-1, groups * size)), weight], inner)
+        if bias is None:
+            return y
+        added = self.constant_tensor(bias, symmetric(np.abs(bias).max()), f"{self.name(requant.result)}.bias")
+        return self.run("Add", [y, added], wide)
 
     def rescaled_rope(self, op: int_ops.RopeOp, requant: int_ops.RequantOp) -> Tensor:
         head_dim = op.get("head_dim")
@@ -298,7 +306,7 @@ class NpuForm(QdqForm):
         raise ValueError("not for NPUs")  # which take no float between its ops
 
     def attention(self, op: int_ops.AttentionOp) -> None:
-        if op.sinks is not None or op.softcap is not None:
+        if op.sinks is not None or op.softcap is not None or op.key_bias is not None:
             raise self._refused(op)
         heads, kv_heads = op.get("heads"), op.get("kv_heads")
         tokens, width, group = self.lengths.tokens or 0, channels(op.q) // heads, heads // kv_heads

@@ -85,6 +85,9 @@ def _verify_program(module: ModuleOp, ops: list[MqcOp], vocabulary: int) -> None
             most = vocabulary if index is ids else context
             if rows < most:
                 _fail(op, f"has tables of {rows} rows, and its indices go up to {most - 1}")
+        limit = op.position_limit()
+        if limit is not None and limit < context:
+            _fail(op, f"has constants of {limit} positions, and mqc.context is {context}")
         for state in op.states():
             if state.name in kept:
                 _fail(op, f"keeps state {state.name}, as %{kept[state.name].value_name} does")

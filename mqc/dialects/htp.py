@@ -37,6 +37,11 @@ _CARRIERS: dict[type[MqcOp], type[HtpOp]] = {
 _INT: dict[str, type[Operation]] = {op.name.partition(".")[2]: op for op in Int.operations}
 
 
+def _moves(norm: MqcOp) -> bool:
+    """Whether products alone read a norm, so that `fold-norm` makes its bias theirs."""
+    return all(use.operation.name == "llm.linear" for use in norm.results[0].uses)
+
+
 def without_form(op: MqcOp) -> str:
     """What of an `llm` or `int` op no `htp` op carries out yet, in words; empty if nothing."""
     name = op.name.partition(".")[2]
@@ -46,10 +51,14 @@ def without_form(op: MqcOp) -> str:
     operands: Any = op
     if name == "linear" and operands.gates is not None:
         return f"{op.name} of experts"
+    if name == "layer_norm" and operands.bias is not None and not _moves(op):
+        return f"{op.name} with a bias that no product takes up"
     if name == "attention" and operands.sinks is not None:
         return f"{op.name} with sinks"
     if name == "attention" and operands.softcap is not None:
         return f"{op.name} with a softcap"
+    if name == "attention" and operands.key_bias is not None:
+        return f"{op.name} with a bias of keys"
     if name == "attention" and channels(operands.k) != channels(operands.v):
         return f"{op.name} with values of another width than keys"
     return ""

@@ -16,6 +16,8 @@ from mqc.numerics import arithmetic as a
 
 #: Largest magnitude of a sink, in steps of scores.
 SINK_LIMIT = 2**30
+#: Largest bias of a key, in steps of scores. With scores of 8192 products, differences stay in s32.
+KEY_BIAS_LIMIT = 2**30
 #: Scores of attention with a softcap are u16 around 2^15; 2^5 of them are between two knots of its table.
 CAP_SEGMENT_BITS = 5
 CAP_KNOTS = (1 << (16 - CAP_SEGMENT_BITS)) + 1
@@ -31,7 +33,7 @@ class AttentionOp(IntOp):
 
     For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
     u = min(requantize(max s − s, score_multiplier, score_shift), 65535), p = softmax(u). Each head's `sinks`
-    is one more score, which has no value.
+    is one more score, which has no value. `key_bias` is added to s, by the position of the key.
 
     With a `softcap`, t = table(clamp(requantize(s, score_multiplier, score_shift) + 2^15)) comes first, where
     `cap_table` are s32 knots with 4 fraction bits that are joined by lines, as those of `int.lut`; and
@@ -50,6 +52,7 @@ class AttentionOp(IntOp):
     prefix_k = opt_prop_def(WeightAttr)
     prefix_v = opt_prop_def(WeightAttr)
     sinks = opt_prop_def(WeightAttr)
+    key_bias = opt_prop_def(WeightAttr)
     softcap = opt_prop_def(FloatAttr)
     cap_table = opt_prop_def(WeightAttr)
     q_zero = prop_def(IntegerAttr)
@@ -96,10 +99,15 @@ class AttentionOp(IntOp):
         constant("cap_table", s32, "[knots]", lambda op: (CAP_KNOTS,)),
         Limit("softcap and cap_table together", lambda op: (op.softcap is None) == (op.cap_table is None)),
         Limit("softcap above 0", lambda op: op.softcap is None or 0 < op.get("softcap") < 2**31),
-        Limit("sinks or a softcap", lambda op: op.sinks is None or op.softcap is None),
+        constant("key_bias", s32, "[heads, positions]", lambda op: (op.get("heads"), op.position_limit())),
+        Limit(
+            "sinks, a softcap or a key_bias",
+            lambda op: sum(op.properties.get(n) is not None for n in ("sinks", "softcap", "key_bias")) <= 1,
+        ),
     )
     VALUES: ClassVar = (
         Values("sinks", "in [-2^30, 2^30]", lambda op, s: np.abs(s.astype(np.int64)) <= SINK_LIMIT),
+        Values("key_bias", "in [0, 2^30]", lambda op, b: (b >= 0) & (b <= KEY_BIAS_LIMIT)),
         Values("cap_table", "in [-2^24, 2^24]", lambda op, t: np.abs(t.astype(np.int64)) <= _CAP_LIMIT),
     )
 
@@ -114,6 +122,9 @@ class AttentionOp(IntOp):
     @property
     def prefix_rows(self) -> int:
         return 0 if self.prefix_k is None else int((*self.prefix_k.shape, 0)[0])
+
+    def position_limit(self) -> int | None:
+        return None if self.key_bias is None else int((*self.key_bias.shape, 0, 0)[1])
 
     def states(self) -> tuple[State, ...]:
         layer, kv_heads = self.get("layer"), self.get("kv_heads")
@@ -138,6 +149,8 @@ class AttentionOp(IntOp):
         visible = age >= 0
         if self.window is not None:
             visible &= age < self.get("window")
+        if self.key_bias is not None:
+            scores = scores + ctx.array(self.key_bias)[:, :seen].reshape(kv_heads, -1, 1, seen)
         if self.sinks is not None:
             sinks = ctx.array(self.sinks).reshape(kv_heads, -1, 1, 1)
             column = np.broadcast_to(sinks, (*scores.shape[:-1], 1))

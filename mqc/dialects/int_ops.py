@@ -273,7 +273,7 @@ class NormOp(AccumulatorOp):
     result = result_def(TensorType)
 
     PORTS: ClassVar = {"x": ACTIVATIONS, "result": ACCUMULATOR}
-    LIMITS: ClassVar = (
+    LIMITS: ClassVar[tuple[Limit, ...]] = (
         zero_of("x_zero", "x"),
         within("epsilon", 1, 2**62 - 1),
         same_channels("x"),
@@ -304,15 +304,37 @@ class RmsNormOp(NormOp):
 
 @irdl_op_definition
 class LayerNormOp(NormOp):
-    """As `int.rms_norm` of the deviations from the mean, which keep 6 fraction bits.
+    """As `int.rms_norm` of the deviations from the mean, which keep 6 fraction bits. A `bias` is added to y,
+    of which each channel gives up as many bits as `bias_shift` says.
 
-    `y = 2^30 · d / sqrt(Σ d² + epsilon), d = 64·x − round(64·mean(x))`
+    `y = 2^30 · d / sqrt(Σ d² + epsilon), d = 64·x − round(64·mean(x))`;
+    with a bias `shift_right_round(y, bias_shift) + bias`
     """
 
     name = "int.layer_norm"
+    bias = opt_prop_def(WeightAttr)
+    bias_shift = opt_prop_def(WeightAttr)
+
+    LIMITS: ClassVar = (
+        *NormOp.LIMITS,
+        Limit("bias and bias_shift together", lambda op: (op.bias is None) == (op.bias_shift is None)),
+        constant("bias", s32, "[channels]", lambda op: (channels(op.x),)),
+        constant("bias_shift", s8, "[channels]", lambda op: (channels(op.x),)),
+    )
+    VALUES: ClassVar = (
+        Values("bias", "below 2^30", lambda op, b: np.abs(b.astype(np.int64)) < a.NORM_BIAS_LIMIT),
+        Values("bias_shift", "in [0, 31]", lambda op, s: (s >= 0) & (s <= 31)),
+    )
 
     def deviations(self, blocks: Array) -> Array:
         return a.deviations_from_mean(blocks)
+
+    def evaluate(self, ctx: EvaluationContext, x: Array) -> Array:
+        y = super().evaluate(ctx, x)
+        if self.bias is None or self.bias_shift is None:
+            return y
+        y = a.shift_right_round(y.astype(np.int64), ctx.array(self.bias_shift)) + ctx.array(self.bias)
+        return y.astype(np.int32)
 
 
 @irdl_op_definition

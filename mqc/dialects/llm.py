@@ -332,9 +332,11 @@ class AttentionOp(LlmOp):
 
     `prefix_k`, `prefix_v` `[prefix tokens, kv_heads * head_dim]` are the cache's first rows.
     A `window` of w lets a token see itself and the w − 1 before it. `sinks` `[heads]` are one more score of
-    each head, which has no value.
+    each head, which has no value. `key_bias` `[heads, positions]` is added to the scores of a key by its
+    position: softmax does not see what all scores of a query have in common, so that the linear bias of ALiBi
+    (arXiv 2108.12409), slope · (key's position − query's), is one of the key.
 
-    `y = softmax(scale · q·kᵀ + mask) · v per head`
+    `y = softmax(scale · q·kᵀ + key_bias + mask) · v per head`
     """
 
     name = "llm.attention"
@@ -348,6 +350,7 @@ class AttentionOp(LlmOp):
     window = opt_prop_def(IntegerAttr)
     softcap = opt_prop_def(FloatAttr)
     sinks = opt_prop_def(WeightAttr)
+    key_bias = opt_prop_def(WeightAttr)
     prefix_k = opt_prop_def(WeightAttr)
     prefix_v = opt_prop_def(WeightAttr)
     result = result_def(TensorType)
@@ -363,6 +366,15 @@ class AttentionOp(LlmOp):
             "q, k, v and the result must have heads * head_dim channels",
         )
         self.expect(self.sinks is None or self.sinks.shape == (heads,), "sinks must be [heads]")
+        if self.key_bias is not None:
+            self.expect(
+                len(self.key_bias.shape) == 2 and self.key_bias.shape[0] == heads,
+                "key_bias must be [heads, positions]",
+            )
+            self.expect(self.sinks is None and self.softcap is None, "key_bias, or sinks or a softcap")
+
+    def position_limit(self) -> int | None:
+        return None if self.key_bias is None else int(self.key_bias.shape[1])
 
     def states(self) -> tuple[State, ...]:
         layer, shape = self.get("layer"), (channels(self.k),)
@@ -389,8 +401,12 @@ class AttentionOp(LlmOp):
                 x.view(1, len(x), n, -1).transpose(1, 2)
                 for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
             )
+            mask = visible
+            if self.key_bias is not None:
+                bias = ctx.torch(self.key_bias)[:, None, :seen]
+                mask = torch.where(visible, bias, -torch.inf)[None]
             y = F.scaled_dot_product_attention(
-                queries, keys, values, visible, scale=self.get("scale"), enable_gqa=heads != kv_heads
+                queries, keys, values, mask, scale=self.get("scale"), enable_gqa=heads != kv_heads
             )
             return y.transpose(1, 2).reshape(new, -1)
         queries = q.view(new, kv_heads, heads // kv_heads, -1).permute(1, 2, 0, 3)

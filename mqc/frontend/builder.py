@@ -16,8 +16,22 @@ from mqc.dialects.expressions import Call
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.dialects.llm_elementwise import ActivationOp
 from mqc.frontend.joins import Joined
-from mqc.frontend.lanes import Beside, Convolution, Elementwise, Lanes, Linear, Norm, Rotary, flat, order
-from mqc.frontend.mapped import rows_of, widened
+from mqc.frontend.lanes import (
+    Beside,
+    Convolution,
+    Elementwise,
+    Lanes,
+    Linear,
+    Lookup,
+    Norm,
+    Rotary,
+    Sum,
+    flat,
+    lanes_of,
+    order,
+    selected,
+)
+from mqc.frontend.mapped import columns_of, rows_of, widened
 from mqc.frontend.routing import Weights, route_properties
 from mqc.ir.op import MqcOp, WeightAttr, attr, channels, tensor
 from mqc.ir.weight_store import WeightStore
@@ -25,6 +39,7 @@ from mqc.numerics.rotary import rope_pairs
 
 _OPS: dict[str, type[MqcOp]] = {op.name: op for op in Llm.operations}  # type: ignore[misc]
 
+_SELECTS = "reorders or selects channels of a value that no matrix produced"
 #: Where elementwise functions are compared.
 _GRID = torch.linspace(-12, 12, 4801, dtype=torch.float64)
 
@@ -183,37 +198,61 @@ class Builder:
             weight=self.weights.add(weight, matrix), expert_axis=1,
         )  # fmt: skip
 
-    def norm(self, norm: Norm, gain: Any, bias: Any) -> SSAValue:
+    def norm(self, norm: Norm, wanted: Any) -> SSAValue:
+        """The norm of the groups that the wanted channels are."""
+        size = len(norm) // norm.groups
+        groups = wanted.reshape(-1, size)[:, 0] // size if len(wanted) % size == 0 else wanted
+        if not np.array_equal(wanted, (groups[:, None] * size + np.arange(size)).reshape(-1)):
+            raise ValueError(_SELECTS)
+        part = f".{len(norm.emitted)}" if len(wanted) < len(norm) else ""
+        x = self.base(norm.x, wanted) if isinstance(norm.x, SSAValue) else self.part(norm.x, wanted)
         refs = {
-            key: self.weights.add(f"{norm.name}.{key}", array)
-            for key, array in (("gain", gain), ("bias", bias))
+            key: self.weights.add(f"{norm.name}.{key}{part}", array[wanted])
+            for key, array in (("gain", norm.gain), ("bias", norm.bias))
             if array is not None
         }
         return self.op(
-            f"llm.{norm.kind}",
-            [norm.x],
-            norm.x.type,
-            norm.name,
-            eps=norm.eps,
-            groups=norm.groups,
-            **refs,
+            f"llm.{norm.kind}", [x], x.type, norm.name + part, eps=norm.eps, groups=len(groups), **refs
         )
+
+    def part(self, value: Lanes | Elementwise, wanted: Any) -> SSAValue:
+        """Channels of a value, in that order."""
+        if np.array_equal(wanted, np.arange(lanes_of(value).index.size)):
+            return self.elementwise(value) if isinstance(value, Elementwise) else self.lanes(value)
+        found = selected(value, wanted)
+        return self._activation(found) if isinstance(found, Elementwise) else self.lanes(found)
 
     def base(self, base: Any, wanted: Any) -> SSAValue:
         """SSA value that holds channels `wanted` of a base, in that order."""
+        if isinstance(base, SSAValue):
+            if not np.array_equal(wanted, np.arange(channels(base))):
+                raise ValueError(_SELECTS)
+            return base
         if isinstance(base, Linear):
             return self.linear(base, wanted)
         if isinstance(base, Convolution):
             return self.convolution(base, wanted)
         if isinstance(base, Beside):
             return self.beside(base, wanted)
-        if isinstance(base, Norm):
-            base.value = base.value or self.norm(base, None, None)
-            base = base.value
-        if not np.array_equal(wanted, np.arange(channels(base))):
-            raise ValueError("reorders or selects channels of a value that no matrix produced")
-        value: SSAValue = base
+        key = wanted.tobytes()
+        if key not in base.emitted:
+            base.emitted[key] = self._channels(base, wanted)
+        value: SSAValue = base.emitted[key]
         return value
+
+    def _channels(self, base: Norm | Lookup | Sum | Elementwise, wanted: Any) -> SSAValue:
+        match base:
+            case Norm():
+                return self.norm(base, wanted)
+            case Elementwise():
+                return self.part(base, wanted)
+            case Sum():
+                a, b = self.part(base.a, wanted), self.part(base.b, wanted)
+                return self.op("llm.add", [a, b], a.type, base.name)
+        whole = np.array_equal(wanted, np.arange(base.table.shape[1]))
+        part = "" if whole else f".{len(base.emitted)}"
+        table = base.table if whole else columns_of(base.table, wanted)
+        return self.embedding(base.ids, table, base.weight_name + part, base.name + part)
 
     def lanes(self, value: Lanes) -> SSAValue:
         if (value.sign < 0).any():
@@ -276,7 +315,7 @@ class Builder:
         x = self.lanes(value.lanes)
         factor = float(value.function(torch.ones(1, dtype=torch.float64)))
         if torch.allclose(value.function(_GRID), factor * _GRID, rtol=1e-12, atol=1e-12):
-            return self.op("llm.scale", [x], x.type, f"{value.path}.scale", factor=factor)
+            return self.op("llm.scale", [x], x.type, f"{value.path}.scale".lstrip("."), factor=factor)
         found = activation(value.function)
         if found is not None:
             return self.op(found.name, [x], x.type, value.path)

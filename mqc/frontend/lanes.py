@@ -18,6 +18,7 @@ from xdsl.ir import SSAValue
 
 from mqc.dialects.expressions import Argument, evaluate
 from mqc.frontend.mapped import widened
+from mqc.ir.op import channels
 
 #: Positions of `Table.short`.
 SHORT = 3
@@ -44,14 +45,36 @@ class Linear:
 
 @dataclass(eq=False)
 class Norm:
-    """A norm not emitted yet, so that a product with a vector becomes its gain."""
+    """A norm not emitted yet, so that a product with a vector becomes its gain, and a slice of whole groups a
+    norm of these.
 
-    x: SSAValue
+    x: what is normed, in the layout of the norm, if it is not emitted yet either. gain, bias: in the order
+    of the channels.
+    """
+
+    x: SSAValue | Lanes
     kind: str
     eps: float
     groups: int
     name: str
-    value: SSAValue | None = None
+    gain: Any = None
+    bias: Any = None
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """How many channels it has."""
+        return channels(self.x) if isinstance(self.x, SSAValue) else self.x.index.size
+
+
+@dataclass(eq=False)
+class Lookup:
+    """Rows of a table by token id, not emitted yet, so that a slice of them becomes columns of the table."""
+
+    ids: SSAValue
+    table: torch.Tensor
+    name: str
+    weight_name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -76,7 +99,14 @@ class Beside:
     parts: tuple[Linear, ...]
 
 
-Base = SSAValue | Linear | Norm | Convolution | Beside
+@dataclass(eq=False)
+class Sum:
+    """a + b, not emitted yet, so that a slice of it becomes a sum of slices. Both are in the same layout."""
+
+    a: Lanes | Elementwise
+    b: Lanes | Elementwise
+    name: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,13 +179,14 @@ class ComplexPairs:
     table: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Elementwise:
     """An expression of lanes, not raised to an op yet; `path` is the module that computes it."""
 
     lanes: Lanes
     expression: Argument
     path: str
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
 
     def of(self, layout: Callable[[Lanes], Any]) -> Any:
         """The function of other lanes, or of each of several, that a layout makes of these."""
@@ -215,9 +246,25 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Length:
-    """The number of tokens, as an integer in the graph; times −1 if it is `negative`."""
+    """The number of tokens, as an integer in the graph, times −1 if it is `negative`; or another one that
+    depends on it, with its values for as many positions as `Table.value` and `Table.short` have."""
 
+    value: int | float | None = None
+    short: int | float | None = None
     negative: bool = False
+
+
+#: What holds channels: a value of the program, or what will give one, as far as its channels are wanted.
+Base = SSAValue | Linear | Norm | Convolution | Beside | Lookup | Sum | Elementwise
+
+
+#: Those whose channels are emitted as far as they are wanted, at no cost.
+NOT_EMITTED = (Linear, Lookup, Sum, Elementwise)
+
+
+def in_groups(value: Lanes) -> bool:
+    """Whether the channels of a token have more than one axis, along which they may be cut."""
+    return sum(size > 1 for size in value.index.shape) > 1
 
 
 def order(value: Lanes | Rotary) -> Index:
@@ -233,6 +280,12 @@ def flat(value: Lanes | Rotary, array: Index) -> Index:
 def lanes_of(value: Lanes | Elementwise) -> Lanes:
     """The lanes that a value is a function of."""
     return value.lanes if isinstance(value, Elementwise) else value
+
+
+def spread(value: Lanes, vector: torch.Tensor) -> npt.NDArray[np.float32]:
+    """A vector that is broadcast to lanes, f32 in the order of the value's channels."""
+    wide = np.broadcast_to(widened(vector).float().numpy(), value.index.shape)
+    return np.ascontiguousarray(np.moveaxis(wide, value.axis, 0).reshape(-1))
 
 
 def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
@@ -286,3 +339,19 @@ def same_lanes(a: Any, b: Any) -> Lanes | None:
     x, y = lanes_of(a), lanes_of(b)
     same = x.base is y.base and np.array_equal(x.index, y.index) and np.array_equal(x.sign, y.sign)
     return x if same else None
+
+
+def selected(value: Lanes | Elementwise, wanted: Index) -> Lanes | Elementwise:
+    """Channels of a value by their numbers, in `[tokens, channels]` layout."""
+    lanes = lanes_of(value)
+    index, sign = order(lanes)[wanted][None], flat(lanes, lanes.sign)[wanted][None]
+    part = Lanes(lanes.base, index, sign, 0)
+    return replace(value, lanes=part, emitted={}) if isinstance(value, Elementwise) else part
+
+
+def in_place(value: Lanes | Rotary | Elementwise) -> Index:
+    """The channel numbers of a value that has its layout."""
+    index = (lanes_of(value) if isinstance(value, Elementwise) else value).index
+    axis = (lanes_of(value) if isinstance(value, Elementwise) else value).axis
+    moved = np.moveaxis(np.empty(index.shape, np.int8), axis, 0).shape
+    return np.moveaxis(np.arange(index.size).reshape(moved), 0, axis)

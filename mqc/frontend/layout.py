@@ -12,6 +12,7 @@ import torch
 
 from mqc.frontend.joins import Joined, Part
 from mqc.frontend.lanes import Beside, Index, Lanes, Length, Linear, Rotary, lanes_of
+from mqc.frontend.norms import joined_norms
 
 VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
@@ -32,7 +33,8 @@ def relayout(
     rank = value.index.ndim
     if any(isinstance(a, Length) and a.negative for n, a in enumerate(args) if (name, n) != ("slice", 1)):
         raise ValueError("up to minus the number of tokens has no llm form")
-    args = [None if isinstance(a, Length) else a for a in args]  # as many tokens as there are
+    # None: as many tokens as there are.
+    args = [a.value if isinstance(a, Length) else a for a in args]
     if name in VIEWS:
         if axis is None or np.prod(value.index.shape[: value.axis]) != np.prod(shape[:axis]):
             raise ValueError("mixes tokens and channels, which has no llm form")
@@ -122,6 +124,8 @@ def join(
     if (products := _products_of_one(parts)) is not None:
         parts, first = products, products[0]
     if not all(isinstance(p, Lanes | Rotary) and p.base is first.base for p in parts):
+        if (norm := joined_norms(parts, function, dim, axis)) is not None:
+            return norm
         last = all(isinstance(p, Part) for p in parts) and dim in (-1, lanes_of(first).index.ndim - 1)
         if last and function is np.concatenate and axis != lanes_of(first).index.ndim - 1:
             return Joined(tuple(parts), axis)

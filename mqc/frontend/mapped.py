@@ -72,6 +72,12 @@ def rows_of(tensor: torch.Tensor, rows: Any) -> torch.Tensor:
     return stored.reshape(-1, stored.shape[-1])[torch.from_numpy(rows)].float()
 
 
+def columns_of(tensor: torch.Tensor, columns: Any) -> torch.Tensor:
+    """Columns of a matrix, f32: no other one is widened."""
+    stored = tensor.stored if isinstance(tensor, Widened) else tensor.detach()
+    return stored[:, torch.from_numpy(columns)].float()
+
+
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """A plain tensor with the elements of any."""
     return tensor.stored.float() if isinstance(tensor, Widened) else tensor.detach()

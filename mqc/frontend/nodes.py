@@ -41,7 +41,8 @@ def concrete(value: Any, context: int, short: bool) -> Any:
         case list():
             return [concrete(v, context, short) for v in value]
         case Length():
-            return SHORT if short else context
+            found, number = (value.short, SHORT) if short else (value.value, context)
+            return number if found is None else found
         case Table():
             return value.short if short else value.value
     return value

@@ -27,6 +27,7 @@ from mqc.frontend.convolution import Convolved, check_convolution
 from mqc.frontend.elementwise import composed, elementwise_form, of_one, softcapped
 from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
+    NOT_EMITTED,
     SHORT,
     Centered,
     ComplexPairs,
@@ -35,22 +36,26 @@ from mqc.frontend.lanes import (
     Lanes,
     Length,
     Linear,
+    Lookup,
     Mean,
     Moment,
     Norm,
     Rotary,
+    Sum,
     Table,
     Tokens,
     Weighted,
     expression_of,
+    in_groups,
+    in_place,
     lanes_of,
     same_lanes,
+    spread,
     with_bias,
     with_factors,
 )
 from mqc.frontend.layout import VIEWS, join, relayout
 from mqc.frontend.linear_attention import Scaled, raised
-from mqc.frontend.mapped import widened
 from mqc.frontend.nodes import (
     flattened,
     is_number,
@@ -63,7 +68,7 @@ from mqc.frontend.nodes import (
 )
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary
 from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
-from mqc.frontend.scores import Scores, changed, mask_of, product
+from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
 from mqc.frontend.source import module_path, source_line
 from mqc.frontend.tables import evaluated, rows_of
 from mqc.ir.module import set_level
@@ -100,10 +105,7 @@ class _Raising:
         self.values: dict[Node, Any] = {}
         self.attentions = 0
         index = TensorType(i64, [DYNAMIC_INDEX])
-        self.function = func.FuncOp(
-            "main",
-            ([index, index], [tensor(f32, vocabulary)]),
-        )
+        self.function = func.FuncOp("main", ([index, index], [tensor(f32, vocabulary)]))
         block = self.function.body.block
         block.args[0].name_hint, block.args[1].name_hint = "ids", "positions"
         self.ids, self.positions = block.args
@@ -111,15 +113,15 @@ class _Raising:
         self.handlers: dict[str, Callable[..., Any]] = {
             "addmm": self._addmm, "attention": self._attention, "baddbmm": self._baddbmm,
             "bmm": self._matmul, "cat": partial(self._join, np.concatenate), "matmul": self._matmul,
-            "conv1d": self._convolution,
-            "embedding": self._embedding, "layer_norm": self._layer_norm, "linear": self._linear,
-            "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt, "softmax": self._softmax,
+            "conv1d": self._convolution, "embedding": self._embedding, "layer_norm": self._layer_norm,
+            "linear": self._linear, "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt,
+            "softmax": lambda node, x, dim, *_: softmax_of(x, dim, len(shape_of(node))),
             "square": lambda node, a: self._pow(node, a, 2), "stack": partial(self._join, np.stack),
             "view_as_complex": lambda node, a: ComplexPairs(self._lanes(node, a)),
             "view_as_real": lambda node, a: rotary_of_complex(a, self.context),
-            "new_empty": self._new_empty, "copy_": self._copy,
+            "scaled_dot_product_attention": self._whole_attention, "linear_attention": self._linear_attention,
+            "new_empty": lambda node, *_: Blank(shape_of(node), token_axis(node)), "copy_": self._copy,
             "experts_in": self._experts, "experts_out": self._experts,
-            "linear_attention": self._linear_attention,
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -263,12 +265,12 @@ class _Raising:
                 return self._norm(node, a.lanes, b)
             case Centered(squared=False), Centered(squared=False) if a is b:
                 return Centered(a.lanes, squared=True)
-            case Lanes(base=Norm()), torch.Tensor():
-                return self._gain(node, a, b)
+            case Lanes(base=Norm(gain=None, bias=None) as norm), torch.Tensor():
+                return replace(a, base=replace(norm, gain=spread(a, b), emitted={}))
             case Lanes(), torch.Tensor() if (product := with_factors(a, b)) is not None:
                 return product
             case Lanes() | Elementwise(), torch.Tensor():
-                return Scaled(a, self._spread(lanes_of(a), b))
+                return Scaled(a, spread(lanes_of(a), b))
         return of_one(node, "mul", a, b) or self._binary(node, "mul", a, b)
 
     def _add(self, node: Node, a: Any, b: Any) -> Any:
@@ -348,6 +350,9 @@ class _Raising:
         return result
 
     def _binary(self, node: Node, kind: str, a: Any, b: Any) -> Lanes:
+        apart = all(isinstance(lanes_of(x), Lanes) and in_groups(lanes_of(x)) for x in (a, b))
+        if kind == "add" and apart and lanes_of(a).index.shape == lanes_of(b).index.shape:
+            return self._whole(Sum(a, b, f"{module_path(node)}.add".lstrip(".")), node)
         left, right = (self._emit(v, node, kind) for v in (a, b))
         if kind == "mul" and (gated := self._gate(node, left, right)) is not None:
             return gated
@@ -369,9 +374,6 @@ class _Raising:
         return self._whole(self.build.op("llm.gate", [wide[0], narrow[0]], wide[0].type, name), node)
 
     # ---- experts
-
-    def _softmax(self, node: Node, x: Any, dim: int, *_: Any) -> Preference:
-        return softmax_of(x, dim, len(shape_of(node)))
 
     def _routed(self, node: Node, args: list[Any]) -> Any:
         """A step of the choice of experts, or the end of it."""
@@ -415,22 +417,11 @@ class _Raising:
     def _norm(self, node: Node, a: Lanes, moment: Moment) -> Lanes:
         if same_lanes(a, moment.lanes) is None:
             raise self._fail(node, "scales one value by the norm of another, which has no llm form")
-        value = self._emit(a, node, "norm_in")
+        value = a if isinstance(a.base, NOT_EMITTED) else self._emit(a, node, "norm_in")
         groups = int(np.prod(a.index.shape[:-1]))
         kind = "layer_norm" if moment.centered else "rms_norm"
         norm = Norm(value, kind, moment.eps, groups, module_path(node) or "norm")
-        size = a.index.size
-        index = np.moveaxis(np.arange(size).reshape(np.moveaxis(a.index, a.axis, 0).shape), 0, a.axis)
-        return Lanes(norm, index, np.ones_like(index), a.axis)
-
-    def _gain(self, node: Node, a: Lanes, vector: torch.Tensor) -> Lanes:
-        assert isinstance(a.base, Norm)
-        return replace(a, base=self.build.norm(a.base, self._spread(a, vector), None))
-
-    def _spread(self, a: Lanes, vector: torch.Tensor) -> Any:
-        """A vector that is broadcast to lanes, in the order of the value's channels."""
-        spread = np.broadcast_to(widened(vector).float().numpy(), a.index.shape)
-        return np.ascontiguousarray(np.moveaxis(spread, a.axis, 0).reshape(-1))
+        return Lanes(norm, in_place(a), np.ones_like(a.index), a.axis)
 
     def _layer_norm(
         self, node: Node, a: Any, shape: Any, gain: Any = None, bias: Any = None, eps: float = 1e-5,
@@ -440,8 +431,9 @@ class _Raising:
         if len(shape) != 1 or lanes.axis == lanes.index.ndim - 1:
             raise self._fail(node, "over more than the last axis has no llm form")
         norm = self._norm(node, lanes, Moment(lanes, float(eps), centered=True))
-        vectors = [None if v is None else self._spread(norm, v) for v in (gain, bias)]
-        return replace(norm, base=self.build.norm(norm.base, *vectors))  # type: ignore[arg-type]
+        vectors = {key: spread(norm, v) for key, v in (("gain", gain), ("bias", bias)) if v is not None}
+        base: Any = norm.base
+        return replace(norm, base=replace(base, **vectors))
 
     # ---- matrix products and look-ups
 
@@ -467,8 +459,7 @@ class _Raising:
         if not isinstance(index, Tokens) or not isinstance(table, torch.Tensor):
             raise self._fail(node, "of anything but token ids has no llm form")
         name = self.build.names.get(id(table), "embedding.weight")
-        result = self.build.embedding(self.ids, table, name, module_path(node) or "embedding")
-        return self._whole(result, node)
+        return self._whole(Lookup(self.ids, table, module_path(node) or "embedding", name), node)
 
     def _attention(
         self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
@@ -484,9 +475,10 @@ class _Raising:
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
         values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
-        name, sinks = f"{module_path(node)}.attention", properties.pop("sinks", None)
-        if sinks is not None:
-            properties["sinks"] = self.build.vector(sinks, f"{name}.sinks")
+        name = f"{module_path(node)}.attention"
+        for key in ("sinks", "key_bias"):
+            if (constant := properties.pop(key, None)) is not None:
+                properties[key] = self.build.vector(constant, f"{name}.{key}")
         result = self.build.op("llm.attention", values, tensor(f32, size), name, **properties)
         self.attentions += 1
         return self._whole(result, node)
@@ -498,11 +490,17 @@ class _Raising:
         return product(a, b)
 
     def _baddbmm(self, node: Node, added: Any, a: Any, b: Any) -> Scores:
-        kept = node.kwargs.get("beta", 1) != 0
-        if kept and not (isinstance(added, torch.Tensor | Table) and not mask_of(added).any()):
-            raise self._fail(node, "with a bias has no llm form")
-        scores = self._matmul(node, a, b)
-        return replace(scores, scale=float(node.kwargs.get("alpha", 1)))  # type: ignore[arg-type, return-value]
+        scores, factors = self._matmul(node, a, b), dict[str, Any](node.kwargs)
+        if not isinstance(scores, Scores):
+            raise self._fail(node)
+        scores, beta = scores.scaled(factors.get("alpha", 1)), factors.get("beta", 1)
+        return scores.plus(mask_of(added) * beta) if beta else scores
+
+    def _whole_attention(
+        self, node: Node, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False
+    ) -> Lanes:
+        scale: Any = node.kwargs.get("scale")
+        return self._weighted_sum(node, shares_of(q, k, mask, causal, scale), v)
 
     def _of_scores(self, node: Node, args: list[Any]) -> Any:
         """An op of attention that the model computes itself."""
@@ -522,7 +520,7 @@ class _Raising:
             raise ValueError("of attention and anything but values has no llm form")
         return self._attend(
             node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=self.attentions, heads=heads,
-            kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None,
+            kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None, key_bias=shares.bias,
         )  # fmt: skip
 
     def _convolution(self, node: Node, x: Any, weight: Any, bias: Any = None, *more: Any) -> Convolved:
@@ -546,9 +544,6 @@ class _Raising:
             raise self._fail(node)
         return join(parts, function, dim, axis)
 
-    def _new_empty(self, node: Node, *_: Any) -> Blank:
-        return Blank(shape_of(node), token_axis(node))
-
     def _copy(self, node: Node, place: Any, value: Any, *_: Any) -> Any:
         if not isinstance(place, BlankPart):
             raise self._fail(node, "to anything but a part of a new tensor has no llm form")
@@ -568,11 +563,12 @@ class _Raising:
     def _lanes(self, node: Node, value: Any) -> Lanes:
         if isinstance(value, Lanes):
             return value
-        emitted = self._emit(value, node, "value")
+        if isinstance(value, Elementwise) and isinstance(value.lanes.base, NOT_EMITTED):
+            emitted: Any = value
+        else:
+            emitted = self._emit(value, node, "value")
+        index = in_place(value)
         axis = value.lanes.axis if isinstance(value, Elementwise) else value.axis
-        index = np.arange(value.lanes.index.size if isinstance(value, Elementwise) else value.index.size)
-        shape = value.lanes.index.shape if isinstance(value, Elementwise) else value.index.shape
-        index = np.moveaxis(index.reshape(np.moveaxis(np.empty(shape), axis, 0).shape), 0, axis)
         return Lanes(emitted, index, np.ones_like(index), axis)
 
     def _emit(self, value: Any, node: Node, role: str) -> SSAValue:

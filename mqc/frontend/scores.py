@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from mqc.frontend.lanes import Lanes, Rotary, Table
@@ -12,18 +13,22 @@ from mqc.frontend.nodes import number_of
 
 #: Scores that are less are never seen; what softmax makes of them is 0.
 NEVER = -1e4
+#: Largest difference of what a bias adds to a key's score for two queries.
+_SAME = 1e-4
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`scale · q · kᵀ` `[…, tokens, tokens]` of each head, in which a token sees itself and those before it,
-    at most `window` in all; `shares` once softmax was taken. q, k: `[…, tokens, head_dim]`."""
+    """`scale · q · kᵀ + bias` `[…, tokens, tokens]` of each head, in which a token sees itself and those
+    before it, at most `window` in all; `shares` once softmax was taken. q, k: `[…, tokens, head_dim]`; bias:
+    `[heads, positions]`, of each key by its position."""
 
     q: Lanes | Rotary
     k: Lanes | Rotary
     scale: float = 1.0
     window: int | None = None
     shares: bool = False
+    bias: torch.Tensor | None = None
 
     @property
     def heads(self) -> tuple[int, int]:
@@ -53,14 +58,33 @@ class Scores:
         return replace(self, window=min(limits, default=None))
 
     def plus(self, mask: torch.Tensor) -> Scores:
-        """With a mask that is 0 where a token is seen, and far below 0 elsewhere.
+        """With a mask that is far below 0 where a token is not seen. Elsewhere it is 0, or a bias of each key
+        by its position (ALiBi, arXiv 2108.12409).
 
         Raises `ValueError` for one that is something else.
         """
         visible = mask > NEVER
-        if mask[visible].any():
+        added = self if not mask[visible].any() else self.biased(mask, visible)
+        return added if mask.shape[-2] == 1 and visible.all() else added.masked(visible)
+
+    def biased(self, added: torch.Tensor, visible: torch.Tensor) -> Scores:
+        """With what is added to visible scores. Softmax does not see what it adds to all scores of a query.
+
+        Raises `ValueError` unless a key's part is the same for all queries that see it, but for that.
+        """
+        heads, wanted = int(np.prod(added.shape[:-2])), self.heads[0]
+        if heads not in (1, wanted) or not visible[..., -1, :].all():
             raise ValueError("of attention scores and a bias has no llm form")
-        return self.masked(visible)
+        rows, seen = (x.reshape(heads, *added.shape[-2:]) for x in (added.float(), visible))
+        row = rows[:, -1:] - rows[:, -1:, :1]
+        if not torch.allclose((rows - rows[..., :1])[seen], row.expand_as(rows)[seen], atol=_SAME):
+            raise ValueError("of attention scores and a bias of queries and keys has no llm form")
+        bias = row[:, 0].expand(wanted, -1)
+        return replace(self, bias=bias if self.bias is None else self.bias + bias)
+
+    def scaled(self, factor: float) -> Scores:
+        bias = None if self.bias is None else self.bias * factor
+        return replace(self, scale=self.scale * factor, bias=bias)
 
 
 def product(a: Any, b: Any) -> Scores:
@@ -70,6 +94,18 @@ def product(a: Any, b: Any) -> Scores:
     if a.axis != a.index.ndim - 2 or b.axis != b.index.ndim - 1 or a.index.shape[-1] != b.index.shape[-2]:
         raise ValueError("of two computed values has no llm form but as attention scores")
     return Scores(a, b.map(lambda i: i.swapaxes(-1, -2), b.axis - 1))
+
+
+def shares_of(q: Any, k: Any, mask: Any, causal: bool, scale: float | None) -> Scores:
+    """Those of `scaled_dot_product_attention`. Raises `ValueError` for other operands, and another mask."""
+    operands = all(isinstance(x, Lanes | Rotary) and x.axis == x.index.ndim - 2 for x in (q, k))
+    if not operands or (mask is None and not causal):
+        raise ValueError("of anything but queries and keys, or without a mask, has no llm form")
+    found = Scores(q, k, q.index.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        added = mask_of(mask)
+        found = found.masked(added) if added.dtype == torch.bool else found.plus(added)
+    return replace(found, shares=True)
 
 
 def changed(name: str, args: list[Any]) -> Scores:
@@ -90,7 +126,7 @@ def changed(name: str, args: list[Any]) -> Scores:
         case _ if scores.shares:
             pass
         case "mul" | "div" if given is not None:
-            return replace(scores, scale=scores.scale * (given if name == "mul" else 1 / given))
+            return scores.scaled(given if name == "mul" else 1 / given)
         case "mul":
             return scores.times(mask_of(other))
         case "add":

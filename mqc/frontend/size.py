@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from mqc.costs import ModelSize
 from mqc.errors import ModelError, MqcError, whole
 from mqc.frontend.sources import locate, read_config
+from mqc.frontend.trace import longest_sequence
 
 
 def size_of(name: str, base: str | None = None) -> ModelSize:
@@ -55,6 +56,6 @@ def size_of(name: str, base: str | None = None) -> ModelSize:
         vocabulary=int(head.weight.shape[0]),
         parameters=sum(p.numel() for p in model.parameters()),
         tied=head.weight is table.weight,
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=longest_sequence(config),
         mapped=place.gguf is None,
     )

@@ -36,6 +36,8 @@ def evaluated(node: Node, args: list[Any], context: int) -> Any:
     if isinstance(result, tuple | list):
         pairs = zip(result, value(short=True), strict=True)
         return [Table(part, None, short) for part, short in pairs]
+    if isinstance(result, int | float) and not isinstance(result, bool):
+        return Length(result, value(short=True))
     return result
 
 

@@ -84,6 +84,12 @@ class _LogitsOnly(torch.nn.Module):
         return self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
 
 
+def longest_sequence(config: Any) -> int | None:
+    """For how many positions a model was made, by its config; None if it does not say."""
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((n for n in named if n), None)
+
+
 def check_model(model: Any) -> None:
     """Raise `ModelError` unless `model` is a decoder LLM with finite weights."""
     if not isinstance(model, PreTrainedModel):
@@ -159,6 +165,11 @@ def _functions_of_mqc(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, previous)
 
 
+def _asks(program: ExportedProgram) -> bool:
+    """Whether a model called what is registered here for attention."""
+    return any(node.target is torch.ops.mqc.attention.default for node in program.graph.nodes)
+
+
 def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
     """What a failure of torch.export says of the model: why, and the module and line where it stopped."""
     if isinstance(error, GuardOnDataDependentSymNode):
@@ -189,7 +200,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     check_model(model)
     training = model.training
     model.eval()
-    context = getattr(model.config, "max_position_embeddings", None) or 1024
+    context = longest_sequence(model.config) or 1024
     length = Dim("length", min=2, max=max(context - 1, 3))
     # Two tensors: torch.export takes one passed twice for one input.
     ids, positions = torch.zeros(1, 3, dtype=torch.long), torch.arange(3)[None]
@@ -199,25 +210,28 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     try:
         wrapped = _LogitsOnly(model)
         tensors = wrapped.state_dict(keep_vars=True)
+        export = partial(
+            torch.export.export, wrapped, (ids, positions), dynamic_shapes=({1: length}, {1: length}),
+            strict=False,
+        )  # fmt: skip
         with (
-            torch.no_grad(), left_as_it_was(model), shapes_only(model), _functions_of_mqc(model),
-            as_one_op(model), warnings.catch_warnings(),
+            torch.no_grad(), left_as_it_was(model), shapes_only(model), as_one_op(model),
+            warnings.catch_warnings(),
         ):  # fmt: skip
             warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)  # they are put back
             _without_dynamic_scaling(model)
-            export = partial(
-                torch.export.export,
-                wrapped,
-                (ids, positions),
-                dynamic_shapes=({1: length}, {1: length}),
-                strict=False,
-            )
-            try:
-                program = export()
-            except TypeError:  # None is no mask for it
-                apart = copy_context()
-                apart.run(_masks.set, eager_mask)
-                program = apart.run(export)
+            with _functions_of_mqc(model):
+                try:
+                    program = export()
+                except (TypeError, AttributeError):  # None is no mask for it
+                    apart = copy_context()
+                    apart.run(_masks.set, eager_mask)
+                    program = apart.run(export)
+            if not _asks(program) and getattr(model.config, "_attn_implementation", None) not in (
+                None,
+                "eager",
+            ):
+                program = export()  # its code may depend on what it is told to use
         program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise

@@ -262,6 +262,10 @@ class MqcOp(IRDLOperation):
         """Operands that index tables, each with the number of rows there are."""
         return []
 
+    def position_limit(self) -> int | None:
+        """For how many positions, from 0 on, its constants are; None for any number."""
+        return None
+
     def states(self) -> tuple[State, ...]:
         """What the op keeps from one call to the next."""
         return ()

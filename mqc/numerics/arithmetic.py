@@ -20,6 +20,8 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 #: `int.rms_norm` and `int.layer_norm` give x / ||x|| with this many fraction bits.
 NORM_FRACTION_BITS = 30
+#: What `int.layer_norm` adds to it is less, so that the sum stays in s32.
+NORM_BIAS_LIMIT = 2**30
 #: Fraction bits that `int.layer_norm` keeps of the mean.
 MEAN_FRACTION_BITS = 6
 #: Fraction bits of the cosine and sine tables of `int.rope`, and of its result.
@@ -115,6 +117,26 @@ def deviations_from_mean(x: Int) -> Int:
     count, one = x.shape[-1], 1 << MEAN_FRACTION_BITS
     mean = (2 * one * x.sum(-1, keepdims=True) + count) // (2 * count)
     return np.asarray(x * one - mean, np.int64)
+
+
+def addend_of_directions(factor: Any, addend: Any) -> tuple[Any, Any, Any]:
+    """`(bias, bias_shift, unit)` of channels, with which a direction d becomes `factor·2^-30·d + addend`:
+    `unit·(shift_right_round(d, bias_shift) + bias)`.
+
+    Each channel gets the shift that keeps its bias below 2^30, so that the sum stays in s32. A factor below
+    2^-29 of its addend is taken for that. Error: 2^-30 of |factor| + |addend|.
+    """
+    factor, addend = np.asarray(factor, np.float64), np.asarray(addend, np.float64)
+    factor = np.copysign(np.maximum(np.abs(factor), np.abs(addend) * 2.0**-29), factor)
+    ratio = np.divide(addend, factor, out=np.zeros_like(addend), where=factor != 0)
+    shift = np.maximum(np.frexp(ratio)[1], 0)
+    bias = np.rint(np.ldexp(ratio, NORM_FRACTION_BITS - shift))
+    most = NORM_BIAS_LIMIT - 1
+    return (
+        np.clip(bias, -most, most).astype(np.int32),
+        shift.astype(np.int8),
+        np.ldexp(factor, shift - NORM_FRACTION_BITS),
+    )
 
 
 def rotate(d: Int, cos: Int, sin: Int, interleaved: bool) -> Int:

@@ -147,11 +147,20 @@ def any_shift(out: Any) -> Callable[[Lab], ModuleOp]:
     return build
 
 
-def norm(kind: Any, x: Any, out: Any, width: int, groups: int = 1) -> Callable[[Lab], ModuleOp]:
+def norm(
+    kind: Any, x: Any, out: Any, width: int, groups: int = 1, bias: bool = False
+) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
+        added = {}
+        if bias:
+            shift, most = lab.rng.choice([0, 0, 1, 2, 7, 31], width), 2**28
+            added = {
+                "bias": lab.weight(lab.rng.integers(-most, most, width), np.int32),
+                "bias_shift": lab.weight(shift, np.int8),
+            }
         acc = lab.add(
             kind, [lab.activation(x, width)], tensor(s32, width), x_zero=lab.zero(x),
-            epsilon=int(lab.rng.choice([1, 80, 2**40])), groups=groups,
+            epsilon=int(lab.rng.choice([1, 80, 2**40])), groups=groups, **added,
         )  # fmt: skip
         return lab.finish(lab.requant(acc, out, 29))
 
@@ -230,6 +239,7 @@ def attention(
     sinks: bool = False,
     value_dim: int | None = None,
     softcap: float | None = None,
+    key_bias: bool = False,
 ) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
         q, k, v = heads * dim, kv_heads * dim, kv_heads * (value_dim or dim)
@@ -244,6 +254,7 @@ def attention(
             tensor(out, heads * (value_dim or dim)),
             layer=0, heads=heads, kv_heads=kv_heads, window=window, **rows,
             sinks=lab.weight(lab.rng.integers(-(2**17), 2**18, heads), np.int32) if sinks else None,
+            key_bias=lab.weight(lab.rng.integers(0, 2**17, (heads, CONTEXT)), np.int32) if key_bias else None,
             softcap=softcap, cap_table=None if softcap is None else knots(lab, softcap),
             q_zero=lab.zero(u8), k_zero=lab.zero(u8), v_zero=lab.zero(u8), zero_point=lab.zero(out),
             **lab.scalar("score_", -1, 8), **lab.scalar("", *((14, 16) if out == u8 else (6, 8))),

@@ -1,4 +1,5 @@
-"""As `op_cases`, for what only some backends have: experts, sinks, keys in parts, values of any width."""
+"""As `op_cases`, for what only some backends have: experts, sinks, keys in parts, values of any width, norms
+with a bias."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.dialects import int_ops
 from mqc.ir.op import s32, tensor, u8, u16
-from tests.backends.op_cases import Lab, attention
+from tests.backends.op_cases import Lab, attention, norm
 
 
 def routed(
@@ -105,6 +106,8 @@ def join(x: Any, y: Any, out: Any) -> Callable[[Lab], ModuleOp]:
 
 
 ROUTED_CASES: dict[str, Callable[[Lab], ModuleOp]] = {
+    "layer-norm-bias": norm(int_ops.LayerNormOp, u16, u16, 75, bias=True),
+    "layer-norm-bias-heads": norm(int_ops.LayerNormOp, u8, u8, 144, groups=2, bias=True),
     "attention-narrow-values": attention(u8, 6, 2, 24, prefix=2, value_dim=14),
     "attention-wide-values": attention(u16, 4, 4, 12, value_dim=40),
     "join-u8-u8": join(u8, u8, u8),
@@ -115,6 +118,8 @@ ROUTED_CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "attention-softcap-window": attention(u16, 5, 1, 20, window=5, prefix=2, softcap=300.0),
     "attention-sinks": attention(u8, 6, 2, 16, sinks=True),
     "attention-sinks-window": attention(u16, 5, 1, 20, window=5, prefix=2, sinks=True),
+    "attention-key-bias": attention(u8, 6, 2, 16, key_bias=True),
+    "attention-key-bias-window": attention(u16, 5, 1, 20, window=5, prefix=2, key_bias=True),
     "route-softmax": route(u16, u16, 9, 3, bits=15),
     "route-ties": route(u8, u8, 40, 8, bits=14),
     "route-none-bias": route(u16, u16, 12, 4, "none", 0, (1, 1, 1), True, bits=16),

@@ -135,6 +135,27 @@ def test_layer_norm_error_on_ordinary_data() -> None:
     assert np.abs(got - want).max() <= np.abs(want).max() * 2.0**-12
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(-9, 9))
+def test_a_bias_of_directions_is_the_real_one(seed: int, apart: int) -> None:
+    """Within 2^-28 of the larger of the two, whatever their sizes are; also of gains and biases of 0."""
+    rng, size = np.random.default_rng(seed), 50
+    factor = rng.normal(0, 1, size) * rng.choice([0, 1, 1, 30], size)
+    addend = rng.normal(0, 10.0**apart, size) * rng.choice([0, 1, 1], size)
+    bias, shift, unit = a.addend_of_directions(factor, addend)
+    w = Weights()
+    norm = op(
+        int_ops.LayerNormOp, [tensor(u16, size)], tensor(s32, size), x_zero=0, epsilon=1, groups=1,
+        bias=w.store.add("b", bias), bias_shift=w.store.add("s", shift),
+    )  # fmt: skip
+    plain = op(int_ops.LayerNormOp, [tensor(u16, size)], tensor(s32, size), x_zero=0, epsilon=1, groups=1)
+    found = {"bias": bias, "bias_shift": shift}
+    assert all(values.violation(norm, found[values.name]) is None for values in norm.VALUES)
+    x = rng.integers(0, 65536, (3, size)).astype(np.uint16)
+    got, direction = norm.evaluate(w, x) * unit, plain.evaluate(w, x) / 2.0**30
+    error = np.abs(got - (factor * direction + addend))
+    assert (error <= np.maximum(np.abs(factor), np.abs(addend)) * 2.0**-28).all()
+
+
 @pytest.mark.parametrize("function", [k.function for k in llm.ACTIVATIONS])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (-30.0, 90.0), (-8.0, 0.5)])

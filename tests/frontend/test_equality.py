@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.ir_text import parse_module, print_module
@@ -17,9 +20,26 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
+#: Forms of an architecture that take other paths of the front end.
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),  # a norm of each head
+    ("falcon", {"alibi": True}),
+    ("falcon", {"alibi": True, "attn_implementation": "eager"}),  # its code for this adds the bias twice
+]
+
+
 @pytest.mark.parametrize("architecture", ALL)
 def test_logits_equal_the_models(architecture: str) -> None:
-    model = tiny_model(architecture)
+    check_logits(tiny_model(architecture))
+
+
+@pytest.mark.parametrize(("architecture", "changes"), FORMS)
+def test_logits_of_other_forms(architecture: str, changes: dict[str, Any]) -> None:
+    check_logits(tiny_model(architecture, **changes))
+
+
+def check_logits(model: PreTrainedModel) -> None:
+    """At two lengths, at once and token by token."""
     weights = WeightStore()
     module = raise_program(trace(model), weights, 64, VOCABULARY)
     module.verify()

@@ -39,11 +39,6 @@ def test_encoder_decoder() -> None:
     ("kind", "sizes", "told"),
     [
         (
-            "mpt",
-            {"d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 64},
-            r"that cannot be traced: transformer, at modeling_mpt\.py:\d+\n",
-        ),
-        (
             "minimax",
             {
                 "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -60,6 +55,13 @@ def test_code_that_cannot_be_traced(kind: str, sizes: dict[str, Any], told: str)
     with pytest.raises(ModelError, match=told) as caught:
         trace(model)
     assert "export" not in str(caught.value) and caught.value.__cause__ is not None
+
+
+def test_code_that_leaves_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model.model.layers[1].mlp, "forward", lambda x: torch.from_numpy(x.numpy()))
+    with pytest.raises(ModelError, match=r"that cannot be traced: model\.layers\.1\.mlp, at .*:\d+\n"):
+        trace(model)
 
 
 def test_code_that_decides_by_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,31 @@ def test_any_other_mask_is_refused(tokens: int, spot: st.DataObject) -> None:
         scores().masked(visible)
 
 
-def test_a_bias_and_a_factor_are_refused() -> None:
-    causal = torch.ones(3, 3).tril()
+@given(tokens=st.integers(1, 12), offset=st.floats(-9, 9), causal=st.booleans())
+def test_a_bias_by_distance_is_one_of_keys(tokens: int, offset: float, causal: bool) -> None:
+    """Whatever is added to all scores of a query, and whether the mask is in it or comes behind."""
+    slopes, places = torch.tensor([0.5, -2.0])[:, None, None], torch.arange(tokens)
+    distance = slopes * (places - places[:, None]) + offset
+    if causal:
+        distance = distance.masked_fill(places > places[:, None], -torch.inf)
+    elif tokens > 1:
+        distance = (slopes * places).reshape(2, 1, tokens) + offset  # the same for all queries
+    found = scores().plus(distance)
+    want = (slopes * places).reshape(2, tokens)
+    if found.bias is None:
+        assert not want.any() or tokens == 1
+    else:
+        assert torch.allclose(found.bias, want, atol=1e-5)
+        assert torch.allclose(found.scaled(3.0).bias, 3 * want, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_other_biases_and_factors_are_refused() -> None:
+    causal, places = torch.ones(3, 3).tril(), torch.arange(3.0)
+    product = (1 - causal) * -1e9 + causal * places * places[:, None]
+    with pytest.raises(ValueError, match="a bias of queries and keys"):
+        scores().plus(product)
     with pytest.raises(ValueError, match="and a bias"):
-        scores().plus((1 - causal) * -1e9 + 0.5 * causal)
+        scores().plus(product.expand(3, 3, 3))
+    assert torch.equal(scores().plus(places[None]).plus(places[None]).bias, 2 * places.expand(2, 3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="and a table"):
         scores().times(causal * 0.5)

@@ -111,10 +111,16 @@ def test_experts_that_no_token_chose_are_told() -> None:
     assert name == "%layers.1.mlp.experts.gates" and {"2", "5"} <= set(experts.split(", "))
 
 
-def test_npus_refuse_before_anything_is_calibrated() -> None:
-    ctx, module = imported(tiny_model("mixtral"))
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("mixtral", "%layers.0.mlp.experts.gates: llm.route"),
+        ("mpt", "%blocks.0.attn.attention: llm.attention with a bias of keys"),
+        ("openai-gpt", "%h.0.ln.1: llm.layer_norm with a bias that no product takes up"),
+    ],
+)
+def test_npus_refuse_before_anything_is_calibrated(architecture: str, what: str) -> None:
+    ctx, module = imported(tiny_model(architecture))
     ctx.calibration = None
-    with pytest.raises(
-        UnsupportedOpError, match=r"%layers.0.mlp.experts.gates: llm.route has no form for NPUs"
-    ):
+    with pytest.raises(UnsupportedOpError, match=f"{what} has no form for NPUs"):
         Recipe(prefix=()).pipeline("npu").run(ctx, module)

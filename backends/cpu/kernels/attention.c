@@ -84,7 +84,12 @@ static void probabilities(const Queries *s, const ScoreTables *t, int head, s32 
         for (int i = s->begin / 4 * 4; i < s->begin; i++) high[i] = low[i] = 0;
         for (int i = s->end; i < padded(s->end, 4); i++) high[i] = low[i] = 0;
         const s32 *sink = t->sinks ? t->sinks + head + g : 0;
-        sums[g] = softmax(s->p, t, sink, s->scores + (size_t)g * capacity, s->begin, s->end, high, low);
+        s32 *scores = s->scores + (size_t)g * capacity;
+        if (t->bias) {
+            const s32 *bias = t->bias + (size_t)(head + g) * (size_t)t->positions;
+            for (int i = s->begin; i < s->end; i++) scores[i] += bias[i];
+        }
+        sums[g] = softmax(s->p, t, sink, scores, s->begin, s->end, high, low);
     }
 }
 

@@ -116,6 +116,8 @@ typedef struct {
     int channels, groups, centered;
     s32 x_zero;
     u64 epsilon;
+    const s32 *bias; /* [channels], or NULL: added to directions that are shifted to the right */
+    const s8 *bias_shift;
     Requant requant;
 } Norm;
 typedef void NormKernel(Run *r, const Norm *p, const void *x, void *y);
@@ -131,6 +133,8 @@ typedef struct {
     const s32 *exp2;  /* 2^(-i / 2048) for i < 2048, 30 fraction bits */
     const s32 *sinks; /* a score of each head that has no value, or NULL */
     const s32 *cap;   /* knots of a softcap, or NULL: the multiplier then brings scores into its steps */
+    const s32 *bias;  /* [heads][positions] to add to the scores of keys, or NULL */
+    int positions;
 } ScoreTables;
 typedef void AttentionKernel(Run *r, const Attention *p, const ScoreTables *tables, const void *q, const void *k,
                              const void *v, void *y);

@@ -50,6 +50,9 @@ INLINE void norm_kind(const Run *r, const Norm *p, const void *x, const int xbit
                 s64 d = load(x, xbits, base + (size_t)(c + i)) * one - mean;
                 acc[i] = (s32)shift_right_round(d * factor, 32 - h);
             }
+            if (p->bias)
+                for (int i = 0, at = c0 + c; i < n; i++, at++)
+                    acc[i] = (s32)shift_right_round(acc[i], p->bias_shift[at]) + p->bias[at];
             requant_row(&p->requant, acc, c0 + c, n, (u8 *)y + (base + (size_t)c) * (size_t)(bits / 8), bits);
         }
     }
