@@ -13,7 +13,7 @@ from mqc.frontend.joins import Joined, Part
 from mqc.frontend.lanes import Index, Lanes, Rotary, lanes_of
 from mqc.frontend.norms import joined_norms
 
-_VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
+_VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
 
 

@@ -23,6 +23,25 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 #: Forms of an architecture that take other paths of the front end.
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),  # a norm of each head
+    # queries times a number for each position, a gate with a bias of each head
+    (
+        "beam",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "moe_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    ),
+    # layers that are called several times, with a vector in front
+    ("hrm_text", {"intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 12}),
     ("falcon", {"alibi": True}),
     ("falcon", {"alibi": True, "attn_implementation": "eager"}),  # its code for this adds the bias twice
 ]
