@@ -89,3 +89,11 @@ def test_shared_weights_stay_shared() -> None:
     text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
     table, head = (line for line in text.splitlines() if "tensor<64x32xf32>" in line and "#mqc" in line)
     assert table.split("#mqc.weight<")[1].split(">")[0] == head.split("#mqc.weight<")[1].split(">")[0]
+
+
+def test_inputs_of_each_layer_are_columns_of_their_table() -> None:
+    """Of norm, sum and table alike: no value holds those of all layers."""
+    model = tiny_model("gemma4_text", hidden_size_per_layer_input=6)
+    text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
+    tables = [line for line in text.splitlines() if "llm.embedding" in line and "tensor<64x6xf32>" in line]
+    assert len(tables) == 4 and "tensor<?x24xf32>" not in text
