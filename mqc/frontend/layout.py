@@ -14,7 +14,7 @@ from mqc.frontend.joins import Joined, Part
 from mqc.frontend.lanes import Beside, Index, Lanes, Length, Linear, Rotary, lanes_of
 from mqc.frontend.norms import joined_norms
 
-VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
+VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"}
 _WHOLE = 2**62  # torch writes "to the end" as a stop of 2^63 - 1
 
 

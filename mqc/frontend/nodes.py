@@ -9,6 +9,15 @@ from torch.fx import Node
 
 from mqc.frontend.lanes import SHORT, Length, Table
 
+aten = torch.ops.aten
+
+#: Ops that change nothing in a model in evaluation mode, in f32.
+IDENTITY = {
+    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.alias.default, aten.clone.default,
+    aten.contiguous.default, aten.dropout.default, aten.type_as.default, aten.detach.default,
+    aten.expand.default, aten._to_copy.default, aten.detach_.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
+
 
 def live_nodes(graph: torch.fx.Graph) -> list[Node]:
     """Nodes the output depends on, in order."""

@@ -57,6 +57,7 @@ from mqc.frontend.lanes import (
 from mqc.frontend.layout import VIEWS, join, relayout
 from mqc.frontend.linear_attention import Scaled, raised
 from mqc.frontend.nodes import (
+    IDENTITY,
     flattened,
     is_number,
     live_nodes,
@@ -66,23 +67,16 @@ from mqc.frontend.nodes import (
     token_axis,
     writes,
 )
-from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary
+from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary, weighted
 from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
 from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
 from mqc.frontend.source import module_path, source_line
-from mqc.frontend.tables import evaluated, rows_of
+from mqc.frontend.tables import evaluated, rows_of, table_plus
 from mqc.ir.module import set_level
 from mqc.ir.op import attr, channels, tensor
 from mqc.ir.weight_store import WeightStore
 
 aten = torch.ops.aten
-
-#: Ops that change nothing in a model in evaluation mode, in f32.
-_IDENTITY = {
-    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.alias.default, aten.clone.default,
-    aten.contiguous.default, aten.dropout.default, aten.type_as.default, aten.detach.default,
-    aten.expand.default, aten._to_copy.default, aten.detach_.default, aten.lift_fresh_copy.default,
-}  # fmt: skip
 
 
 def raise_program(program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> ModuleOp:
@@ -103,7 +97,7 @@ class _Raising:
     def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
-        self.attentions = 0
+        self.layers: set[int] = set()
         index = TensorType(i64, [DYNAMIC_INDEX])
         self.function = func.FuncOp("main", ([index, index], [tensor(f32, vocabulary)]))
         block = self.function.body.block
@@ -190,7 +184,7 @@ class _Raising:
         tensors = [a for a in flattened(args) if not is_number(a)]
         if all(isinstance(a, torch.Tensor | Table | Length) for a in tensors):
             return self._fold(node, args)
-        if target in _IDENTITY:
+        if target in IDENTITY:
             return args[0]
         if target is operator.getitem:
             return args[0][args[1]]
@@ -258,7 +252,7 @@ class _Raising:
             case ComplexPairs(table=None), Table():
                 return replace(a, table=rows_of(b, self.context))
             case Lanes(), Table():
-                return Weighted(a, rows_of(b, self.context))
+                return weighted(a, rows_of(b, self.context), self.context)
             case Lanes() | Elementwise(), Moment(inverse_root=True, centered=False):
                 return self._norm(node, self._lanes(node, a), b)
             case Centered(squared=False), Moment(inverse_root=True, centered=True):
@@ -288,8 +282,11 @@ class _Raising:
                 return rotary_of(a, b, self.context)
             case Lanes(), torch.Tensor() if (biased := with_bias(a, b)) is not None:
                 return biased
-        if isinstance(a, Elementwise) and isinstance(b, torch.Tensor) and b.numel() == b.shape[-1] > 1:
-            return Preference(a, bias=b.reshape(-1))
+        if isinstance(b, torch.Tensor) and b.numel() == b.shape[-1] > 1:
+            if (table := table_plus(a, b)) is not None:
+                return table
+            if isinstance(a, Elementwise):
+                return Preference(a, bias=b.reshape(-1))
         return of_one(node, "add", a, b) or self._binary(node, "add", a, b)
 
     def _sub(self, node: Node, a: Any, b: Any) -> Any:
@@ -469,18 +466,20 @@ class _Raising:
         width = int(node.args[2].meta["val"].shape[-1])  # type: ignore[union-attr]
         q, k = rotated_first(q, k)
         return self._attend(
-            node, (q, k, v), heads * width, layer=int(layer), heads=heads, kv_heads=kv_heads,
+            node, (q, k, v), heads * width, layer=layer, heads=heads, kv_heads=kv_heads,
             scale=float(scale), window=int(window) or None, softcap=float(cap) or None, sinks=sinks,
         )  # fmt: skip
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
         values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
+        number = properties.pop("layer")  # again that of its first call, where a model calls a layer twice
+        number = number if number not in self.layers else max(self.layers) + 1
+        self.layers.add(number)
         name = f"{module_path(node)}.attention"
         for key in ("sinks", "key_bias"):
             if (constant := properties.pop(key, None)) is not None:
                 properties[key] = self.build.vector(constant, f"{name}.{key}")
-        result = self.build.op("llm.attention", values, tensor(f32, size), name, **properties)
-        self.attentions += 1
+        result = self.build.op("llm.attention", values, tensor(f32, size), name, layer=number, **properties)
         return self._whole(result, node)
 
     def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
@@ -494,7 +493,7 @@ class _Raising:
         if not isinstance(scores, Scores):
             raise self._fail(node)
         scores, beta = scores.scaled(factors.get("alpha", 1)), factors.get("beta", 1)
-        return scores.plus(mask_of(added) * beta) if beta else scores
+        return scores.plus(mask_of(added) * beta) if beta and mask_of(added).any() else scores
 
     def _whole_attention(
         self, node: Node, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False
@@ -519,7 +518,7 @@ class _Raising:
         if not shares.shares or not isinstance(v, Lanes) or v.axis != v.index.ndim - 2:
             raise ValueError("of attention and anything but values has no llm form")
         return self._attend(
-            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=self.attentions, heads=heads,
+            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=len(self.layers), heads=heads,
             kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None, key_bias=shares.bias,
         )  # fmt: skip
 

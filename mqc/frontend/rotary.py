@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mqc.frontend.lanes import ComplexPairs, Rotary, Weighted
+from mqc.frontend.lanes import ComplexPairs, Lanes, Rotary, Weighted
 
 
 def rotary_of(a: Weighted, b: Weighted, context: int) -> Rotary:
@@ -45,6 +45,16 @@ def rotary_of_complex(value: Any, context: int) -> Rotary:
     return Rotary(
         lanes.base, lanes.index, lanes.index[..., ::-1], sign, column, table.real, table.imag, lanes.axis
     )
+
+
+def weighted(lanes: Lanes, table: torch.Tensor, context: int) -> Weighted | Rotary:
+    """Lanes times a table over positions. A number for each position is a rotation by nothing, times that."""
+    rows, width = table.reshape(context, -1), lanes.index.shape[-1]
+    if rows.shape[1] > 1 or width % 2 or lanes.axis == lanes.index.ndim - 1:
+        return Weighted(lanes, table)
+    sign = np.broadcast_to(np.repeat([-1, 1], width // 2), lanes.index.shape)
+    pair, column = np.roll(lanes.index, width // 2, -1), np.zeros_like(lanes.index)
+    return Rotary(lanes.base, lanes.index, pair, sign, column, rows, torch.zeros_like(rows), lanes.axis)
 
 
 def scaled_rotary(a: Rotary, factor: torch.Tensor, context: int) -> Rotary:

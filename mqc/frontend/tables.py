@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
-from mqc.frontend.lanes import SHORT, Length, Table
+from mqc.frontend.lanes import SHORT, Elementwise, Lanes, Length, Lookup, Table, lanes_of
+from mqc.frontend.mapped import widened
 from mqc.frontend.nodes import concrete, flattened, token_axis, writes
 
 
@@ -39,6 +42,22 @@ def evaluated(node: Node, args: list[Any], context: int) -> Any:
     if isinstance(result, int | float) and not isinstance(result, bool):
         return Length(result, value(short=True))
     return result
+
+
+def table_plus(value: Any, vector: torch.Tensor) -> Lanes | None:
+    """Rows of a table by token id, or a function of them, plus a vector: rows of another table. None if it is
+    something else."""
+    if not isinstance(value, Lanes | Elementwise) or not isinstance(lanes_of(value).base, Lookup):
+        return None
+    lanes = lanes_of(value)
+    lookup = lanes.base
+    assert isinstance(lookup, Lookup)
+    if lanes.index.size != vector.numel() or (lanes.index.reshape(-1) != np.arange(vector.numel())).any():
+        return None
+    table = widened(lookup.table).float()
+    table = (value.function(table) if isinstance(value, Elementwise) else table) + vector.reshape(-1)
+    name = f"{lookup.weight_name}.sum"
+    return replace(lanes, base=replace(lookup, table=table, weight_name=name, emitted={}))
 
 
 def rows_of(table: Table, context: int) -> torch.Tensor:

@@ -129,9 +129,10 @@ def test_fixed_lengths(tiny: Compiled, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"style": "integer"}, {}])
-def test_convolutions_of_fixed_lengths(options: dict[str, Any]) -> None:
-    """They read earlier rows out of the cache, behind rows of it that nobody wrote."""
-    found = compiled("lfm2")
+@pytest.mark.parametrize("architecture", ["lfm2", "mpt"])
+def test_what_belongs_to_positions_of_fixed_lengths(architecture: str, options: dict[str, Any]) -> None:
+    """Convolutions read earlier rows out of the cache, keys have biases, behind rows that nobody wrote."""
+    found = compiled(architecture)
     want = OracleEngine(found[1], found[0].weights).forward(IDS)
     logits = engine(found, tokens=(8, 1), context=36, **options).forward(IDS)
     assert (logits == want).all() if options else sqnr(logits, want) > 25

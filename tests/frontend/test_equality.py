@@ -23,6 +23,25 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
 #: Forms of an architecture that take other paths of the front end.
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),  # a norm of each head
+    # queries times a number for each position, a gate with a bias of each head
+    (
+        "beam",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "moe_intermediate_size": 24,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    ),
+    # layers that are called several times, with a vector in front
+    ("hrm_text", {"intermediate_size": 48, "head_dim": 8, "num_hidden_layers": 12}),
     ("falcon", {"alibi": True}),
     ("falcon", {"alibi": True, "attn_implementation": "eager"}),  # its code for this adds the bias twice
 ]
@@ -70,3 +89,11 @@ def test_shared_weights_stay_shared() -> None:
     text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
     table, head = (line for line in text.splitlines() if "tensor<64x32xf32>" in line and "#mqc" in line)
     assert table.split("#mqc.weight<")[1].split(">")[0] == head.split("#mqc.weight<")[1].split(">")[0]
+
+
+def test_inputs_of_each_layer_are_columns_of_their_table() -> None:
+    """Of norm, sum and table alike: no value holds those of all layers."""
+    model = tiny_model("gemma4_text", hidden_size_per_layer_input=6)
+    text = print_module(raise_program(trace(model), WeightStore(), 64, VOCABULARY))
+    tables = [line for line in text.splitlines() if "llm.embedding" in line and "tensor<64x6xf32>" in line]
+    assert len(tables) == 4 and "tensor<?x24xf32>" not in text
