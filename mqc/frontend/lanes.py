@@ -295,7 +295,7 @@ def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
         return None
     places, rows = order(value), len(product.weight)
     try:
-        spread = vector.detach().expand(value.index.shape)
+        spread = widened(vector).float().expand(value.index.shape)
     except RuntimeError:
         return None
     if len(set(places.tolist())) < len(places) or (value.sign < 0).any():
@@ -304,7 +304,7 @@ def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
         bias = vector
     else:
         bias = torch.zeros(rows)
-        bias[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1).float()
+        bias[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1)
     return replace(value, base=replace(product, bias=bias, emitted={}))
 
 
@@ -315,7 +315,7 @@ def with_factors(value: Lanes, vector: torch.Tensor) -> Lanes | None:
         return None
     places = order(value)
     try:
-        spread = vector.detach().float().expand(value.index.shape)
+        spread = widened(vector).float().expand(value.index.shape)
     except RuntimeError:
         return None
     if len(set(places.tolist())) < len(places):

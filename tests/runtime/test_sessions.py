@@ -486,6 +486,30 @@ def test_a_state_of_fixed_size_goes_back_only_to_a_copy(delayed: Program, tmp_pa
             talk.messages[1] = {"role": "assistant", "content": "no"}
 
 
+def test_linear_attention_on_the_cpu(tmp_path: Path) -> None:
+    """Its state forks, is saved, and goes on; a sequence that differs begins anew."""
+    made = compiled("cpu-int8", lower_for_cpu, letter_tokenizer(), 128, "qwen3_5_text")
+    session = made.session()
+    whole = list(made.generate_tokens([5, 6, 7], 9))
+    assert list(session.generate_tokens([5, 6, 7], 4)) == whole[:4]
+    same_cache(session, made)
+    copy = session.fork()
+    session.save(tmp_path / "s")
+    list(session.generate_tokens([9], 2))
+    with pytest.raises(InputError, match=r"state recurrent\.0 .* fork the session before"):
+        session.rewind(5)
+    for other in (copy, made.session(tmp_path / "s"), made.session(tmp_path / "s", engine="oracle")):
+        assert list(other.generate_tokens([], 5)) == whole[4:]
+    session.rewind(0)
+    assert list(session.generate_tokens([5, 6, 7], 4)) == whole[:4]
+    talk = made.session()
+    for text, kept in (("ab", 0), ("cd", 11)):
+        asked = [*talk.messages, {"role": "user", "content": text}]
+        assert talk.send(text, NEW) == made.generate(asked, NEW, chat=True)
+        assert talk.turn.kept == kept
+        same_cache(talk, made)
+
+
 def test_states_of_other_shapes_are_refused(program: Program) -> None:
     for engine in (program.session().engine, OracleEngine(program.module, program.weights)):
         engine.forward(np.arange(5, dtype=np.int32))
