@@ -1,3 +1,4 @@
+/* Threads that wait by spinning within a call and sleep between calls. */
 #include "threads.h"
 
 #include <sched.h>
@@ -11,18 +12,6 @@ INLINE void pause_briefly(void) {
 #endif
 }
 
-/* Until then most waits are over; one that is longer is for a thread that has lost its core to another process. */
-enum { SPINS = 4000, YIELDS = 200 };
-
-/* A core that sleeps here is one that the system can give to the thread that is waited for. */
-static void sleep_until_next(Barrier *b, int round) {
-    pthread_mutex_lock(&b->lock);
-    atomic_fetch_add(&b->sleeping, 1);
-    while (atomic_load(&b->round) == round) pthread_cond_wait(&b->next, &b->lock);
-    atomic_fetch_sub(&b->sleeping, 1);
-    pthread_mutex_unlock(&b->lock);
-}
-
 void mqc_barrier(const Run *r) {
     /* Once the last thread is here, the next call may change the run: nothing of it is read after arriving. */
     int threads = r->threads;
@@ -30,22 +19,14 @@ void mqc_barrier(const Run *r) {
     int round = atomic_load_explicit(&b->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == threads - 1) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        /* Both in one order with those of sleep_until_next: either this sees the sleeper, or it sees the round. */
-        atomic_store(&b->round, round + 1);
-        if (atomic_load(&b->sleeping)) {
-            pthread_mutex_lock(&b->lock);
-            pthread_cond_broadcast(&b->next);
-            pthread_mutex_unlock(&b->lock);
-        }
+        atomic_store_explicit(&b->round, round + 1, memory_order_release);
         return;
     }
     for (int spins = 0; atomic_load_explicit(&b->round, memory_order_acquire) == round; spins++) {
-        if (spins < SPINS)
+        if (spins < 4000)
             pause_briefly();
-        else if (spins < SPINS + YIELDS)
-            sched_yield();
         else
-            sleep_until_next(b, round);
+            sched_yield();
     }
 }
 
@@ -70,8 +51,6 @@ int mqc_pool_start(Pool *pool, Worker *workers, int threads, void (*program)(Run
     pool->workers = workers;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    pthread_mutex_init(&pool->barrier.lock, NULL);
-    pthread_cond_init(&pool->barrier.next, NULL);
     pool->threads = 1;
     for (int i = 1; i < threads; i++) {
         pool->workers[i].pool = pool;
@@ -90,8 +69,6 @@ void mqc_pool_stop(Pool *pool) {
     for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i].thread, NULL);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
-    pthread_cond_destroy(&pool->barrier.next);
-    pthread_mutex_destroy(&pool->barrier.lock);
     pool->workers = NULL;
 }
 

@@ -1,5 +1,4 @@
-/* All threads run the same program, with a barrier after each op, at which they spin and then sleep; between calls
-   they sleep. */
+/* All threads run the same program, with a barrier after each op; between calls they sleep. */
 #ifndef MQC_THREADS_H
 #define MQC_THREADS_H
 
@@ -17,9 +16,6 @@ INLINE void barrier(const Run *r) {
 typedef struct {
     _Atomic int arrived;
     _Atomic int round;
-    _Atomic int sleeping;
-    pthread_mutex_t lock;
-    pthread_cond_t next; /* the round has changed */
 } Barrier;
 
 typedef struct Pool Pool;
