@@ -64,7 +64,8 @@ def told(error: BaseException) -> MqcError | None:
         return InputError(f"this needs {package}: pip install 'mqc[{extra}]'") if extra else None
     if isinstance(error, MemoryError) or (not isinstance(error, OSError) and _NO_MEMORY.search(str(error))):
         return StorageError(f"there is not enough memory: {error}".removesuffix(": "))
-    if type(error).__name__ == "PanicException":
+    # SystemError: what CPython says if memory ends within an import.
+    if type(error).__name__ in ("PanicException", "SystemError"):
         return StorageError(f"a library gave up: {error}; was there enough memory?")
     return StorageError(str(error)) if isinstance(error, OSError) else None
 

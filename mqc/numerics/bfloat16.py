@@ -16,7 +16,8 @@ def has_bfloat16() -> bool:
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
     """Products of f32 matrices round their operands to bfloat16, and add in f32, where the CPU has
-    instructions for it. Their error is 0.2 %, their time less than half.
+    instructions for it and torch takes them: on Intel's CPUs. Their error is 0.2 %, their time less than
+    half.
 
     The setting is the process's: it holds for other threads too, as long as the block lasts.
     """

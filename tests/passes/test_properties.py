@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,13 +146,15 @@ def test_a_hessian_is_the_mean_of_products(tokens: int, k: int, seed: int) -> No
 
 
 def test_products_in_bfloat16() -> None:
-    """They are as precise as it says, and the setting is what it was, however the block ends."""
+    """They are as precise as it says, and the setting is what it was, however the block ends. torch takes the
+    setting on Intel's CPUs alone; on others the products stay f32."""
+    rounds = has_bfloat16() and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(64, 256, generator=generator) for _ in range(2))
     exact = x.double() @ weight.double().T
     with pytest.raises(KeyError), bfloat16_products():
         error = float(((x @ weight.T) - exact).norm() / exact.norm())
-        assert error < 0.005 and (error > 1e-4) == has_bfloat16()
+        assert error < 0.005 and (error > 1e-4) == rounds
         raise KeyError
     assert float(((x @ weight.T) - exact).norm() / exact.norm()) < 1e-6
 
