@@ -68,7 +68,9 @@ class ArmEngine(Engine):
             stdout=subprocess.PIPE,
         )
         for number, op in enumerate(program.caches):
-            initial = [weights[state.initial] for state in op.states() if state.initial is not None]
+            # States of fixed size begin with a constant of the program.
+            growing = [state for state in op.states() if state.grows]
+            initial = [weights[state.initial] for state in growing if state.initial is not None]
             for position, rows in enumerate(zip(*initial, strict=True)):
                 self._ask((0, position, number), b"".join(row.tobytes() for row in rows), 4)
 
