@@ -64,7 +64,7 @@ class Load:
         stream = api.chat.completions.create(
             model=self.model, messages=messages, stream=True, max_tokens=choose.randint(8, 64),
             temperature=0.7, stream_options={"include_usage": True},
-        )  # type: ignore[call-overload]  # fmt: skip
+        )  # fmt: skip
         for chunk in stream:
             if chunk.choices:
                 said += chunk.choices[0].delta.content or ""

@@ -57,13 +57,13 @@ def measured(session: Session, prompt: list[int], drafts: bool) -> tuple[list[in
     def counted(*arguments: object, **named: object) -> object:
         nonlocal steps
         steps += 1
-        return forward(*arguments, **named)  # type: ignore[arg-type]
+        return forward(*arguments, **named)
 
-    session.engine.forward = counted  # type: ignore[method-assign, assignment]
+    session.engine.forward = counted
     try:
         tokens = list(session.complete(prompt, TOKENS))
     finally:
-        session.engine.forward = forward  # type: ignore[method-assign]
+        session.engine.forward = forward
     return tokens, session.turn.decode_seconds, steps - 1
 
 

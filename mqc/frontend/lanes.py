@@ -288,23 +288,29 @@ def spread(value: Lanes, vector: torch.Tensor) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(np.moveaxis(wide, value.axis, 0).reshape(-1))
 
 
+def _by_row(value: Lanes, vector: torch.Tensor, otherwise: float) -> torch.Tensor | None:
+    """A vector that is broadcast to channels of a matrix product, by the rows of its matrix; rows that are
+    none of the channels get a number. None if it cannot be broadcast, or two channels are one row."""
+    assert isinstance(value.base, Linear)
+    places = order(value)
+    try:
+        given = spread(value, vector)
+    except ValueError:
+        return None
+    if len(np.unique(places)) < len(places):
+        return None
+    rows = torch.full((len(value.base.weight),), otherwise)
+    rows[torch.from_numpy(places)] = torch.tensor(given)
+    return rows
+
+
 def with_bias(value: Lanes, vector: torch.Tensor) -> Lanes | None:
     """Channels of a matrix product plus a vector that is broadcast to them; None where no bias gives that."""
     product = value.base
     if not isinstance(product, Linear) or product.bias is not None or product.gates is not None:
         return None
-    places, rows = order(value), len(product.weight)
-    try:
-        spread = widened(vector).float().expand(value.index.shape)
-    except RuntimeError:
+    if (value.sign < 0).any() or (bias := _by_row(value, vector, 0.0)) is None:
         return None
-    if len(set(places.tolist())) < len(places) or (value.sign < 0).any():
-        return None
-    if vector.shape == (rows,) and np.array_equal(places, np.arange(rows)):
-        bias = vector
-    else:
-        bias = torch.zeros(rows)
-        bias[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1)
     return replace(value, base=replace(product, bias=bias, emitted={}))
 
 
@@ -313,15 +319,8 @@ def with_factors(value: Lanes, vector: torch.Tensor) -> Lanes | None:
     product = value.base
     if not isinstance(product, Linear) or product.gates is not None:
         return None
-    places = order(value)
-    try:
-        spread = widened(vector).float().expand(value.index.shape)
-    except RuntimeError:
+    if (factors := _by_row(value, vector, 1.0)) is None:
         return None
-    if len(set(places.tolist())) < len(places):
-        return None
-    factors = torch.ones(len(product.weight))
-    factors[torch.from_numpy(places)] = spread.movedim(value.axis, 0).reshape(-1)
     bias = None if product.bias is None else widened(product.bias).float() * factors
     weight = widened(product.weight).float() * factors[:, None]
     return replace(value, base=replace(product, weight=weight, bias=bias, emitted={}))

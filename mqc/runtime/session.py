@@ -260,9 +260,7 @@ class Session:
         """s32 logits `[tokens, vocabulary]` of a sequence by itself, which is the session's then."""
         checked = token_ids(ids, self.engine.vocabulary)
         with self._lock:
-            self._begin()
-            self._forget()
-            self.tokens = checked.tolist()
+            self._begin_with(checked.tolist())
             return self.engine.forward(checked)
 
     def evaluate_in_parts(self, ids: Sequence[int]) -> Iterator[Logits]:
@@ -270,11 +268,12 @@ class Session:
         checked = token_ids(ids, self.engine.vocabulary)
         rows = max(_LOGIT_BYTES // (4 * self.engine.vocabulary), 1)
         with self._lock:
-            self._begin()
-            self._forget()
-            self.tokens = checked.tolist()
-            for start in range(0, len(checked), rows):
-                yield self.engine.forward(checked[start : start + rows])
+            turn = self._begin_with(checked.tolist())
+        for start in range(0, len(checked), rows):
+            with self._lock:
+                self._check_current(turn)
+                part = self.engine.forward(checked[start : start + rows])
+            yield part
 
     def _follow(
         self,
@@ -304,10 +303,7 @@ class Session:
         )  # fmt: skip
         while turn.generated < most:
             with self._lock:
-                if self.turn is not turn:
-                    raise InputError(
-                        "another sequence was started here; finish the first, or give each a session"
-                    )
+                self._check_current(turn)
                 started = time.perf_counter()
                 token = steps.next(most - turn.generated)
                 took = time.perf_counter() - started
@@ -325,6 +321,17 @@ class Session:
         self._settle()
         self.turn = Turn()
         return self.turn
+
+    def _begin_with(self, sequence: list[int]) -> Turn:
+        """A turn on a sequence of which nothing is computed yet."""
+        turn = self._begin()
+        self._forget()
+        self.tokens = sequence
+        return turn
+
+    def _check_current(self, turn: Turn) -> None:
+        if self.turn is not turn:
+            raise InputError("another sequence was started here; finish the first, or give each a session")
 
     def _settle(self) -> None:
         """Forget what a turn that was left has in the cache beyond its tokens: drafts that were right."""

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 _LENGTHS = (4, 3, 2)
 #: Most tokens of a draft.
 MOST = 7
+#: Steps without a draft, when drafts have cost more than they saved for the first time, and at most.
+_REST, _LONGEST_REST = 8, 128
 
 
 class Lookup:
@@ -57,7 +59,7 @@ class Drafts:
         self._single: float | None = None
         #: Seconds that drafts saved, not many of the past.
         self._saved = 0.0
-        self._pause = self._rest = 8
+        self._rest = _REST
         self._waits = 0
 
     def length(self) -> int:
@@ -82,7 +84,7 @@ class Drafts:
         elif not right:
             self._length = max(self._length // 2, 1)
         if self._saved < -2 * self._single:
-            self._waits, self._rest = self._rest, min(2 * self._rest, 128)
+            self._waits, self._rest = self._rest, min(2 * self._rest, _LONGEST_REST)
             self._saved = 0.0
         elif self._saved > 0:
-            self._rest = self._pause
+            self._rest = _REST

@@ -122,7 +122,7 @@ class Request(_Strict):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
 
-    _done = field_validator("presence_penalty", "frequency_penalty", "logit_bias")(_nothing)
+    _not_done = field_validator("presence_penalty", "frequency_penalty", "logit_bias")(_nothing)
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Request:
@@ -152,7 +152,7 @@ class ChatRequest(Request):
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
-    _done_here = field_validator("tools")(_nothing)
+    _not_done_here = field_validator("tools")(_nothing)
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:
@@ -175,7 +175,7 @@ class CompletionRequest(Request):
     best_of: int | None = None
     suffix: str | None = None
 
-    _done_here = field_validator("suffix")(_nothing)
+    _not_done_here = field_validator("suffix")(_nothing)
 
     @model_validator(mode="after")
     def _says_something(self) -> CompletionRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import tempfile
 from functools import cache
@@ -22,6 +23,8 @@ from mqc.ir.weight_store import WeightStore
 
 #: By instruction set: a CPU of QEMU's that has it, and none of the better ones.
 CPUS = {"i8mm": "max", "dotprod": "neoverse-n1", "neon": "cortex-a72"}
+#: For one answer, under QEMU.
+_SECONDS = 300
 COMPILER, OBJDUMP = "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objdump"
 DRIVER = Path(__file__).parent / "arm_driver.c"
 
@@ -100,6 +103,10 @@ class ArmEngine(Engine):
         assert self._process.stdout is not None
         self._process.stdin.write(np.array(head, np.int32).tobytes() + body)
         self._process.stdin.flush()
+        # Both sides would wait if they had other ideas of the sizes.
+        if not select.select([self._process.stdout], [], [], _SECONDS)[0]:
+            self._process.kill()
+            raise AssertionError(f"no answer to {head} with {len(body)} bytes in {_SECONDS} s")
         answer = self._process.stdout.read(size)
         assert len(answer) == size, f"the program ended with status {self._process.wait()}"
         return answer
