@@ -112,7 +112,10 @@ _tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 
 @contextmanager
 def as_one_op(model: PreTrainedModel) -> Iterator[None]:
-    """The model's functions of linear attention are one op in the graph, for this thread alone."""
+    """The model's functions of linear attention are one op in the graph, for this thread alone.
+
+    The switches stay in their files, and call the model's own: another thread may be tracing.
+    """
     for name in {type(module).__module__ for module in model.modules()}:
         names = vars(sys.modules[name]) if name in sys.modules else {}
         for function, instead in _FUNCTIONS.items():

@@ -47,7 +47,7 @@ class Settings:
 def create_app(program: Program, settings: Settings) -> FastAPI:
     """An ASGI application that answers by a program.
 
-    Raises `InputError` for settings out of range, or a tokenizer that cannot be served.
+    Raises `InputError` for settings out of range.
     """
     service = Service(program, settings.sessions, settings.queue)
     # The pages that show the API would load scripts from elsewhere.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fastapi import Request, Response
@@ -50,25 +51,31 @@ class _Usage:
 
 
 class Service:
-    """A program with its sessions. Raises `InputError` for a tokenizer that cannot be served."""
+    """A program with its sessions."""
 
     def __init__(self, program: Program, sessions: int, queue: int) -> None:
         self._program = program
-        self._constraints = Constraints(program.tokenizer, channels(returned_value(program.module)))
         self.pool = Pool(program, sessions, queue)
         self.metrics = Metrics(self.pool)
+
+    @cached_property
+    def _constraints(self) -> Constraints:
+        """Made when the first request asks for it: plain answers need none, whatever the tokenizer."""
+        program = self._program
+        return Constraints(program.tokenizer, channels(returned_value(program.module)))
+
+    def _bytes_of(self, token: int) -> bytes:
+        return self._constraints.bytes_of(token)
 
     async def chat(self, request: schema.ChatRequest, http: Request) -> Response:
         """The answers to a conversation."""
         plan = await run_in_threadpool(self._chat_plan, request)
-        return await self._respond(request, http, [plan], Chat(request.model, self._constraints.bytes_of))
+        return await self._respond(request, http, [plan], Chat(request.model, self._bytes_of))
 
     async def complete(self, request: schema.CompletionRequest, http: Request) -> Response:
         """The texts that follow prompts."""
         plans = await run_in_threadpool(self._completion_plans, request)
-        return await self._respond(
-            request, http, plans, Completion(request.model, self._constraints.bytes_of)
-        )
+        return await self._respond(request, http, plans, Completion(request.model, self._bytes_of))
 
     # ---- what is to be done
 
@@ -105,6 +112,8 @@ class Service:
             top_p=request.top_p, min_p=request.min_p, repetition_penalty=request.repetition_penalty,
             seed=request.seed,
         )  # fmt: skip
+        if chances is not None:
+            self._bytes_of(0)  # before the answer: chances are told with the bytes of their tokens
         ids, texts = split_stops(self._program.tokenizer, request.stops)
         return Plan(prompt, most, sampling, ids, texts, self._constraint(request), chances)
 

@@ -28,6 +28,7 @@ from mqc.errors import InputError
 from mqc.runtime.lm_eval import ProgramLM
 from mqc.runtime.program import Program
 from mqc.runtime.sampling import log_probabilities
+from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 from mqc.serving.app import Settings, create_app
 from mqc.serving.middleware import BODY_BYTES
 from mqc.serving.pool import Pool
@@ -300,6 +301,19 @@ def test_a_key_is_asked_for(bytes_program: Program) -> None:
             assert status == 401 and "API key" in answer["error"]["message"]
         assert post(address, "/v1/completions", body, Authorization=f"Bearer {KEY}")[0] == 200
         assert json.loads(get(address, "/health")) == {"status": "ok"}
+
+
+def test_a_tokenizer_that_has_no_forms(bytes_program: Program) -> None:
+    """Plain answers are served; forms and chances, which need the bytes of tokens, are refused."""
+    files = dict(bytes_program.tokenizer.files)
+    files[TOKENIZER] = json.dumps(json.loads(files[TOKENIZER]) | {"decoder": {"type": "Fuse"}})
+    other = Program(bytes_program.module, bytes_program.weights, Tokenizer(files), bytes_program.manifest)
+    with served(other) as address:
+        asked = {"model": NAME, "prompt": "post"}
+        assert post(address, "/v1/completions", asked)[0] == 200
+        for more in ({"logprobs": 1}, {"structured_outputs": {"regex": "a"}}):
+            status, answer = post(address, "/v1/completions", asked | more)
+            assert status == 400 and "llguidance cannot read" in answer["error"]["message"]
 
 
 def test_settings_out_of_range(bytes_program: Program) -> None:
