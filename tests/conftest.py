@@ -23,6 +23,7 @@ TOOLS = {
         "MQC_REQUIRE_ARM", ["qemu-aarch64", "aarch64-linux-gnu-gcc"],
         "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
     ),
+    "mlir": ("MQC_REQUIRE_MLIR", ["mlir-opt-19"], "mlir-19-tools"),
 }  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.printer import Printer
 from xdsl.utils.exceptions import ParseError
 
 from mqc.analysis.context import CompilerContext
@@ -53,8 +55,12 @@ def _check_lines(text: str, name: str) -> None:
             raise IRError(f"{name}:{number}: {wide[0]} has more bits than any type of mqc")
 
 
-def print_module(module: ModuleOp) -> str:
-    return str(module) + "\n"
+def print_module(module: ModuleOp, generic: bool = False) -> str:
+    """IR text of a module. generic: every op in MLIR's generic form, which upstream's `mlir-opt
+    --allow-unregistered-dialect` reads."""
+    text = StringIO()
+    Printer(text, print_generic_format=generic).print_op(module)
+    return text.getvalue() + "\n"
 
 
 def parse_file(path: Path) -> ModuleOp:

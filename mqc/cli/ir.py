@@ -56,6 +56,9 @@ def opt(
         Path | None, typer.Option(help="windows that a dump wrote (calibration.safetensors)")
     ] = None,
     random_weights: RandomWeights = False,
+    generic: Annotated[
+        bool, typer.Option("--generic", help="write ops in generic form, as mlir-opt reads them")
+    ] = False,
     print_ir_before: PrintBefore = None,
     print_ir_after: PrintAfter = None,
     print_ir_after_change: PrintChange = False,
@@ -88,9 +91,9 @@ def opt(
     reproducer = None if path.name == REPRODUCER else reproducer_folder()
     pipeline.run(ctx, module, watching, verify_each=verify_each, reproducer=reproducer)
     if output is None:
-        sys.stdout.write(print_module(module))
+        sys.stdout.write(print_module(module, generic))
     else:
-        write_module(output, module, ctx.weights)
+        write_module(output, module, ctx.weights, generic=generic)
 
 
 @ir.command("diff")

@@ -59,9 +59,14 @@ class Dump(Instrument):
 
 
 def write_module(
-    path: Path, module: ModuleOp, weights: WeightStore, refs: Iterable[WeightAttr] | None = None
+    path: Path,
+    module: ModuleOp,
+    weights: WeightStore,
+    refs: Iterable[WeightAttr] | None = None,
+    generic: bool = False,
 ) -> None:
-    """Write IR text, and beside it a `.safetensors` file of the tensors `refs`, all by default.
+    """Write IR text, and beside it a `.safetensors` file of the tensors `refs`, all by default. generic: as for
+    `print_module`.
 
     Each file appears whole or not at all. Raises `StorageError`.
     """
@@ -69,7 +74,7 @@ def write_module(
     if wanted:
         with replacing(path.with_suffix(".safetensors")) as partial:
             weights.save(partial, wanted)
-    write_text(path, print_module(module))
+    write_text(path, print_module(module, generic))
 
 
 def read_dump(path: Path) -> tuple[ModuleOp, WeightStore]:
