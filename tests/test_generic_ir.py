@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mqc.analysis.context import CompilerContext
 from mqc.analysis.ir_text import parse_file, parse_module, print_module
 from mqc.compiler.dump import write_module
 from mqc.compiler.pass_manager import Pipeline
@@ -44,7 +43,7 @@ def test_mlir_opt_reads_generic_text(backend: str, tmp_path: Path) -> None:
     written = (tmp_path / "generic.mlir").read_text()
     assert written.startswith('"builtin.module"()')
     assert print_module(parse_module(written)) == print_module(parse_file(tmp_path / "last.mlir"))
-    with pytest.raises(AssertionError, match="Dialect .* not found"):
+    with pytest.raises(AssertionError, match=r"Dialect .* not found"):
         _mlir_opt(print_module(module))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from mqc.cli.common import AsJson, Options, app, errors, number, progress, say, show
-from mqc.cli.modules import folder_of, is_program, read_module
+from mqc.cli.modules import folder_of, is_program, read_module, token_ids
 from mqc.errors import InputError
 from mqc.files import read_text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mqc.arrays import Array
     from mqc.compiler.recipe import Recipe
     from mqc.debugging.precision_plan import Plan
+    from mqc.debugging.tensor_dumps import Recorded
     from mqc.debugging.value_report import Comparison, ValueReport
     from mqc.debugging.value_trace import Side
 
@@ -39,10 +40,17 @@ Backend = Annotated[str | None, typer.Option(help="take TEST's values from this 
 @debug.command("compare")
 def compare_command(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="dump folder, .mlir or program")],
-    test: Annotated[Path | None, typer.Argument(metavar="[TEST]", help="the same kinds")] = None,
+    test: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TEST]", help="the same kinds, or a folder of a device's tensors"),
+    ] = None,
     backend: Backend = None,
     option: Options = None,
     text: Text = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(help="token ids of the device's run, by commas; by default its file input_ids"),
+    ] = None,
     windows: Annotated[int, number("windows to compare")] = 1,
     length: Annotated[int, number("tokens per window")] = 128,
     threshold: Annotated[float, typer.Option(help="dB below which a value is bad")] = 10.0,
@@ -54,18 +62,27 @@ def compare_command(
     """Compare two levels, dumps or engines on the same tokens, value by value.
 
     With one dump folder: its last float module against its last. With one program: the oracle
-    against the target's engine. The KL that each op causes alone is measured for all ops, or, if a
-    bad one was found, for the 48 with the largest local errors.
+    against the target's engine. With a program and a folder of tensors, called as the values (.npy, .raw
+    of QNN, .tensorproto of ONNX Runtime): the oracle against what was computed elsewhere. The KL that each
+    op causes alone is measured for all ops, or, if a bad one was found, for the 48 with the largest local
+    errors.
     """
+    from mqc.debugging.tensor_dumps import is_tensor_folder
     from mqc.files import check_writable, write_text
     from mqc.ir.module import room
 
     if plan is not None:
         check_writable(plan)
-    one, two = sides(reference, test, backend, option)
     paths = [path for path in (test, reference) if path is not None]
-    ids = token_windows(paths, text, windows, min(length, room(two.module)))
-    result, mended = judge(one, two, ids, threshold, attribution)
+    if test is not None and is_tensor_folder(test):
+        one, two, run = device_sides(reference, test, ids)
+        parts = [run.ids]
+        if run.unknown:
+            say(f"{len(run.unknown)} files are no value's: {', '.join(run.unknown[:worst])}", errors)
+    else:
+        one, two = sides(reference, test, backend, option)
+        parts = token_windows(paths, text, windows, min(length, room(two.module)))
+    result, mended = judge(one, two, parts, threshold, attribution)
     base = base_recipe(paths)
     if as_json:
         show(_data(result, mended, base, threshold), True, (), [])
@@ -168,6 +185,16 @@ def sides(
         return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen, options=options)
     one, two = read_module(reference), read_module(test)
     return Side(str(reference), *one), Side(str(test), *two, backend=chosen, options=options)
+
+
+def device_sides(reference: Path, folder: Path, ids: str | None) -> tuple[Side, Side, Recorded]:
+    """The oracle of a program, and what a folder of tensors says that its values were elsewhere."""
+    from mqc.debugging.tensor_dumps import read_tensors
+    from mqc.debugging.value_trace import Side
+
+    one = Side(str(reference), *read_module(reference))
+    run = read_tensors(folder, one, None if ids is None else token_ids(ids))
+    return one, Side(str(folder), one.module, one.weights, run), run
 
 
 def _folder(path: Path) -> Path:

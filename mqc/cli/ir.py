@@ -28,7 +28,7 @@ from mqc.cli.common import (
     say,
     show,
 )  # fmt: skip
-from mqc.cli.modules import folder_of, read_module
+from mqc.cli.modules import folder_of, read_module, token_ids
 from mqc.compiler.reproducer import REPRODUCER, reproducer_folder
 from mqc.errors import InputError
 from mqc.files import check_writable
@@ -147,7 +147,9 @@ def run_command(
     vocabulary = channels(returned_value(module))
     if ids is None and random > room(module):
         raise InputError(f"--random {random} does not fit the context, which has room for {room(module)}")
-    tokens = _tokens(ids) if ids is not None else np.random.default_rng(seed).integers(0, vocabulary, random)
+    tokens = (
+        token_ids(ids) if ids is not None else np.random.default_rng(seed).integers(0, vocabulary, random)
+    )
     kept: dict[str, Any] = {}
 
     def note(op: MqcOp, value: Any) -> None:
@@ -255,10 +257,3 @@ def reduce_command(
         smallest = reduce_module(module, fails, lambda ops: report("reducing", 1 - ops / total))
     write_module(output, smallest, weights)
     say(f"{total} ops reduced to {len(list(mqc_ops(smallest)))} by {runs} runs: {output}", errors)
-
-
-def _tokens(text: str) -> Any:
-    try:
-        return np.array([int(part) for part in text.split(",")])
-    except ValueError as error:
-        raise InputError(f"--ids takes integers separated by commas, got {text!r}") from error

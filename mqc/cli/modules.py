@@ -1,4 +1,4 @@
-"""Reading the module that a path on the command line stands for."""
+"""Reading what arguments of the command line stand for: modules, token ids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mqc.cli.common import standard_input
-from mqc.errors import IRError
+from mqc.errors import InputError, IRError
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
+    from mqc.arrays import Array
     from mqc.ir.weight_store import WeightStore
 
 
@@ -58,3 +59,13 @@ def is_program(path: Path) -> bool:
 def folder_of(path: Path) -> Path:
     """The folder that holds what belongs to a module: a folder itself, or that of a file."""
     return path if os.path.isdir(path) else path.parent
+
+
+def token_ids(text: str) -> Array:
+    """Token ids `[tokens]` separated by commas."""
+    import numpy as np
+
+    try:
+        return np.array([int(part) for part in text.split(",")])
+    except ValueError as error:
+        raise InputError(f"--ids takes integers separated by commas, got {text!r}") from error

@@ -65,10 +65,9 @@ def write_module(
     refs: Iterable[WeightAttr] | None = None,
     generic: bool = False,
 ) -> None:
-    """Write IR text, and beside it a `.safetensors` file of the tensors `refs`, all by default. generic: as for
-    `print_module`.
+    """Write IR text, and beside it a `.safetensors` file of the tensors `refs`, all by default.
 
-    Each file appears whole or not at all. Raises `StorageError`.
+    generic: as for `print_module`. Each file appears whole or not at all. Raises `StorageError`.
     """
     wanted = list(weight_refs(module) if refs is None else refs)
     if wanted:

@@ -146,7 +146,7 @@ def _same_shape(a: MqcOp, b: MqcOp) -> bool:
 
 
 def _logits(running: Trace) -> Array:
-    return _capped(running, running.real(returned_value(running.side.module)))
+    return _capped(running, running.real(returned_value(running.side.module), running.logits()))
 
 
 def _capped(running: Trace, logits: Array) -> Array:

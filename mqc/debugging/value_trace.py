@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
@@ -13,13 +13,19 @@ from xdsl.ir import SSAValue
 
 from mqc.analysis.evaluation import Evaluation, check_tokens
 from mqc.arrays import Array
-from mqc.backend import Backend
 from mqc.dialects.int_core import IntOp
 from mqc.dialects.quant import UniformType, uniform
 from mqc.errors import InputError
 from mqc.ir.module import main_function, main_level, ops_by_name, prefix_tokens, returned_value
 from mqc.ir.op import MqcOp, element_type, plain
 from mqc.ir.weight_store import WeightStore, numpy_dtype
+
+
+class Computing(Protocol):
+    """What gives the values of an integer program, other than the oracle: a backend, or what was recorded."""
+
+    def values(self, module: ModuleOp, weights: WeightStore, ids: Array, **options: Any) -> dict[str, Any]:
+        """As `Backend.values`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Side:
     label: str
     module: ModuleOp
     weights: WeightStore
-    backend: Backend | None = None
+    backend: Computing | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,12 @@ class Trace:
         self._evaluation.reset()
         for op in self.ops.values():
             self.native[op.results[0]] = self._evaluate(op, self.native)
+
+    def logits(self) -> Any:
+        """What @main returns; where it was not given, from the last values that were."""
+        if self._returned in self.native:
+            return self.native[self._returned]
+        return self.again(self._returned, self.native)
 
     def again(self, target: SSAValue, *inputs: dict[SSAValue, Any]) -> Any:
         """The value from given values of what it depends on; the first dictionary that has one counts.
