@@ -75,6 +75,31 @@ class Modelled:
     decode: ModelledRun
 
 
+@dataclass(frozen=True)
+class Span:
+    """An op at work.
+
+    unit: what carries it out, such as a DMA queue. value: the name of its result. kind: the op. begin,
+    seconds: s, from the begin of the run. facts: what else there is to say, by name.
+    """
+
+    unit: str
+    value: str
+    kind: str
+    begin: float
+    seconds: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A prompt and some tokens behind it, op by op, as measured or as a model has it. title: on what."""
+
+    title: str
+    measured: bool
+    spans: Sequence[Span]
+
+
 class Engine(ABC):
     """One sequence running through an integer program.
 
@@ -279,6 +304,15 @@ class Backend(ABC):
         None by default: what runs here is measured. Raises `InputError` if the tokens do not fit.
         """
         return None
+
+    def timelines(
+        self, module: ModuleOp, weights: WeightStore, prompt_tokens: int, new_tokens: int, **options: Any
+    ) -> Sequence[Timeline]:
+        """When each op runs: measured here, or for each chip that a model knows.
+
+        Raises `TargetError` by default: a backend need not know; `InputError` if the tokens do not fit.
+        """
+        raise TargetError(f"backend {self.name} has no time line of its ops")
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
         """What building and running for its targets takes of a machine, by name, for `mqc doctor`.

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Ids, Kernel, Limits
+from mqc.backend import Backend, Ids, Kernel, Limits, Timeline
 from mqc.backends.cpu.build import cache_folder, choose_isa, compiler_version
 from mqc.backends.cpu.engine import CpuEngine
 from mqc.backends.cpu.export import write
 from mqc.backends.cpu.limits import measure
 from mqc.backends.cpu.select import select
+from mqc.backends.cpu.timeline import measured
 from mqc.backends.cpu.values import values
 from mqc.ir.op import MqcOp
 from mqc.ir.weight_store import WeightStore
@@ -49,6 +50,12 @@ class CpuBackend(Backend):
 
     def values(self, module: ModuleOp, weights: WeightStore, ids: Ids, **options: Any) -> dict[str, Any]:
         return values(module, weights, ids, **options)
+
+    def timelines(
+        self, module: ModuleOp, weights: WeightStore, prompt_tokens: int, new_tokens: int, **options: Any
+    ) -> list[Timeline]:
+        """Measured, between the barriers that ops end in."""
+        return [measured(module, weights, prompt_tokens, new_tokens, **options)]
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
         return {

@@ -35,16 +35,30 @@ _TILE_ROWS = 4
 class CProgram:
     """Source text, and the arrays that the program addresses by number.
 
-    caches: the ops that keep rows, in the order of their caches.
+    caches: the ops that keep rows, in the order of their caches. ops: those that run, in order.
     """
 
     source: str
     constants: list[Array]
     caches: Sequence[MqcOp]
+    ops: Sequence[MqcOp]
 
 
-def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
+#: What a timed program begins with: when the last call began, and when each of its ops ended, in ns.
+_MARKS = """#include <time.h>
+u64 mqc_marks[{count}];
+static void mark(const Run *r, int i) {{
+    struct timespec t;
+    if (r->tid) return;
+    timespec_get(&t, TIME_UTC);
+    mqc_marks[i] = (u64)t.tv_sec * 1000000000u + (u64)t.tv_nsec;
+}}"""
+
+
+def emit(module: ModuleOp, weights: WeightStore, timed: bool = False) -> CProgram:
     """Emit a module that went through `choose-kernels` and `plan-memory`.
+
+    timed: note in `mqc_marks` (u64, one more than there are ops that run) when ops end.
 
     Only names that `select` gives reach the text, and numbers: a program that was altered cannot
     choose what is compiled, nor address memory outside its tensors and the arena. The text depends
@@ -52,18 +66,20 @@ def emit(module: ModuleOp, weights: WeightStore) -> CProgram:
     numbers. Raises `TargetError` for an op without its kernel, `IRError` for a memory plan that
     does not hold.
     """
-    return _Emitter(module, weights).run()
+    return _Emitter(module, weights, timed).run()
 
 
 class _Emitter:
-    def __init__(self, module: ModuleOp, weights: WeightStore) -> None:
+    def __init__(self, module: ModuleOp, weights: WeightStore, timed: bool) -> None:
         verify_module(module)
+        self.timed = timed
         self.arena = check_memory_plan(module)
         self.module, self.weights = module, weights
         self.evaluation = Evaluation(module, weights)
         self.constants: list[Array] = []
         self.numbers: dict[WeightAttr, int] = {}
         self.lines: list[str] = []
+        self.ops: list[MqcOp] = []
         #: The ops that keep something, in the order of their caches.
         self.attentions, self.convolutions, self.recurrences = (
             [op for op in mqc_ops(module) if isinstance(op, kind)]
@@ -87,8 +103,15 @@ class _Emitter:
         for op in mqc_ops(self.module):
             _check_kernel(op)
             if "fused_into" not in op.attributes:
+                self.mark()
                 self.rules.get(type(op), self.external)(op)
-        return CProgram(self.text(), self.constants, self.caches)
+                self.ops.append(op)
+        self.mark()
+        return CProgram(self.text(), self.constants, self.caches, self.ops)
+
+    def mark(self) -> None:
+        if self.timed:
+            self.lines.append(f"    mark(r, {len(self.ops)});")
 
     def text(self) -> str:
         planes = -(-self.widest // 4) * 4
@@ -97,6 +120,7 @@ class _Emitter:
         return "\n".join(
             [
                 '#include "kernels.h"',
+                *([_MARKS.format(count=len(self.ops) + 1)] if self.timed else []),
                 *self.sources.values(),
                 f"static const Attention ATTENTION[] = {{{', '.join([*self.tables, '{0}'])}}};",
                 f"static const Rows ROWS[] = {{{', '.join([*self.rows(), '{0}'])}}};",

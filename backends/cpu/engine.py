@@ -34,10 +34,17 @@ class CpuEngine(Engine):
 
     Memory: the weights (shared), 2 · positions · kv channels per layer for the cache, and 128
     tokens of activations.
+
+    timed: of the last call's part of at most 128 tokens, note when each op ended (`marks`).
     """
 
     def __init__(
-        self, module: ModuleOp, weights: WeightStore, threads: int | None = None, isa: str = "auto"
+        self,
+        module: ModuleOp,
+        weights: WeightStore,
+        threads: int | None = None,
+        isa: str = "auto",
+        timed: bool = False,
     ) -> None:
         self._handle: int | None = None
         self._process = os.getpid()
@@ -46,7 +53,8 @@ class CpuEngine(Engine):
         self.isa = choose_isa(isa)
         if self.isa in ADDS_SUMS:
             check_row_sums(module, weights)
-        program = emit(module, weights)
+        program = emit(module, weights, timed)
+        self.ops = program.ops
         self._library = load_library(program.source, self.isa)
         self._declare()
         self.vocabulary = channels(returned_value(module))
@@ -166,6 +174,10 @@ class CpuEngine(Engine):
         """The first `size` bytes of the arena as they are, u8; valid until the next call."""
         address = self._library.mqc_engine_arena(self._handle)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def marks(self) -> Array:
+        """ns, u64: when the last part of a call began, and when each of `ops` ended. Of a timed engine."""
+        return np.array((ctypes.c_uint64 * (len(self.ops) + 1)).in_dll(self._library, "mqc_marks"))
 
     def close(self) -> None:
         """Free cache and threads. The engine cannot be used after."""

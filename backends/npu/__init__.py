@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
-from mqc.backend import Backend, Ids, Kernel, Limits, Modelled
+from mqc.backend import Backend, Ids, Kernel, Limits, Modelled, Timeline
 from mqc.backends.npu import device_files, toolchain
 from mqc.backends.npu.engine import NpuEngine, values
-from mqc.backends.npu.modelled import modelled
+from mqc.backends.npu.modelled import modelled, timelines
 from mqc.backends.npu.select import select
 from mqc.errors import TargetError
 from mqc.ir.module import weight_refs
@@ -65,6 +65,12 @@ class NpuBackend(Backend):
 
     def modelled(self, module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Modelled]:
         return modelled(module, prompt_tokens, new_tokens)
+
+    def timelines(
+        self, module: ModuleOp, weights: WeightStore, prompt_tokens: int, new_tokens: int, **options: Any
+    ) -> list[Timeline]:
+        """Modelled, for each chip."""
+        return timelines(module, prompt_tokens, new_tokens)
 
     def checks(self) -> Mapping[str, Callable[[], str]]:
         return {

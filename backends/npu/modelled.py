@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 
-from mqc.backend import Modelled, ModelledRun
+from mqc.backend import Modelled, ModelledRun, Span, Timeline
 from mqc.backends.npu.chips import chips
 from mqc.backends.npu.timeline import FunctionCost, function_cost
 from mqc.dialects.htp_core import shape
@@ -18,11 +19,8 @@ from mqc.ir.module import context_length, prefix_tokens, static_functions
 def modelled(module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Modelled]:
     """Figures for each chip of `chips.toml`: of the prompt's tokens, and of a token halfway through the
     new ones. Raises `InputError` if they do not fit the context."""
-    begin, context = len(prefix_tokens(module)), context_length(module)
-    if begin + prompt_tokens + new_tokens > context:
-        raise InputError(f"{prompt_tokens} + {new_tokens} tokens do not fit {context - begin} positions")
-    functions = {n: f for n, f in static_functions(module).items() if n != "initialize"}
-    plan = list(pieces(functions, begin, prompt_tokens, context))
+    functions, plan = _plan(module, prompt_tokens, new_tokens)
+    begin = len(prefix_tokens(module))
     middle = begin + prompt_tokens + (new_tokens + 1) // 2
     found = []
     for chip in chips().values():
@@ -30,6 +28,40 @@ def modelled(module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Mode
         decode = function_cost(functions["decode"], chip, middle)
         found.append(Modelled(chip.name, _summary(runs, prompt_tokens), _summary([decode], 1)))
     return found
+
+
+def timelines(module: ModuleOp, prompt_tokens: int, new_tokens: int) -> list[Timeline]:
+    """The prompt's functions and one for each new token, one after another, for each chip of `chips.toml`.
+
+    Raises `InputError` if they do not fit the context.
+    """
+    functions, plan = _plan(module, prompt_tokens, new_tokens)
+    behind = len(prefix_tokens(module)) + prompt_tokens
+    plan += [("decode", behind + i + 1) for i in range(new_tokens)]
+    found = []
+    for chip in chips().values():
+        spans: list[Span] = []
+        now = 0.0
+        for name, end in plan:
+            run = function_cost(functions[name], chip, end)
+            facts = {"positions": end, "tokens": run.tokens}
+            spans.append(Span("functions", name, "function", now, run.seconds, facts))
+            at_work = (row.span for row in run.rows if row.span.seconds)
+            spans += (replace(span, begin=now + span.begin) for span in at_work)
+            now += run.seconds
+        found.append(Timeline(chip.name, False, spans))
+    return found
+
+
+def _plan(
+    module: ModuleOp, prompt_tokens: int, new_tokens: int
+) -> tuple[dict[str, FuncOp], list[tuple[str, int]]]:
+    """The functions by name, and those that a prompt runs, as `pieces` gives them."""
+    begin, context = len(prefix_tokens(module)), context_length(module)
+    if begin + prompt_tokens + new_tokens > context:
+        raise InputError(f"{prompt_tokens} + {new_tokens} tokens do not fit {context - begin} positions")
+    functions = {n: f for n, f in static_functions(module).items() if n != "initialize"}
+    return functions, list(pieces(functions, begin, prompt_tokens, context))
 
 
 def pieces(

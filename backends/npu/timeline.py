@@ -14,6 +14,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
 from mqc.analysis.htp_schedule import buffers, is_tiled, lower_bound
+from mqc.backend import Span
 from mqc.backends.npu.chips import Chip
 from mqc.backends.npu.cost import FREE, Cost, cost
 from mqc.dialects.htp_memory import DmaLoadOp, DmaStoreOp, DmaWaitOp
@@ -30,7 +31,7 @@ class Row:
     """An op in the schedule. kind: its name; for a copy or a wait, of the op that uses the data.
 
     begin: when it began. seconds: how long it held up what follows, of which `stalled` waiting for a
-    copy. bound: one of `BOUNDS`.
+    copy. bound: one of `BOUNDS`. span: when the op itself is at work, or waits.
     """
 
     op: str
@@ -41,6 +42,7 @@ class Row:
     stalled: float
     bound: str
     cost: Cost
+    span: Span = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,21 @@ def _schedule(function: FuncOp, chip: Chip, filled: int | None) -> Iterator[Row]
         begin, stalled, bound = now, 0.0, "ddr"
         times = asked.seconds(chip)
         if isinstance(op, DmaLoadOp | DmaStoreOp):
-            queue = max(queue, now) + chip.dma_setup_s + times["ddr"]
+            unit, start, work = "DMA", max(queue, now), chip.dma_setup_s + times["ddr"]
+            queue = start + work
             ends[result] = queue, "ddr" if times["ddr"] >= chip.dma_setup_s else "dma set-up"
         elif isinstance(op, DmaWaitOp):
             end, bound = ends.pop(op.transfer)
             stalled = max(0.0, end - now)
+            unit, start, work = "waiting for DMA", now, stalled
             now += stalled
         else:
             bound = max(times, key=lambda name: times[name])
-            now += times[bound]
-        yield Row(op.name, op.value_name, _kind(op), begin, now - begin, stalled, bound, asked)
+            unit, start, work = "matrix unit" if asked.matrix_cycles else "HVX", now, times[bound]
+            now += work
+        facts = {"bound": bound, "ddr_bytes": asked.ddr_bytes, "macs": asked.macs}
+        span = Span(unit, op.value_name, op.name, start, work, facts)
+        yield Row(op.name, op.value_name, _kind(op), begin, now - begin, stalled, bound, asked, span)
 
 
 def _kind(op: MqcOp) -> str:
