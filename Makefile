@@ -61,7 +61,7 @@ $(DEMO): pyproject.toml constraints.txt
 	touch $@
 
 $(STAMP): $(DEMO)
-	$(PIP) -e '.[compile,onnx,qnn,lm-eval,serve,dev]'
+	$(PIP) -e '.[compile,onnx,qnn,lm-eval,serve,explore,dev]'
 	touch $@
 
 clean:

@@ -48,7 +48,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     # Here, so that what fails as they are imported is told of too.
-    from mqc.cli import chat, debug, doctor, ir, programs, run, serve, trace  # noqa: F401  (registers commands)
+    from mqc.cli import chat, debug, doctor, explore, ir, programs, run, serve, trace  # noqa: F401  (their commands)
     from mqc.cli.common import OPTIONAL_VALUE, app
 
     app(args=[f"{a}=*" if a in OPTIONAL_VALUE else a for a in arguments])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -57,6 +58,9 @@ def compare_command(
     attribution: Annotated[bool, typer.Option(help="measure what each op alone does to the logits")] = True,
     worst: Annotated[int, number("values to list")] = 12,
     plan: Annotated[Path | None, typer.Option(help="file for the recipe that mends what was found")] = None,
+    node_data: Annotated[
+        Path | None, typer.Option(help="folder for a file of each figure, for mqc debug explore")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two levels, dumps or engines on the same tokens, value by value.
@@ -73,6 +77,8 @@ def compare_command(
 
     if plan is not None:
         check_writable(plan)
+    if node_data is not None:
+        check_writable(node_data, folder=True)
     paths = [path for path in (test, reference) if path is not None]
     if test is not None and is_tensor_folder(test):
         one, two, run = device_sides(reference, test, ids)
@@ -88,6 +94,8 @@ def compare_command(
         show(_data(result, mended, base, threshold), True, (), [])
     else:
         _print(result, mended, base, threshold, worst)
+    if node_data is not None:
+        _write_node_data(node_data, result)
     if plan is None:
         return
     if mended is not None and (mended.precision or mended.keep8):
@@ -185,6 +193,16 @@ def sides(
         return Side(last[0].name, *last[1:]), Side(final[0].name, *final[1:], backend=chosen, options=options)
     one, two = read_module(reference), read_module(test)
     return Side(str(reference), *one), Side(str(test), *two, backend=chosen, options=options)
+
+
+def _write_node_data(folder: Path, result: Comparison) -> None:
+    from mqc.debugging.model_explorer import METRICS, node_data
+    from mqc.files import write_text
+
+    os.makedirs(folder, exist_ok=True)
+    for metric in METRICS:
+        write_text(folder / f"{metric}.json", json.dumps(node_data(result, metric)))
+    say(f"wrote {', '.join(f'{metric}.json' for metric in METRICS)} to {folder}", errors)
 
 
 def device_sides(reference: Path, folder: Path, ids: str | None) -> tuple[Side, Side, Recorded]:
