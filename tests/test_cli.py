@@ -91,7 +91,7 @@ def test_doctor(tmp_path: Path) -> None:
     told = json.loads(in_process.mqc("doctor", "--json").stdout)
     assert told["machine"]["mqc"] == told["packages"]["mqc"].get("mqc", version("mqc"))
     assert told["packages"]["compile"]["torch"] == version("torch")
-    assert set(told["packages"]) == {"mqc", "compile", "onnx", "qnn", "lm-eval", "serve", "dev"}
+    assert set(told["packages"]) == {"mqc", "compile", "onnx", "qnn", "lm-eval", "serve", "explore", "dev"}
     assert told["backends"]["cpu"]["C compiler"]["ok"]
     assert told["backends"]["cpu"]["instruction set"] == {"ok": True, "found": supported_isas()[0]}
     assert "CPUExecutionProvider" in told["backends"]["onnx"]["execution providers"]["found"]

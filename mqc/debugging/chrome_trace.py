@@ -21,7 +21,9 @@ def chrome_trace(timelines: Sequence[Timeline]) -> dict[str, Any]:
             events.append({"name": "thread_name", **named, "args": {"name": unit}})
             events.append({"name": "thread_sort_index", **named, "args": {"sort_index": tid}})
         for span in line.spans:
-            times = {"ts": span.begin * 1e6, "dur": span.seconds * 1e6}
+            # Perfetto counts in ns, and drops events that overlap: where one ends the next one begins.
+            begin, end = round(span.begin * 1e9), round((span.begin + span.seconds) * 1e9)
+            times = {"ts": begin / 1000, "dur": (end - begin) / 1000}
             place = {"pid": pid, "tid": units.index(span.unit) + 1}
             facts = {"op": span.kind, **span.facts}
             events.append({"name": span.value, "cat": span.kind, "ph": "X", **place, **times, "args": facts})
