@@ -16,9 +16,10 @@ move. The pages *Writing a pass*, *Adding an op* and *Writing a backend* use the
   limits (`Limit`, `within`, `zero_of`, `scales`, `constant`, `same_channels`), `bits`, `limits`,
   `arithmetic`.
 - **Kernels**: `CKernel`, `register_kernel`.
-- **Backends**: `Backend`, `Engine`, `Kernel`, `Limits`, `Modelled`, `ModelledRun`, `Ids`, `Logits`,
-  `check_ids`, `check_rewind`, `check_state`, `thread_count`, `check_memory_plan`; `Evaluation`, `evaluate`
-  and `OracleEngine` say what is right.
+- **Backends**: `Backend`, `Engine`, `Kernel`, `Limits`, `Modelled`, `ModelledRun`, `Span`, `Timeline`, `Ids`,
+  `Logits`, `check_ids`, `check_rewind`, `check_state`, `thread_count`, `check_memory_plan`; `Evaluation`,
+  `evaluate` and `OracleEngine` say what is right.
+- **Debugging**: `compare` sets one `Side` beside another, value by value, and gives a `Comparison`.
 - **Errors**: all of `mqc.errors`.
 
 Names of level `llm` and of observation need torch, and are imported on first use. The others do without: a
@@ -43,6 +44,8 @@ from mqc.backend import (
     Logits,
     Modelled,
     ModelledRun,
+    Span,
+    Timeline,
     check_ids,
     check_rewind,
     check_state,
@@ -53,6 +56,9 @@ from mqc.calibration import Calibration
 from mqc.compiler.dump import read_dump
 from mqc.compiler.instruments import Instrument
 from mqc.costs import ModelSize, Work
+from mqc.debugging.compare import compare
+from mqc.debugging.value_report import Comparison
+from mqc.debugging.value_trace import Side
 from mqc.dialects import int_ops
 from mqc.dialects.constraints import Limit, bits, limits, scales, within, zero_of
 from mqc.dialects.int_core import (
@@ -137,13 +143,14 @@ _WITH_TORCH = {
 __all__ = [
     "ACCUMULATOR", "ACTIVATIONS", "BYTES", "INDEX", "AccumulatorOp", "ActivationOp", "Alike", "Array",
     "ArtifactError", "Backend", "BinaryOp", "CKernel", "Calibration", "CalibrationError",
-    "CompilerContext", "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix", "IRError",
+    "Comparison", "CompilerContext", "Constraint", "Engine", "Evaluation", "EvaluationContext", "Fix",
+    "IRError",
     "Ids", "InputError", "Instrument", "IntOp", "Kernel", "Limit", "Limits", "LlmOp", "Logits",
     "ModelError", "ModelSize", "Modelled", "ModelledRun", "MqcError", "MqcOp", "OracleEngine", "Pass",
-    "PassError", "RecipeError", "RotationRule", "State", "StorageError", "TargetError", "Tie",
-    "ToolchainError", "UniformType", "UnsupportedOpError", "WeightAttr", "WeightStore", "Work",
+    "PassError", "RecipeError", "RotationRule", "Side", "Span", "State", "StorageError", "TargetError", "Tie",
+    "Timeline", "ToolchainError", "UniformType", "UnsupportedOpError", "WeightAttr", "WeightStore", "Work",
     "affine_range", "arithmetic", "bits", "channels", "check_ids", "check_memory_plan", "check_rewind",
-    "check_state", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
+    "check_state", "compare", "constant", "context_length", "element_type", "evaluate", "int_ops", "level",
     "limits", "llm", "main_function", "mqc_ops", "observe", "ops_by_name", "parse_module",
     "prefix_tokens", "print_module", "read_dump", "register_kernel", "returned_value",
     "rows_by_position", "s8", "s16", "s32", "same_channels", "scales", "states", "tensor",

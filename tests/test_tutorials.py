@@ -33,13 +33,21 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def run_page(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **config: Any) -> dict[str, Any]:
     """Execute the Python blocks of a page in one module, which is returned."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.S)
+    return run_blocks(name, blocks, monkeypatch, folder, **config)
+
+
+def run_blocks(
+    name: str, blocks: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path, **config: Any
+) -> dict[str, Any]:
+    """Execute Python code in one module, with a tiny model in the place of the embedded one."""
     model = tiny_model("llama", **config)
     source = sources.Source(model, tokenizer(), {"kind": "demo", "id": "tiny"})
     monkeypatch.setattr(sources, "load_source", lambda name, base=None: source)
     monkeypatch.chdir(folder)
     module = type(sys)("tutorial")
     monkeypatch.setitem(sys.modules, "tutorial", module)  # dataclasses look their module up by name
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.S), 1):
+    for number, code in enumerate(blocks, 1):
         exec(compile(code, f"{name}, block {number}", "exec"), module.__dict__)
     return module.__dict__
 
@@ -78,6 +86,26 @@ def test_text_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(alone(some).logits, model(some).logits, atol=1e-5)
     check_model(alone)
+
+
+def test_the_notebook(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every cell; the program with 16-bit attention is nearer to the float model."""
+    cells = json.loads((DOCS / "notebook.ipynb").read_text())["cells"]
+    assert all(cell["cell_type"] == "markdown" or not cell["outputs"] for cell in cells)
+    blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mqc"):
+                assert node.module == "mqc.plugin"
+    space = run_blocks("notebook.ipynb", blocks, monkeypatch, tmp_path)
+    assert space["wide"].manifest["mac_share_8bit"] < space["program"].manifest["mac_share_8bit"]
+    assert {"CMakeLists.txt", "include", "model"} <= {path.name for path in Path("model-c").iterdir()}
+    told = capsys.readouterr().out
+    assert told.count("KL ") == 2 and "channels" in told
+    before, after = (float(text) for text in re.findall(r"KL ([\d.]+)", told))
+    assert after < before
 
 
 def test_writing_a_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
