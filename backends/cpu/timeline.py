@@ -52,7 +52,8 @@ def measured(
 
 def _kind(op: MqcOp) -> str:
     """The name of the op that the requantization is fused with."""
-    return op.accumulator.name if isinstance(op, RequantOp) else op.name
+    fused = op.accumulator if isinstance(op, RequantOp) else None
+    return (fused or op).name
 
 
 def _facts(op: MqcOp) -> dict[str, Any]:
