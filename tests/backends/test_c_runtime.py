@@ -107,6 +107,27 @@ class Session:
         assert self.library.mqc_session_evaluate(self.session, given, ctypes.c_size_t(len(ids)), where) == 0
         return logits
 
+    def go_on(self, ids: list[int], count: int) -> tuple[int, list[int]]:
+        """Tokens behind a sequence, of which what the session has is kept; and how many were prefilled."""
+        given, ran = (ctypes.c_int32 * len(ids))(*ids), [0]
+        self.library.mqc_session_common.restype = ctypes.c_size_t
+        same = self.library.mqc_session_common(self.session, given, ctypes.c_size_t(len(ids)))
+        assert self.library.mqc_session_rewind(self.session, ctypes.c_size_t(same)) == 0
+
+        def note(context: object, done: int, total: int) -> None:
+            ran[0] = total
+
+        progress = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(note)
+        rest = ctypes.byref(given, same * ctypes.sizeof(ctypes.c_int32))
+        left = ctypes.c_size_t(len(ids) - same)
+        assert self.library.mqc_session_prefill(self.session, rest, left, progress, None) == 0
+        return ran[0], [self.next() for _ in range(count)]
+
+    def next(self) -> int:
+        token = ctypes.c_int32()
+        assert self.library.mqc_session_next(self.session, ctypes.byref(token)) == 0
+        return token.value
+
     def sample(self, ids: list[int], how: Sampling, count: int) -> list[int]:
         """Tokens behind a sequence that begins anew."""
         given = (ctypes.c_int32 * len(ids))(*ids)
@@ -119,12 +140,7 @@ class Session:
         assert (
             self.library.mqc_session_prefill(self.session, given, ctypes.c_size_t(len(ids)), None, None) == 0
         )
-        tokens = []
-        for _ in range(count):
-            token = ctypes.c_int32()
-            assert self.library.mqc_session_next(self.session, ctypes.byref(token)) == 0
-            tokens.append(token.value)
-        return tokens
+        return [self.next() for _ in range(count)]
 
     def close(self) -> None:
         self.library.mqc_session_close(self.session)
@@ -170,6 +186,18 @@ def test_sampled_tokens_are_those_of_python(session: Session, talker: Program, h
     for more in range(4):
         chosen = replace(how, seed=(how.seed or 0) + more)
         assert session.sample(IDS[:9], chosen, 60) == list(talker.generate_tokens(IDS[:9], 60, chosen))
+
+
+def test_twenty_turns_prefill_only_what_is_new(session: Session, talker: Program) -> None:
+    """As many tokens as in Python, where a turn equals a fresh run; counted by the progress of each call."""
+    beside = talker.session(messages=[{"role": "system", "content": "be"}])
+    beside.speculates = False
+    for turn in range(20):
+        asked = [*beside.messages, {"role": "user", "content": f"{turn:02}"}]
+        answer = beside.send(f"{turn:02}", 4)
+        prefilled, tokens = session.go_on(talker.tokenizer.chat(asked), 4)
+        assert talker.tokenizer.decode(tokens) == answer
+        assert prefilled == beside.turn.prefilled < 16
 
 
 @pytest.mark.parametrize(
