@@ -76,6 +76,8 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         constraints += op.equivariance()
+        if op.given is not None:
+            constraints.append(Fix(op.results[0]))
     constraints.append(Fix(returned_value(module)))
     for embedding, linear in shared_tables(module):  # scales would make two tables of one
         constraints += [Fix(embedding.result), Fix(linear.x)]
