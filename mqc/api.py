@@ -109,10 +109,12 @@ def compile(
     from mqc.frontend.trace import longest_sequence, trace
 
     origin: dict[str, Any] = {"kind": "object"}
+    given = None
     if isinstance(model, str | Path):
         report("loading the model", 0.0)
         source = load_source(str(model), base)
         model, tokenizer, origin = source.model, tokenizer or source.tokenizer, dict(source.info)
+        given = source.given
         del source
         report("loading the model", 1.0)
     elif base is not None:
@@ -129,7 +131,8 @@ def compile(
     exported = trace(model)
     check_room(temporary_bytes(sum(p.numel() for p in model.parameters())), "compiling the model")
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    module = raise_program(exported, ctx.weights, positions, vocabulary)
+    module = raise_program(exported, ctx.weights, positions, vocabulary, given)
+    stated = None if given is None else given.state_types(module)
     verify_module(module)
     steps.check(module)
     length = window_length(positions)
@@ -165,6 +168,8 @@ def compile(
         "control_tokens_not_seen": packed.control_not_in(ctx.calibration.windows),
         "experts_not_chosen": experts_not_chosen(module),
     }
+    if given is not None and stated is not None:
+        manifest["scales"] = given.report(stated, module)
     return Program(module, ctx.weights, packed, manifest)
 
 

@@ -41,7 +41,8 @@ class BalanceScales(Pass):
     """Divide channels by scales that the surrounding weights absorb; the float function is kept.
 
     The scales are found, not listed: every op states how scales move through it, and
-    `mqc.analysis.equivalence_groups` solves for those that are free: grids of the model's own are not. Each group's scale is
+    `mqc.analysis.equivalence_groups` solves for those that are free: grids of the model's own are not. Each
+    group's scale is
 
     1. `A^alpha / W^(1−alpha)` for values that linears read (SmoothQuant, arXiv 2211.10438, eq. 4):
        A is the magnitude of the channel, W the largest weight that multiplies it;

@@ -80,7 +80,8 @@ class QuantizeWeights(Pass):
        `group_scale`), `w ≈ round(w / (s·f)) · s·f`: the blockwise form that QNN calls LPBQ.
 
     A matrix that came with integers (`step_source`) keeps them, in 8 or 4 bits. Of groups, whose steps may be
-    any numbers, each has the factor in 1…16 that comes nearest, and the channel the scale that fits them best.
+    any numbers, each has the factor in 1…16 that comes nearest, and the channel the scale that fits them
+    best.
 
     A matrix shared by two ops is quantized to 8 bits once, unless one has learned steps: a table that gives
     the logits too, as the logits want it. Embeddings, and linears that give the logits, keep 8 bits.
