@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from mqc.arrays import Array
 from tests.models import tiny_model
@@ -23,7 +24,8 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 @dataclass
 class Grid:
-    """A matrix `[outputs, inputs]` as integers: `weight ≈ (integers − zeros) · scale`, both `[outputs, groups]`."""
+    """A matrix `[outputs, inputs]` as integers: `weight ≈ (integers − zeros) · scale`, both `[outputs,
+    groups]`."""
 
     integers: Array
     scale: Array
@@ -70,7 +72,7 @@ def packed(values: Array, bits: int) -> torch.Tensor:
 def products(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The matrices that tools quantize: all but the one that gives the logits."""
     for name, module in model.named_modules():
-        if hasattr(module, "weight") and module.weight.ndim == 2 and "layers." in f".{name}.":
+        if isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head":
             yield name, module
 
 
@@ -149,7 +151,8 @@ def save(
     more: Callable[[str], dict[str, torch.Tensor]] = lambda name: {},
     **changes: Any,
 ) -> tuple[PreTrainedModel, dict[str, Grid]]:
-    """Write a model whose products are quantized; the float model that it stands for, and the grids by module.
+    """Write a model whose products are quantized; the float model that it stands for, and the grids by
+    module.
 
     Args:
         write: gives the tensors of a product. more: gives further ones.

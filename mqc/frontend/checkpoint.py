@@ -17,6 +17,8 @@ from mqc.frontend.given import MatrixGrid, ValueGrid
 from mqc.numerics.products import GROUPS, per_input
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+#: Types of tensors that are what they say: numbers, positions and masks.
+_PLAIN = (*FLOATS, "I64", "BOOL")
 #: A scale below is that of a channel or value that was always 0.
 _LEAST = 1e-30
 
@@ -124,8 +126,10 @@ class Checkpoint:
         return ValueGrid(UniformType.of(bits, float(found[0]), offset + (1 << (bits - 1))), scale)
 
     def left(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that nobody took, mapped."""
+        """The tensors that nobody took, mapped. Raises `ModelError` for one that needs a scale, and has none."""
         for name, file in self._where.items():
+            if (kind := self.type_of(name)) not in _PLAIN:
+                raise ModelError(f"tensor {name} is {kind}, and the files have no scale of it")
             yield name, file.get_tensor(name)
 
 

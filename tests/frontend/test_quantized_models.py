@@ -123,7 +123,7 @@ def test_integers_and_scales_are_the_files(name: str, recipe: Recipe, tmp_path: 
         assert np.array_equal(ctx.weights[op.weight], integers)
         assert op.weight_scale is not None and op.group_scale is None
         assert np.array_equal(ctx.weights[op.weight_scale], grids[key].scale[:, 0])
-        assert op.get("weight_bits") == (4 if -8 <= integers.min() and integers.max() <= 7 else 8)
+        assert op.get("weight_bits") == (4 if integers.min() >= -8 and integers.max() <= 7 else 8)
     lowered(ctx, module)
     for key, (integers, _) in whole.items():
         (op,) = (o for o in mqc_ops(module) if o.value_name == f"{key.removeprefix('model.')}.acc")
@@ -197,7 +197,7 @@ STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
 
 
 def activations(name: str) -> dict[str, torch.Tensor]:
-    number = float(len(name)) / 300  # any, but the same for queries, keys and values
+    number = len(name.rpartition(".")[0]) / 300  # any, but the same for all of attention
     return {
         f"{name}.input_scale": torch.tensor([number]), f"{name}.output_scale": torch.tensor(2 * number),
         f"{name}.output_zero_point": torch.tensor([3], dtype=torch.int8),
@@ -214,7 +214,7 @@ def test_ranges_are_the_files(tmp_path: Path) -> None:
         op.value_name: op.attributes["represents"] for op in mqc_ops(module) if "represents" in op.attributes
     }
     for name in grids:
-        short, number = name.removeprefix("model."), len(name) / 300
+        short, number = name.removeprefix("model."), len(name.rpartition(".")[0]) / 300
         (op,) = (op for op in mqc_ops(module) if op.value_name == f"{short}.acc")
         read = op.operands[0].owner.attributes["represents"]  # type: ignore[union-attr]
         scale = float(np.float32(number))
@@ -224,6 +224,37 @@ def test_ranges_are_the_files(tmp_path: Path) -> None:
     report = found.report(stated, module)
     assert len([line for line in report["given"] if "weight" not in line.partition(":")[0]]) == 2 * (4 + 7)
     assert report["left"] == [] and "%lm_head weight" in report["calibrated"]
+
+
+def test_of_several_ranges_for_one_value_the_widest_holds(tmp_path: Path) -> None:
+    config = compressed_config("int-quantized", input_activations=STATIC)
+    save(
+        tmp_path, config, int_quantized, 8,
+        more=lambda name: {f"{name}.input_scale": torch.tensor(0.2 if "k_proj" in name else 0.1)},
+    )  # fmt: skip
+    ctx, module, found, stated = raised(load_source(str(tmp_path)))
+    kind, sources = stated.values["layers.0.input_layernorm"]
+    assert kind.real_scale == float(np.float32(0.2)) and sources == (
+        "model.layers.0.self_attn.k_proj.input_scale",
+    )
+    quantized(ctx, module, Recipe())
+    lowered(ctx, module)
+    left = found.report(stated, module)["left"]
+    assert left == [f"model.layers.{i}.self_attn.{part}_proj.input_scale" for i in (0, 1) for part in "qv"]
+
+
+def test_the_range_of_an_input_is_not_that_of_others(tmp_path: Path) -> None:
+    """OLMo 2 has no norm in front of its products: they read what sums read too."""
+    config = compressed_config("int-quantized", input_activations=STATIC)
+    more = {"input_scale": torch.tensor(0.1)}
+    save(
+        tmp_path, config, int_quantized, 8, architecture="olmo2",
+        more=lambda name: {f"{name}.{key}": value.clone() for key, value in more.items()},
+    )  # fmt: skip
+    _, _, _, stated = raised(load_source(str(tmp_path)))
+    assert set(stated.values) == {
+        f"layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.attention", "mlp.mul")
+    }
 
 
 def test_a_rule_of_the_users_is_above_the_files(tmp_path: Path) -> None:
@@ -316,7 +347,7 @@ _Q = "model.layers.0.self_attn.q_proj"
         ("w8", _changed(f"{_Q}.weight_scale", lambda x: x[:8]), r"is \[8, 1\]: no scales of 64 rows"),
         ("w8", _changed(f"{_Q}.weight", lambda x: x.float()), "is F32; I8 was expected"),
         ("w8", lambda t: {k: v for k, v in t.items() if k != f"{_Q}.weight"}, "weight is missing; I8 was expected"),
-        ("w8", lambda t: {k: v for k, v in t.items() if k != f"{_Q}.weight_scale"}, "float|weight"),
+        ("w8", lambda t: {k: v for k, v in t.items() if k != f"{_Q}.weight_scale"}, "I8, and the files have no scale"),
         ("w4 groups", _changed(f"{_Q}.weight_packed", lambda x: x[:, :3].contiguous()), "3 words a row"),
         ("w4 groups", _changed(f"{_Q}.weight_shape", lambda x: x * 2), "128, None. was expected"),
         ("w4 groups asymmetric", _changed(f"{_Q}.weight_zero_point", lambda x: x[:1].contiguous()), "zero_point"),
