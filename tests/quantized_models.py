@@ -108,7 +108,7 @@ def pack_quantized(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
 def gptq(
     name: str, grid: Grid, bits: int, less: int = 1, order: Array | None = None
 ) -> dict[str, torch.Tensor]:
-    half, (outputs, inputs) = 1 << (bits - 1), grid.integers.shape
+    half, inputs = 1 << (bits - 1), grid.integers.shape[1]
     index = np.arange(inputs) // (inputs // grid.scale.shape[1])
     integers = grid.integers + half
     if order is not None:  # the input of each place
@@ -136,7 +136,9 @@ def compressed_config(format: str, **group: Any) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"],
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int"}, **group}},
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int"}, **group},
+        },
     }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class Checkpoint:
         return ValueGrid(UniformType.of(bits, float(found[0]), offset + (1 << (bits - 1))), scale)
 
     def left(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that nobody took, mapped. Raises `ModelError` for one that needs a scale, and has none."""
+        """The tensors that nobody took, mapped. Raises `ModelError` for one that lacks a scale."""
         for name, file in self._where.items():
             if (kind := self.type_of(name)) not in _PLAIN:
                 raise ModelError(f"tensor {name} is {kind}, and the files have no scale of it")

@@ -35,8 +35,8 @@ class Reader(Protocol):
 
 
 IN_GROUPS = (
-    "the integers of groups are the files'; their steps are the nearest that a program has: one of each channel, "
-    "1 to 16 times"
+    "the integers of groups are the files'; their steps are the nearest that a program has: 1 to 16 times "
+    "one of each channel"
 )
 
 _READERS: dict[str, Any] = {
