@@ -20,6 +20,7 @@ from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
 from mqc.frontend.adapters import CONFIG as ADAPTER_CONFIG
 from mqc.frontend.adapters import Adapter, find_adapter, is_adapter, merge
+from mqc.frontend.encodings import apply_encodings
 from mqc.frontend.gguf_file import load_gguf, read_once
 from mqc.frontend.given import Given
 from mqc.frontend.mapped import Widened, widened
@@ -46,12 +47,13 @@ class Source:
 @dataclass(frozen=True)
 class Place:
     """Where a model's files are: a folder or a Hugging Face id, and the GGUF file in it that holds all; and
-    the adapter to merge into it."""
+    the adapter to merge into it, and AIMET's encodings of it."""
 
     name: str
     info: dict[str, str]
     gguf: str | None = None
     adapter: Adapter | None = None
+    encodings: Path | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -96,12 +98,19 @@ def locate(name: str, base: str | None = None) -> Place:
     return Place(name, info, files[0].name if files else None)
 
 
-def load_source(name: str, base: str | None = None) -> Source:
+def load_source(name: str, base: str | None = None, encodings: str | Path | None = None) -> Source:
     """Load what `locate` finds. What a file quantized is f32 again, and so is what an adapter changes.
+
+    Args:
+        encodings: a file with AIMET's encodings, by which the float model is rounded.
 
     Raises `ModelError` if it cannot be found, is no decoder LLM, or is quantized in a way that is not read.
     """
     place = locate(name, base)
+    if encodings is not None:
+        path = Path(encodings).resolve()
+        check_regular(path, ModelError)
+        place = replace(place, encodings=path, info=place.info | {"encodings": str(path)})
     with nullcontext() if place.gguf is None else read_once():
         return _load(place)
 
@@ -147,6 +156,10 @@ def _load(place: Place) -> Source:
             given = None  # what it changes has other integers
             if (place.adapter.folder / "tokenizer_config.json").exists():
                 name, options = str(place.adapter.folder), {}
+        if place.encodings is not None:
+            if given is not None:
+                raise ModelError(f"{place.name} is {given.method} already: encodings are for a float model")
+            given = apply_encodings(model, place.encodings)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:
         raise
