@@ -25,6 +25,7 @@ from mqc.errors import ModelError, RecipeError
 from mqc.frontend.fidelity import check_against_model
 from mqc.frontend.given import Given, Stated
 from mqc.frontend.raising import raise_program
+from mqc.frontend.size import size_of
 from mqc.frontend.sources import Source, load_source
 from mqc.frontend.trace import trace
 from mqc.ir.module import mqc_ops, ops_by_name
@@ -329,8 +330,9 @@ def test_floats_of_8_bits_become_floats(block: list[int] | None, tmp_path: Path)
 def test_methods_that_are_not_read(config: dict[str, Any], match: str, tmp_path: Path) -> None:
     save(tmp_path, config, int_quantized, 8)
     (tmp_path / "model.safetensors").unlink()  # nothing is loaded before
-    with pytest.raises(ModelError, match=match):
-        load_source(str(tmp_path))
+    for load in (load_source, size_of):
+        with pytest.raises(ModelError, match=match):
+            load(str(tmp_path))
 
 
 def _changed(
