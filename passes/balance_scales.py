@@ -80,6 +80,8 @@ class BalanceScales(Pass):
         if ctx.calibration is None:
             raise CalibrationError("balance-scales needs calibration text")
         groups = discover(module)
+        if not groups.count:
+            return False
         length = ctx.calibration.windows.shape[1]
         ranges = _channel_ranges(ctx, module, ctx.calibration.part(self.windows, length))
         scales = _closed_form(ctx, groups, ranges, self.alpha)

@@ -20,7 +20,7 @@ from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
 from mqc.errors import PassError, RecipeError
-from mqc.ir.module import mqc_ops
+from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp, WeightAttr, attr
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.products import GROUPS, per_input
@@ -147,7 +147,7 @@ class QuantizeWeights(Pass):
             if not isinstance(op, LinearOp):
                 return
             if op.fixed:
-                self._keep(ctx.weights, op)
+                self._keep(ctx.weights, op, done)
                 return
             blocks = op.column_blocks[0]
             if operands and (op.x, blocks) not in feedback:
@@ -191,7 +191,7 @@ class QuantizeWeights(Pass):
         op.properties["weight"], op.properties["weight_scale"] = done[matrix]
         op.properties["weight_bits"] = attr(8)
 
-    def _keep(self, weights: WeightStore, op: LinearOp) -> None:
+    def _keep(self, weights: WeightStore, op: LinearOp, done: Done) -> None:
         """The integers that a matrix came with."""
         assert op.weight_step is not None
         weight, step, ref = weights[op.weight], weights[op.weight_step], op.weight
@@ -212,10 +212,13 @@ class QuantizeWeights(Pass):
             scale = np.where(weight.any(1), scale, np.maximum(scale, floor)).astype(np.float32)
         if self.keep_reference:
             op.properties["reference"] = ref
-        op.properties["weight"] = weights.build(name, weight.shape, np.int8, integers)
-        op.properties["weight_scale"] = weights.add(f"{name}.scale", scale)
+        kept = weights.build(name, weight.shape, np.int8, integers), weights.add(f"{name}.scale", scale)
+        op.properties["weight"], op.properties["weight_scale"] = kept
         if factor is not None:
             op.properties["group_scale"] = weights.add(f"{name}.group_scale", factor)
+        elif gives_logits(op):
+            done[ref, None] = kept  # a table, maybe
+            op.properties["weight_bits"] = attr(8)
         del op.properties["weight_step"], op.properties["step_source"]
 
     def _quantize4(

@@ -69,10 +69,11 @@ def packed(values: Array, bits: int) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, np.uint32).view(np.int32))
 
 
-def products(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """The matrices that tools quantize: all but the one that gives the logits."""
+def products(model: PreTrainedModel, tables: bool = False) -> Iterator[tuple[str, Any]]:
+    """The matrices that tools quantize: all but the one that gives the logits. With `tables`, tables too."""
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head":
+        product = isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head"
+        if product or (tables and isinstance(module, torch.nn.Embedding)):
             yield name, module
 
 
@@ -151,6 +152,7 @@ def save(
     symmetric: bool = True,
     architecture: str = "llama",
     more: Callable[[str], dict[str, torch.Tensor]] = lambda name: {},
+    tables: bool = False,
     **changes: Any,
 ) -> tuple[PreTrainedModel, dict[str, Grid]]:
     """Write a model whose products are quantized; the float model that it stands for, and the grids by
@@ -165,8 +167,8 @@ def save(
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     grids = {}
-    for name, module in products(model):
-        turned = not isinstance(module, torch.nn.Linear)
+    for name, module in products(model, tables):
+        turned = isinstance(module, Conv1D)
         weight = module.weight.detach().numpy()
         grids[name] = grid = grid_of(weight.T if turned else weight, bits, group, symmetric)
         del tensors[f"{name}.weight"]

@@ -35,7 +35,7 @@ class EquivalenceGroups:
 
     def scale_of(self, value: SSAValue, scales: Array) -> Array | None:
         """Divisor of each channel of `value`, `[C]` f32; None if all are 1."""
-        if value not in self.channels:
+        if value not in self.channels or not self.count:
             return None
         group, sign = self.channels[value]
         factor = np.where(group >= 0, scales[group] ** sign, 1.0)

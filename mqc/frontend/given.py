@@ -132,14 +132,16 @@ class Given:
             *self.outputs.values(),
             *self.results.values(),
         )
-        left = [
-            f"{grid.source}{': ' + grid.why if isinstance(grid, MatrixGrid) and grid.why else ''}"
+        left = {
+            grid.source: f"{grid.source}: {grid.why}"
+            if isinstance(grid, MatrixGrid) and grid.why
+            else grid.source
             for grid in grids
             if grid.source not in used
-        ]
+        }
         return {
             "method": self.method, "notes": list(self.notes), "given": given, "calibrated": calibrated,
-            "left": left,
+            "left": list(left.values()),
         }  # fmt: skip
 
 

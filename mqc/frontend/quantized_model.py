@@ -4,6 +4,7 @@ files."""
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -132,16 +133,18 @@ def _given(model: Any, reader: Reader, read: dict[int, StoredMatrix]) -> Given:
     """What was read, by the names that the model has for it."""
     matrices: dict[str, MatrixGrid] = {}
     values: dict[str, dict[str, ValueGrid]] = {"input": {}, "output": {}}
-    kept = {p.data_ptr(): name for name, p in model.named_parameters()}
+    kept: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        kept[parameter.data_ptr()].append(name)
     for pointer, matrix in read.items():
         # One that was put into a stack with others has no name of its own, and the name of its file names
         # no op.
-        name = kept.get(pointer, f"{matrix.module}.weight")
-        if matrix.grid is not None:
-            matrices[name] = matrix.grid
-        for part, grid in (("input", matrix.input), ("output", matrix.output)):
-            if grid is not None:
-                values[part][name.removesuffix(".weight")] = grid
+        for name in kept.get(pointer, [f"{matrix.module}.weight"]):
+            if matrix.grid is not None:
+                matrices[name] = matrix.grid
+            for part, grid in (("input", matrix.input), ("output", matrix.output)):
+                if grid is not None:
+                    values[part][name.removesuffix(".weight")] = grid
     notes = list(dict.fromkeys(reader.notes))
     if any(grid.scale is not None and grid.scale.shape[1] > 1 for grid in matrices.values()):
         notes.append(IN_GROUPS)

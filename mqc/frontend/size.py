@@ -19,8 +19,8 @@ from mqc.frontend.trace import longest_sequence
 def size_of(name: str, base: str | None = None) -> ModelSize:
     """The size of the model that `load_source` would load. No weight is read.
 
-    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM, has experts, or says
-    that it is quantized in a way that is not read.
+    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM, has experts, or
+    says that it is quantized in a way that is not read.
     """
     place = locate(name, base)
     try:

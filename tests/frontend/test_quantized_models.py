@@ -19,7 +19,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.calibration import Calibration
 from mqc.compiler.recipe import RECIPES, Recipe
 from mqc.dialects import int_ops
-from mqc.dialects.llm import LinearOp
+from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import ModelError, RecipeError
 from mqc.frontend.fidelity import check_against_model
@@ -192,6 +192,28 @@ def test_rows_of_one_matrix(tmp_path: Path) -> None:
     ops = [op for op in mqc_ops(module) if op.value_name.startswith("layers.0.self_attn.qkv_proj")]
     found = np.concatenate([ctx.weights[op.weight] for op in ops])  # type: ignore[attr-defined]
     assert len(ops) == 3 and sorted(map(bytes, found)) == sorted(map(bytes, whole.integers.astype(np.int8)))
+
+
+def test_a_table_that_gives_the_logits_too(tmp_path: Path) -> None:
+    config = {**compressed_config("int-quantized"), "ignore": []}
+    _, grids = save(tmp_path, config, int_quantized, 4, tables=True, tie_word_embeddings=True)
+    ctx, module, _, stated = raised(load_source(str(tmp_path)))
+    assert stated.matrices["lm_head"] == "model.embed_tokens.weight_scale"
+    quantized(ctx, module, Recipe())
+    ops = ops_by_name(module)
+    table, head = ops["embed_tokens"], ops["lm_head"]
+    assert isinstance(table, EmbeddingOp) and isinstance(head, LinearOp)
+    assert table.table == head.weight and head.get("weight_bits") == 8
+    assert np.array_equal(ctx.weights[head.weight], grids["model.embed_tokens"].integers)
+
+
+def test_scales_of_a_cache_are_calibrated(tmp_path: Path) -> None:
+    save(
+        tmp_path, compressed_config("int-quantized"), int_quantized, 8,
+        more=lambda name: {f"{name[:-7]}.k_scale": torch.tensor(0.1)} if name.endswith(".k_proj") else {},
+    )  # fmt: skip
+    found = load_source(str(tmp_path)).given
+    assert found is not None and found.notes == ("the files have scales of the cache: calibrated here",)
 
 
 STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}
