@@ -1,12 +1,6 @@
 """Checkpoints of SmolLM2 that llm-compressor makes, compiled: perplexity beside that stack's own evaluation.
 
-llm-compressor takes other versions of its libraries than mqc. They go to a folder of their own:
-
-    pip install --no-deps --target build/llmcompressor llmcompressor==0.14.0.1 compressed-tensors==0.19.0 \
-        transformers==5.17.0 "huggingface_hub>=1.5,<2" auto-round==0.15.1 loguru nvidia-ml-py py-cpuinfo \
-        threadpoolctl httpx httpcore h11 anyio sniffio certifi idna hf-xet typer-slim shellingham
-    python benchmarks/quantized_checkpoints.py
-
+llm-compressor takes other versions of its libraries than mqc: they go to build/llmcompressor.
 What is in build/quantized is not made again.
 """
 
@@ -23,6 +17,11 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "quantized"
 STACK = ROOT / "build" / "llmcompressor"
+PACKAGES = (
+    "llmcompressor==0.14.0.1", "compressed-tensors==0.19.0", "transformers==5.17.0", "auto-round==0.15.1",
+    "huggingface_hub>=1.5,<2", "loguru", "nvidia-ml-py", "py-cpuinfo", "threadpoolctl", "httpx", "httpcore",
+    "h11", "anyio", "sniffio", "certifi", "idna", "hf-xet", "typer-slim", "shellingham",
+)  # fmt: skip
 WINDOWS, LENGTH, CALIBRATION = 8, 512, 16
 
 #: What llm-compressor is told, by name; the logits' matrix stays float.
@@ -31,7 +30,6 @@ _STATIC = {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False,
 _GROUPS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "symmetric": True}
 CHECKPOINTS = {
     "W8A8": {"weights": _CHANNELS, "input_activations": _STATIC},
-    "W8A8O8": {"weights": _CHANNELS, "input_activations": _STATIC, "output_activations": _STATIC},
     "W4A16, groups of 64": {"weights": _GROUPS},
 }
 
@@ -99,16 +97,44 @@ def prepare() -> None:
     np.save(BUILD / "windows.npy", np.array(windows))
 
 
+def weights_alone(folder: Path) -> float:
+    """Perplexity of the float model with the weights of the program: groups have its steps."""
+    from mqc.frontend.float_model import float_logits
+    from mqc.frontend.sources import load_source
+    from mqc.numerics.products import per_input
+    from mqc.numerics.weight_rounding import common_scales, whole_steps
+    from mqc.runtime.perplexity import perplexity
+
+    source = load_source(str(folder))
+    assert source.given is not None
+    for name, grid in source.given.matrices.items():
+        weight = source.model.get_parameter(name).detach().numpy()
+        if grid.scale is not None and grid.scale.shape[1] > 1:
+            scale, factor = common_scales(grid.scale)
+            integers = whole_steps(weight, grid.scale)
+            assert integers is not None
+            weight[:] = integers * per_input(factor * scale[:, None], weight.shape[1])
+    return perplexity(lambda ids: float_logits(source.model, ids), [*np.load(BUILD / "windows.npy")])
+
+
 def main() -> None:
     import mqc
     from mqc.compiler.recipe import Recipe
     from mqc.data import text
 
+    if not STACK.exists():
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(STACK))
+        subprocess.run([*pip, *PACKAGES], check=True)
     if not (BUILD / "windows.npy").exists():
         prepare()
     exact = float(stack(_MEASURE, BUILD / "float", BUILD / "windows.npy"))
-    print(f"WikiText-2 test, {WINDOWS} windows of {LENGTH} tokens; the float model: {exact:.2f}")
-    print("checkpoint            the stack's  program  matrices, values of the files")
+    print(
+        f"WikiText-2 test, {WINDOWS} windows of {LENGTH} tokens, perplexity; the float model: {exact:.2f}\n"
+    )
+    print(
+        "| checkpoint | the stack's own | the program's weights, float values | the program | of the files |"
+    )
+    print("|---|---|---|---|---|")
     for name, scheme in CHECKPOINTS.items():
         folder, saved = (BUILD / f"{name.split(',')[0]}{end}" for end in ("", ".mqc"))
         if not folder.exists():
@@ -121,7 +147,11 @@ def main() -> None:
         given = program.manifest["scales"]["given"]
         matrices = sum(line.partition(":")[0].endswith(" weight") for line in given)
         measured = program.perplexity(text("test"), WINDOWS, length=LENGTH)
-        print(f"{name:20}  {own:11.2f}  {measured:7.2f}  {matrices:8}, {len(given) - matrices}")
+        print(
+            f"| {name} | {own:.2f} | {weights_alone(folder):.2f} | {measured:.2f} | {matrices} matrices, "
+            f"{len(given) - matrices} values |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ class LinearOp(LlmOp):
         check_gates(self, self.gates, self.get("expert_axis"), expected)
         if self.bias is not None:
             self.expect(self.bias.shape == expected[:1], "bias must be [output channels]")
-        self.expect(not self.fixed or self.weight_bits is not None, "step_source needs weight_bits")
+        stated = self.weight_bits is not None and self.weight_step is not None
+        self.expect(stated or not self.fixed, "step_source needs weight_bits and weight_step")
 
     @property
     def fixed(self) -> bool:

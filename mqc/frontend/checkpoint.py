@@ -19,8 +19,10 @@ from mqc.numerics.products import GROUPS, per_input
 FLOATS = ("F64", "F32", "F16", "BF16")
 #: Types of tensors that are what they say: numbers, positions and masks.
 _PLAIN = (*FLOATS, "I64", "BOOL")
-#: A scale below is that of a channel or value that was always 0.
+#: The scale of a channel of zeros.
 _LEAST = 1e-30
+#: Observers give no value a smaller scale, and this one if they saw nothing (compressed-tensors).
+_NOTHING_SEEN = float(np.finfo(np.float32).eps)
 
 
 #: The types of a product's operand and of its result, where files say.
@@ -46,11 +48,13 @@ class StoredMatrix:
 
 
 class Checkpoint:
-    """The tensors of some files by name, mapped. A reader takes those that it knows; what is `left` is
-    plain."""
+    """The tensors of some files by name, mapped. A reader takes those that it knows; what is `left` is plain.
+    notes: what is to be known of those that were taken.
+    """
 
     def __init__(self, paths: Sequence[str]) -> None:
         files: list[Any] = [safe_open(path, framework="pt") for path in paths]
+        self.notes: list[str] = []
         self._where: dict[str, Any] = {key: file for file in files for key in file.keys()}  # noqa: SIM118
 
     def __contains__(self, name: str) -> bool:
@@ -107,8 +111,10 @@ class Checkpoint:
         return found
 
     def value_grid(self, scale: str, zero: str, bits: int) -> ValueGrid | None:
-        """The type of a value by the tensors of its scale and of its zero point, which may be missing; None
-        if the scale is missing, or 0: nothing was observed."""
+        """The type of a value by the tensors of its scale and of its zero point, which may be missing.
+
+        None if the scale is missing, or no more than an observer has that saw nothing: that is noted.
+        """
         if scale not in self:
             self.drop(zero)
             return None
@@ -121,7 +127,8 @@ class Checkpoint:
             if len(given) != 1 or not -(half := 1 << (bits - 1)) <= given[0] < half:
                 raise ModelError(f"tensor {zero} is no zero point of {bits} bits")
             (offset,) = given
-        if found[0] <= _LEAST:
+        if found[0] <= _NOTHING_SEEN:
+            self.notes.append(f"{scale} is {found[0]:.1e}, so nothing was observed: calibrated here")
             return None
         return ValueGrid(UniformType.of(bits, float(found[0]), offset + (1 << (bits - 1))), scale)
 

@@ -97,7 +97,7 @@ def load_quantized(
     model, found = loaded
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(name)
-    return model, found, _given(model, reader, read)
+    return model, found, _given(model, reader, [*reader.notes, *checkpoint.notes], read)
 
 
 def _is_turned(model: Any, name: str) -> bool:
@@ -129,7 +129,7 @@ def _plain(spill: Spill, tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(spill.write(shape, np.dtype(np.float32), blocks))
 
 
-def _given(model: Any, reader: Reader, read: dict[int, StoredMatrix]) -> Given:
+def _given(model: Any, reader: Reader, told: list[str], read: dict[int, StoredMatrix]) -> Given:
     """What was read, by the names that the model has for it."""
     matrices: dict[str, MatrixGrid] = {}
     values: dict[str, dict[str, ValueGrid]] = {"input": {}, "output": {}}
@@ -145,7 +145,7 @@ def _given(model: Any, reader: Reader, read: dict[int, StoredMatrix]) -> Given:
             for part, grid in (("input", matrix.input), ("output", matrix.output)):
                 if grid is not None:
                     values[part][name.removesuffix(".weight")] = grid
-    notes = list(dict.fromkeys(reader.notes))
+    notes = list(dict.fromkeys(told))
     if any(grid.scale is not None and grid.scale.shape[1] > 1 for grid in matrices.values()):
         notes.append(IN_GROUPS)
     return Given(reader.words, matrices, values["input"], values["output"], notes=tuple(notes))

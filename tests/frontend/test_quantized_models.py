@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from xdsl.dialects.builtin import ModuleOp
 
+import mqc
 from mqc.analysis.context import CompilerContext
 from mqc.calibration import Calibration
 from mqc.compiler.recipe import RECIPES, Recipe
@@ -30,7 +31,7 @@ from mqc.frontend.sources import Source, load_source
 from mqc.frontend.trace import trace
 from mqc.ir.module import mqc_ops, ops_by_name
 from mqc.numerics.packed import unpacked
-from tests.models import VOCABULARY, tokens
+from tests.models import VOCABULARY, tiny_model, tokens
 from tests.quantized_models import (
     Grid,
     Writer,
@@ -42,6 +43,7 @@ from tests.quantized_models import (
     packed,
     save,
 )
+from tests.test_api import TEXT
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
@@ -127,8 +129,8 @@ def test_integers_and_scales_are_the_files(name: str, recipe: Recipe, tmp_path: 
         assert op.get("weight_bits") == (4 if integers.min() >= -8 and integers.max() <= 7 else 8)
     lowered(ctx, module)
     for key, (integers, _) in whole.items():
-        (op,) = (o for o in mqc_ops(module) if o.value_name == f"{key.removeprefix('model.')}.acc")
-        assert isinstance(op, int_ops.LinearOp) and np.array_equal(ctx.weights[op.weight], integers)
+        (product,) = (o for o in mqc_ops(module) if o.value_name == f"{key.removeprefix('model.')}.acc")
+        assert isinstance(product, int_ops.LinearOp) and np.array_equal(ctx.weights[product.weight], integers)
 
 
 @pytest.mark.parametrize("name", IN_GROUPS)
@@ -280,6 +282,21 @@ def test_the_range_of_an_input_is_not_that_of_others(tmp_path: Path) -> None:
     }
 
 
+def test_what_an_observer_leaves_that_saw_nothing(tmp_path: Path) -> None:
+    """llm-compressor saves such scales, and what memory held."""
+    config = compressed_config("int-quantized", input_activations=STATIC)
+    scales = {"down_proj": 1.1920929e-07, "o_proj": 6e-24}
+    save(
+        tmp_path, config, int_quantized, 8,
+        more=lambda name: {f"{name}.input_scale": torch.tensor(scales.get(name.rpartition(".")[2], 0.1))},
+    )  # fmt: skip
+    _, _, found, stated = raised(load_source(str(tmp_path)))
+    assert set(stated.values) == {
+        f"layers.{i}.{name}_layernorm" for i in (0, 1) for name in ("input", "post_attention")
+    }
+    assert len(found.notes) == 4 and "mlp.down_proj.input_scale is 1.2e-07, so nothing" in found.notes[0]
+
+
 def test_a_rule_of_the_users_is_above_the_files(tmp_path: Path) -> None:
     config = compressed_config("int-quantized", output_activations=STATIC)
     save(tmp_path, config, int_quantized, 8, more=lambda name: {f"{name}.output_scale": torch.tensor(0.1)})
@@ -395,6 +412,28 @@ def test_tensors_that_are_not_as_the_format_says(
     save_file(change(load_file(path)), path, {"format": "pt"})
     with pytest.raises(ModelError, match=match):
         load_source(str(tmp_path))
+
+
+def test_a_model_that_was_loaded_with_modules_of_its_own() -> None:
+    model = tiny_model("llama")
+    model.is_quantized = True  # as transformers' quantizers say
+    with pytest.raises(ModelError, match="give the folder or id that it was loaded from"):
+        trace(model)
+
+
+@pytest.mark.parametrize("target", ["cpu-int8", "onnx-int8", "npu-int8"])
+@pytest.mark.parametrize("name", ["w8", "w4 groups"])
+def test_targets_run_it_as_the_oracle_does(name: str, target: str, tmp_path: Path) -> None:
+    """Norms keep their gains there, and weights reach -128."""
+    _, grids = save(tmp_path / "model", *FORMATS[name])
+    assert name != "w8" or min(grid.integers.min() for grid in grids.values()) == -128
+    program = mqc.compile(str(tmp_path / "model"), target, Recipe(prefix=()), calibration=TEXT)
+    program.save(tmp_path / "x.mqc")
+    again, ids = mqc.load(tmp_path / "x.mqc"), tokens(9).tolist()
+    if target == "onnx-int8":
+        again.configure(style="integer")
+    assert np.array_equal(again.integer_logits(ids), again.integer_logits(ids, engine="oracle"))
+    assert len(again.manifest["scales"]["given"]) == len(grids)
 
 
 def test_learning_would_change_integers(tmp_path: Path) -> None:
