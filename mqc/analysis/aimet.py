@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-#: Bits of an encoding that is read.
-_BITS = range(2, 33)
+#: Bits of an encoding that is read, and bounds of its scales: f32 holds them and their reciprocals.
+_BITS, _SCALES = range(2, 33), (1e-30, 1e30)
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def _of_numbers(kind: str, name: str, bits: Any, scales: Any, offsets: Any) -> N
         raise ValueError(f"{name} has {bits!r} bits; {_BITS[0]} to {_BITS[-1]} were expected")
     if not all(isinstance(x, list) and x for x in (scales, offsets)) or len(scales) != len(offsets):
         raise ValueError(f"{name} needs as many scales as offsets")
-    if not all(_number(x) and x > 0 for x in scales):
-        raise ValueError(f"a scale of {name} is no number above 0")
+    if not all(_number(x) and _SCALES[0] < x < _SCALES[1] for x in scales):
+        raise ValueError(f"a scale of {name} is none between {_SCALES[0]:g} and {_SCALES[1]:g}")
     if not all(_number(x) and x == int(x) and 0 <= -x < 1 << bits for x in offsets):
         raise ValueError(f"an offset of {name} is none of {bits} bits, from {1 - (1 << bits)} to 0")
     if len(set(offsets)) > 1:

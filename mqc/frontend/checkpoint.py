@@ -22,8 +22,7 @@ _PLAIN = (*FLOATS, "I64", "BOOL")
 #: The scale of a channel of zeros.
 _LEAST = 1e-30
 #: Observers give no value a smaller scale, and this one if they saw nothing (compressed-tensors).
-_NOTHING_SEEN = float(np.finfo(np.float32).eps)
-
+NOTHING_SEEN = float(np.finfo(np.float32).eps)
 
 #: The types of a product's operand and of its result, where files say.
 Values = tuple[ValueGrid | None, ValueGrid | None]
@@ -33,18 +32,15 @@ Values = tuple[ValueGrid | None, ValueGrid | None]
 class StoredMatrix:
     """A matrix of a quantized model.
 
-    module: the name of its module. shape: `[outputs, inputs]`. rows: its weights, f32, of some rows. grid:
-    its
-    integers; None for floats. input, output: the types of the product's operand and result, where the files
-    say.
+    module: the name of its module. shape: `[outputs, inputs]`. rows: its weights, f32, of some rows.
+    grid: its steps; None for floats. values: the types of the product's operand and result.
     """
 
     module: str
     shape: tuple[int, int]
     rows: Callable[[slice], Array]
     grid: MatrixGrid | None = None
-    input: ValueGrid | None = None
-    output: ValueGrid | None = None
+    values: Values = (None, None)
 
 
 class Checkpoint:
@@ -127,7 +123,7 @@ class Checkpoint:
             if len(given) != 1 or not -(half := 1 << (bits - 1)) <= given[0] < half:
                 raise ModelError(f"tensor {zero} is no zero point of {bits} bits")
             (offset,) = given
-        if found[0] <= _NOTHING_SEEN:
+        if found[0] <= NOTHING_SEEN:
             self.notes.append(f"{scale} is {found[0]:.1e}, so nothing was observed: calibrated here")
             return None
         return ValueGrid(UniformType.of(bits, float(found[0]), offset + (1 << (bits - 1))), scale)
@@ -152,13 +148,12 @@ def integer_matrix(
 
     Args:
         integers: less the zero points, `[outputs, inputs]`.
-        scale: f32 `[outputs, groups]`, groups of consecutive inputs; or `group_of` says which group an
-        input is in. source: the name of the scales' tensor.
+        scale: f32 `[outputs, groups]`, groups of consecutive inputs, or as `group_of` says of each input.
+        source: the name of the scales' tensor.
     """
     inputs = integers.shape[1]
-    if group_of is not None and np.array_equal(
-        group_of, np.arange(inputs) // max(inputs // scale.shape[1], 1)
-    ):
+    in_order = np.arange(inputs) // max(inputs // scale.shape[1], 1)
+    if group_of is not None and np.array_equal(group_of, in_order):
         group_of = None
 
     def rows(some: slice) -> Array:
@@ -166,7 +161,7 @@ def integer_matrix(
         return integers[some].astype(np.float32) * steps
 
     grid = _grid(integers, scale, source, group_of is not None)
-    return StoredMatrix(module, (len(integers), inputs), rows, grid, *values)
+    return StoredMatrix(module, (len(integers), inputs), rows, grid, values)
 
 
 def _grid(integers: Array, scale: Array, source: str, scattered: bool) -> MatrixGrid:

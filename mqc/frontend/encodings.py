@@ -15,7 +15,7 @@ from mqc.arrays import Array, row_blocks
 from mqc.dialects.quant import UniformType
 from mqc.errors import ModelError
 from mqc.files import json_object, read_text
-from mqc.frontend.checkpoint import integer_matrix
+from mqc.frontend.checkpoint import NOTHING_SEEN, integer_matrix
 from mqc.frontend.given import Given, MatrixGrid, ValueGrid
 from mqc.frontend.mapped import widened
 from mqc.ir.spill import Spill
@@ -56,9 +56,10 @@ def apply_encodings(model: Any, path: Path) -> Given:
             f"{type(model).__name__}, such as {next(name for name, m in modules.items() if _is_product(m))}: "
             "give the file that stands beside the model"
         )
-    return Given(
-        f"AIMET encodings, {path.name}", matrices, values["input"], {}, values["output"], tuple(notes)
-    )
+    outputs = {name: grid for name, grid in values["output"].items() if _is_product(modules.get(name))}
+    others = {name: grid for name, grid in values["output"].items() if name not in outputs}
+    method = f"AIMET encodings, {path.name}"
+    return Given(method, matrices, values["input"], outputs, others, tuple(notes))
 
 
 def _is_product(module: Any) -> bool:
@@ -73,6 +74,8 @@ def _no_place(entry: Named, modules: dict[str, Any], owners: Counter[int]) -> st
     if entry.part != "param":
         if found.bits not in _VALUE_BITS or len(found.scale) > 1:
             return "values of a program have 8 or 16 bits, and one scale"
+        if found.scale[0] <= NOTHING_SEEN:
+            return "nothing was observed: calibrated here"
         products = entry.part == "output" or _is_product(modules.get(entry.name))
         return "" if products else "it is the input of no matrix product"
     module = modules.get(entry.name.removesuffix(".weight"))

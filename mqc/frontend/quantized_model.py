@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mqc.arrays import Array, row_blocks
 from mqc.errors import ModelError, choices
-from mqc.frontend.checkpoint import Checkpoint, StoredMatrix
+from mqc.frontend.checkpoint import Checkpoint, StoredMatrix, Values
 from mqc.frontend.compressed_tensors import CompressedTensors
 from mqc.frontend.float8 import Float8
 from mqc.frontend.given import Given, MatrixGrid, ValueGrid
@@ -26,14 +26,16 @@ from mqc.ir.spill import LEAST_BYTES, Spill
 
 
 class Reader(Protocol):
-    """words: the method, for people. notes: what is to be known of the files; whole when all matrices are
-    read."""
+    """words: the method, for people. notes: what is to be known of the files, once all matrices are read."""
 
     words: str
     notes: list[str]
 
     def matrices(self, checkpoint: Checkpoint) -> Iterator[StoredMatrix]: ...
 
+
+#: Of a matrix: the name of its module in the files, its steps, and types of values.
+Said = tuple[str, MatrixGrid | None, Values]
 
 IN_GROUPS = (
     "the integers of groups are the files'; their steps are the nearest that a program has: 1 to 16 times "
@@ -70,12 +72,10 @@ def reader_of(name: str, config: Any) -> Reader | None:
 def load_quantized(
     name: str, paths: Sequence[str], config: Any, reader: Reader
 ) -> tuple[Any, dict[str, Any], Given]:
-    """The float model that the files stand for; what its tensors and the model's have not in common, as
-    transformers'
-    `output_loading_info` tells it; and what the files say of their integers and of the types of values.
+    """The float model that the files stand for; what its tensors and the files' have not in common, as
+    transformers' `output_loading_info` tells it; and what the files say of integers and of types of values.
 
-    Memory: one matrix, and what is not quantized. Raises `ModelError` for tensors that are not as the
-    format says.
+    Memory: that of one matrix. Raises `ModelError` for tensors that are not as the format says.
     """
     config = copy.deepcopy(config)
     del config.quantization_config
@@ -83,11 +83,11 @@ def load_quantized(
         empty = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     checkpoint, spill = Checkpoint(paths), Spill()
     tensors: dict[str, torch.Tensor] = {}
-    read: dict[int, StoredMatrix] = {}
+    read: dict[int, Said] = {}
     for matrix in reader.matrices(checkpoint):
         key = f"{matrix.module}.weight"
         tensors[key] = value = _floats(spill, matrix, turned=_is_turned(empty, matrix.module))
-        read[value.data_ptr()] = matrix
+        read[value.data_ptr()] = matrix.module, matrix.grid, matrix.values
     for key, tensor in checkpoint.left():
         tensors[key] = _plain(spill, tensor)
     loaded: Any = type(empty).from_pretrained(
@@ -97,7 +97,7 @@ def load_quantized(
     model, found = loaded
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(name)
-    return model, found, _given(model, reader, [*reader.notes, *checkpoint.notes], read)
+    return model, found, _given(model, reader.words, [*reader.notes, *checkpoint.notes], read)
 
 
 def _is_turned(model: Any, name: str) -> bool:
@@ -129,23 +129,23 @@ def _plain(spill: Spill, tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(spill.write(shape, np.dtype(np.float32), blocks))
 
 
-def _given(model: Any, reader: Reader, told: list[str], read: dict[int, StoredMatrix]) -> Given:
-    """What was read, by the names that the model has for it."""
+def _given(model: Any, words: str, told: list[str], read: dict[int, Said]) -> Given:
+    """What was read, by the address of a matrix, by the names that the model has for it."""
     matrices: dict[str, MatrixGrid] = {}
-    values: dict[str, dict[str, ValueGrid]] = {"input": {}, "output": {}}
+    inputs: dict[str, ValueGrid] = {}
+    outputs: dict[str, ValueGrid] = {}
     kept: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         kept[parameter.data_ptr()].append(name)
-    for pointer, matrix in read.items():
-        # One that was put into a stack with others has no name of its own, and the name of its file names
-        # no op.
-        for name in kept.get(pointer, [f"{matrix.module}.weight"]):
-            if matrix.grid is not None:
-                matrices[name] = matrix.grid
-            for part, grid in (("input", matrix.input), ("output", matrix.output)):
-                if grid is not None:
-                    values[part][name.removesuffix(".weight")] = grid
+    for address, (file_name, grid, values) in read.items():
+        # A part of a stack has no name in the model; that of its file names no op.
+        for name in kept.get(address, [f"{file_name}.weight"]):
+            if grid is not None:
+                matrices[name] = grid
+            for place, value in zip((inputs, outputs), values, strict=True):
+                if value is not None:
+                    place[name.removesuffix(".weight")] = value
     notes = list(dict.fromkeys(told))
     if any(grid.scale is not None and grid.scale.shape[1] > 1 for grid in matrices.values()):
         notes.append(IN_GROUPS)
-    return Given(reader.words, matrices, values["input"], values["output"], notes=tuple(notes))
+    return Given(words, matrices, inputs, outputs, notes=tuple(notes))
