@@ -83,7 +83,7 @@ class Given:
         """Let the values of a module of level `llm` state the types that they come with.
 
         A type of an input is that of a value if nothing but products reads it. Of several types for one value
-        the widest holds. Logits have none.
+        the widest holds. Logits have none, nor has a product that the front end multiplied with a vector.
         """
         claims: dict[MqcOp, list[ValueGrid]] = defaultdict(list)
         named = {without_base(name): grid for name, grid in self.results.items()}
@@ -92,7 +92,9 @@ class Given:
                 producer, alone = op.x.owner, all(isinstance(use.operation, LinearOp) for use in op.x.uses)
                 if (grid := self.inputs.get(_module(op))) and isinstance(producer, LlmOp) and alone:
                     claims[producer].append(grid)
-                if grid := self.outputs.get(_module(op)):
+                matrix = self.matrices.get(f"{_module(op)}.weight")
+                factored = matrix is not None and matrix.scale is not None and not op.fixed
+                if (grid := self.outputs.get(_module(op))) and not factored:
                     claims[op].append(grid)
             if grid := named.get(op.value_name):
                 claims[op].append(grid)
