@@ -55,6 +55,7 @@ def compile(
     recipe: str | Path | Recipe = "w8a8",
     *,
     base: str | None = None,
+    encodings: str | Path | None = None,
     tokenizer: Any = None,
     calibration: str | Sequence[Conversation] | None = None,
     passes: Pipeline | str | None = None,
@@ -73,6 +74,7 @@ def compile(
         target: what the program is for; `mqc targets` lists them.
         recipe: how to quantize: a name, a TOML file or a `Recipe`.
         base: the model that an adapter adapts, by name; None for the one that the adapter names.
+        encodings: a file with AIMET's encodings of a float model that is given by name.
         tokenizer: its transformers tokenizer; loaded with the model if `model` is a string.
         calibration: what to observe ranges on: a text, or conversations, each a list of messages for the
             tokenizer's chat template. None: packaged text, code, and conversations if there is a template.
@@ -109,12 +111,16 @@ def compile(
     from mqc.frontend.trace import longest_sequence, trace
 
     origin: dict[str, Any] = {"kind": "object"}
+    given = None
     if isinstance(model, str | Path):
         report("loading the model", 0.0)
-        source = load_source(str(model), base)
+        source = load_source(str(model), base, encodings)
         model, tokenizer, origin = source.model, tokenizer or source.tokenizer, dict(source.info)
+        given = source.given
         del source
         report("loading the model", 1.0)
+    elif encodings is not None:
+        raise InputError("encodings are of a model that is given by its name: give the model's folder")
     elif base is not None:
         raise InputError("base is the name of a model that an adapter adapts: give the adapter's folder")
     if tokenizer is None:
@@ -129,7 +135,8 @@ def compile(
     exported = trace(model)
     check_room(temporary_bytes(sum(p.numel() for p in model.parameters())), "compiling the model")
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    module = raise_program(exported, ctx.weights, positions, vocabulary)
+    module = raise_program(exported, ctx.weights, positions, vocabulary, given)
+    stated = None if given is None else given.state_types(module)
     verify_module(module)
     steps.check(module)
     length = window_length(positions)
@@ -165,6 +172,8 @@ def compile(
         "control_tokens_not_seen": packed.control_not_in(ctx.calibration.windows),
         "experts_not_chosen": experts_not_chosen(module),
     }
+    if given is not None and stated is not None:
+        manifest["scales"] = given.report(stated, module)
     return Program(module, ctx.weights, packed, manifest)
 
 

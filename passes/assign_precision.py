@@ -15,6 +15,7 @@ from mqc.compiler.precision_rules import (
     DEFAULT_PLAN,
     Rule,
     check_groups,
+    given_rules,
     linears,
     value_bits,
     value_type,
@@ -34,7 +35,9 @@ class AssignPrecision(Pass):
 
     A rule is `selector=bits` (`mqc.compiler.precision_rules.Rule`); of several that match, the last decides.
 
-    8-bit values take the op's `clip`; 16-bit ones 1.25 times its `range`, but at most four times its
+    A value whose type the model came with keeps it, unless `rules` give it other bits.
+
+    Other 8-bit values take the op's `clip`; 16-bit ones 1.25 times its `range`, but at most four times its
     `clip`: one token in 10,000 that emits 25,000 must not cost all others their precision.
     Logits stay unquantized here; they leave the integer program as s32.
 
@@ -92,7 +95,7 @@ class AssignPrecision(Pass):
         return activations + once + once + once + once + rounded
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
-        own = [Rule.parse(rule) for rule in self.rules]
+        own = [*given_rules(module), *(Rule.parse(rule) for rule in self.rules)]
         plan = [Rule.parse(rule) for rule in self.plan]
         found = self._search(ctx, module, plan, own) if self.needs_calibration else []
         if found:

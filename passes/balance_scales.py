@@ -41,7 +41,8 @@ class BalanceScales(Pass):
     """Divide channels by scales that the surrounding weights absorb; the float function is kept.
 
     The scales are found, not listed: every op states how scales move through it, and
-    `mqc.analysis.equivalence_groups` solves for those that are free. Each group's scale is
+    `mqc.analysis.equivalence_groups` solves for those that are free: grids of the model's own are not. Each
+    group's scale is
 
     1. `A^alpha / W^(1−alpha)` for values that linears read (SmoothQuant, arXiv 2211.10438, eq. 4):
        A is the magnitude of the channel, W the largest weight that multiplies it;
@@ -79,6 +80,8 @@ class BalanceScales(Pass):
         if ctx.calibration is None:
             raise CalibrationError("balance-scales needs calibration text")
         groups = discover(module)
+        if not groups.count:
+            return False
         length = ctx.calibration.windows.shape[1]
         ranges = _channel_ranges(ctx, module, ctx.calibration.part(self.windows, length))
         scales = _closed_form(ctx, groups, ranges, self.alpha)

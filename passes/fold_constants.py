@@ -30,6 +30,9 @@ class _FoldScale(RewritePattern):
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: ScaleOp, rewriter: PatternRewriter) -> None:
         producer = op.x.owner
+        touched = [producer, *(use.operation for use in op.result.uses)]
+        if any(isinstance(other, LinearOp) and other.fixed for other in touched):
+            return
         shrink = np.full(channels(op.x), 1.0 / op.get("factor"), np.float32)
         if isinstance(producer, EmbeddingOp) and op.x.has_one_use():
             given = 1.0 if producer.factor is None else producer.get("factor")
@@ -63,7 +66,7 @@ class FoldConstants(Pass):
        logits too, and stays what it is.
     3. `linear(scale(f, x), W, b)` → `linear(x, f·W, b)`, if all users of the scale are linears.
 
-    Any other scale is left alone.
+    Any other scale is left alone, and what stands beside a matrix with integers of its own.
     """
 
     name = "fold-constants"

@@ -31,14 +31,14 @@ class _FoldGain(RewritePattern):
         bias = op.ref("bias") if isinstance(op, LayerNormOp) else None
         users = [use.operation for use in op.result.uses]
         linears = [user for user in users if isinstance(user, LinearOp)]
-        if not users or len(linears) < len(users):
+        if not users or len(linears) < len(users) or op.given is not None:
             return
         if bias is not None:
             for user in linears:
                 _add_bias(self.weights, user, bias_input=self.weights[bias])
             del op.properties["bias"]
             rewriter.notify_op_modified(op)
-        if op.gain is None:
+        if op.gain is None or any(user.fixed for user in linears):
             return
         gain = self.weights[op.gain]
         del op.properties["gain"]
@@ -80,7 +80,9 @@ class FoldNorm(Pass):
     1. `linear(layer_norm(x, g, c), W, b)` → `linear(layer_norm(x, g), W, b + W·c)`
     2. `linear(norm(x, g), W, b)` → `linear(norm(x), W·diag(g), b)`
 
-    for all users at once. A norm with any other user (a residual add, rope, the output) keeps both.
+    for all users at once. A norm with any other user (a residual add, rope, the output) keeps both. So does
+    one whose result has a type of the model's own; one that a matrix with integers of its own reads keeps its
+    gain.
 
     3. `linear(rms_norm(x, g), T)` → `linear(linear(linear(rms_norm(x), diag(g)), I), T)`, where T is an
        embedding's table too: tied logits. `rotate-channels` turns the input of the first new matrix and the

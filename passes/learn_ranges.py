@@ -18,6 +18,7 @@ from mqc.analysis.ir_text import print_module
 from mqc.calibration import Windows
 from mqc.compiler.observation import prefix_rows
 from mqc.compiler.precision_rules import check_groups, grouped
+from mqc.dialects.llm import LinearOp, LlmOp
 from mqc.dialects.quant import affine_range, uniform
 from mqc.errors import CalibrationError, RecipeError
 from mqc.ir.module import mqc_ops
@@ -117,6 +118,12 @@ class LearnRanges(Pass):
 
     def check(self, module: ModuleOp, before: Sequence[Pass]) -> None:
         check_groups(grouped(module, self.weight_bits, self.keep8, before), self.group)
+        for op in mqc_ops(module):
+            if (isinstance(op, LlmOp) and op.given is not None) or (isinstance(op, LinearOp) and op.fixed):
+                raise RecipeError(
+                    f"learn-ranges would change integers and ranges that the model came with, such as those "
+                    f"of %{op.value_name}: take a recipe without learn and tune, or the float model"
+                )
 
     def run(self, ctx: CompilerContext, module: ModuleOp) -> bool:
         if ctx.calibration is None:

@@ -19,17 +19,19 @@ from mqc.compiler.precision_rules import check_groups, group_size, grouped, matr
 from mqc.costs import ModelSize, Work, walk
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import uniform
-from mqc.errors import RecipeError
-from mqc.ir.module import mqc_ops
+from mqc.errors import PassError, RecipeError
+from mqc.ir.module import gives_logits, mqc_ops
 from mqc.ir.op import MqcOp, WeightAttr, attr
 from mqc.ir.weight_store import WeightStore
 from mqc.numerics.products import GROUPS, per_input
 from mqc.numerics.weight_rounding import (
     Hessian,
     best_steps,
+    common_scales,
     least_scale,
     round_nearest,
     round_with_feedback,
+    whole_steps,
 )
 from mqc.pass_base import Pass
 
@@ -76,6 +78,10 @@ class QuantizeWeights(Pass):
     2. 4 bits: the same in [−8, 7], `s` the one of a grid of clippings with least squared error.
     3. 4 bits in groups: each group of input channels has an integer factor f in 1…16 (the
        `group_scale`), `w ≈ round(w / (s·f)) · s·f`: the blockwise form that QNN calls LPBQ.
+
+    A matrix that came with integers (`step_source`) keeps them, in 8 or 4 bits. Of groups, whose steps may be
+    any numbers, each has the factor in 1…16 that comes nearest, and the channel the scale that fits them
+    best.
 
     A matrix shared by two ops is quantized to 8 bits once, unless one has learned steps: a table that gives
     the logits too, as the logits want it. Embeddings, and linears that give the logits, keep 8 bits.
@@ -140,6 +146,9 @@ class QuantizeWeights(Pass):
         def quantize(op: MqcOp, operands: Sequence[Operands]) -> None:
             if not isinstance(op, LinearOp):
                 return
+            if op.fixed:
+                self._keep(ctx.weights, op, done)
+                return
             blocks = op.column_blocks[0]
             if operands and (op.x, blocks) not in feedback:
                 feedback.clear()  # ops with the same input stand together
@@ -181,6 +190,36 @@ class QuantizeWeights(Pass):
             done[matrix] = _quantize8(weights, op.weight, _bias_floor(weights, op), step, feedback)
         op.properties["weight"], op.properties["weight_scale"] = done[matrix]
         op.properties["weight_bits"] = attr(8)
+
+    def _keep(self, weights: WeightStore, op: LinearOp, done: Done) -> None:
+        """The integers that a matrix came with."""
+        assert op.weight_step is not None
+        weight, step, ref = weights[op.weight], weights[op.weight_step], op.weight
+        name, half = ref.key.data, 1 << (int(op.get("weight_bits")) - 1)
+        floor = _bias_floor(weights, op)
+
+        def integers(rows: slice) -> Array:
+            whole = whole_steps(weight[rows], step[rows])
+            if whole is None or whole.min() < -half or whole.max() >= half:
+                raise PassError(
+                    f"quantize-weights: a pass before it changed the matrix of %{op.value_name}, which has "
+                    "integers of its own (step_source): it must leave such a matrix as it is"
+                )
+            return whole
+
+        scale, factor = (step[:, 0].copy(), None) if step.shape[1] == 1 else common_scales(step)
+        if floor is not None:  # rows of zeros have any scale
+            scale = np.where(weight.any(1), scale, np.maximum(scale, floor)).astype(np.float32)
+        if self.keep_reference:
+            op.properties["reference"] = ref
+        kept = weights.build(name, weight.shape, np.int8, integers), weights.add(f"{name}.scale", scale)
+        op.properties["weight"], op.properties["weight_scale"] = kept
+        if factor is not None:
+            op.properties["group_scale"] = weights.add(f"{name}.group_scale", factor)
+        elif gives_logits(op):
+            done[ref, None] = kept  # a table, maybe
+            op.properties["weight_bits"] = attr(8)
+        del op.properties["weight_step"], op.properties["step_source"]
 
     def _quantize4(
         self, weights: WeightStore, op: LinearOp, step: Array | None, feedback: Feedback | None

@@ -25,7 +25,8 @@ class RotateChannels(Pass):
     Which values may turn is found, not listed: every op states how rotations move through it, and what is
     free is turned, each by its own random Hadamard matrix. In a decoder with RMS norms whose gains are
     folded that is the residual stream with the norms' results, and the values of each attention, head by
-    head. A layer norm, or a norm that keeps its gain, keeps what it touches from turning.
+    head. A layer norm, a norm that keeps its gain, and a matrix or value with a grid of the model's own keep
+    what they touch from turning.
 
     Options:
         seed: of the matrices.
@@ -59,6 +60,8 @@ def find_rotatable(module: ModuleOp) -> list[Rotatable]:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         rules += op.rotations()
+        if op.given is not None:
+            rules.append(Fix(op.results[0]))
     # What reads a table as the matrix of the logits must turn as what it gives, or it would be two tables.
     for embedding, linear in shared_tables(module):
         rules.append(Alike(embedding.result, linear.x, channels(linear.x)))

@@ -9,7 +9,7 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
-from mqc.compiler.precision_rules import Rule, value_type
+from mqc.compiler.precision_rules import Rule, given_rules, value_type
 from mqc.costs import ModelSize, Work, walk
 from mqc.errors import CalibrationError
 from mqc.ir.module import searched_precision, set_searched_precision
@@ -27,7 +27,7 @@ class SearchPrecision(Pass):
     of 1.005 there: `KL <= log(1 + loss)`.
 
     What was found stands in the module's `mqc.precision`, as rules to edit and give to `assign-precision`.
-    What `rules` name is left as it is.
+    What `rules` name is left as it is, and values whose types the model came with.
 
     Options:
         loss: the bound, a share of the perplexity.
@@ -64,7 +64,7 @@ class SearchPrecision(Pass):
             raise CalibrationError("search-precision needs calibration text")
         check_reference(module, self.name)
         windows = ctx.calibration.part(self.samples, self.length)
-        rules = [Rule.parse(rule) for rule in self.rules]
+        rules = [*given_rules(module), *(Rule.parse(rule) for rule in self.rules)]
         found = search_bits(ctx, module, math.log1p(self.loss), value_type, rules, windows)
         set_searched_precision(module, [*searched_precision(module), *map(str, found)])
         return True

@@ -35,7 +35,7 @@ class EquivalenceGroups:
 
     def scale_of(self, value: SSAValue, scales: Array) -> Array | None:
         """Divisor of each channel of `value`, `[C]` f32; None if all are 1."""
-        if value not in self.channels:
+        if value not in self.channels or not self.count:
             return None
         group, sign = self.channels[value]
         factor = np.where(group >= 0, scales[group] ** sign, 1.0)
@@ -76,6 +76,8 @@ def discover(module: ModuleOp) -> EquivalenceGroups:
     for op in mqc_ops(module):
         assert isinstance(op, LlmOp)
         constraints += op.equivariance()
+        if op.given is not None:
+            constraints.append(Fix(op.results[0]))
     constraints.append(Fix(returned_value(module)))
     for embedding, linear in shared_tables(module):  # scales would make two tables of one
         constraints += [Fix(embedding.result), Fix(linear.x)]

@@ -47,6 +47,9 @@ def compile_command(
     base: Annotated[
         str | None, typer.Option(help="model that MODEL, a folder with a LoRA adapter, adapts")
     ] = None,
+    encodings: Annotated[
+        Path | None, typer.Option(help="AIMET encodings of MODEL: round it as they say")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write")] = None,
     target: Annotated[str, typer.Option(help="see mqc targets")] = "cpu-int8",
     recipe: Annotated[str, typer.Option(help="w8a8, w4a8, w4a8-g64 or a TOML file")] = "w8a8",
@@ -124,8 +127,9 @@ def compile_command(
             check_writable(folder / "file", folder=True)
     with progress() as report:
         program = api.compile(
-            model, target, chosen, base=base, calibration=text, passes=passes, context=context,
-            checkpoints=checkpoints, dump_ir=dump_ir, progress=report, verify_each=verify_each,
+            model, target, chosen, base=base, encodings=encodings, calibration=text, passes=passes,
+            context=context, checkpoints=checkpoints, dump_ir=dump_ir, verify_each=verify_each,
+            progress=report,
             instruments=[PrintIR(print_ir_before, print_ir_after, print_ir_after_change)],
         )  # fmt: skip
         if under_torchrun() and os.environ["RANK"] != "0":
@@ -314,11 +318,30 @@ def _describe(path: Path, as_json: bool) -> None:
         *([("experts not chosen in calibration", _few(idle))] if idle else []),
         ("context", str(data["context"])),
         ("MACs with 8-bit activations", f"{data['mac_share_8bit']:.1%}"),
+        *_scales(data.get("scales")),
         ("size on disk", f"{data['size_bytes'] / 1e6:.1f} MB"),
     ]
     show(data, as_json, (str(path),), rows)
     if not as_json and data.get("pipeline"):
         say(_pasteable("passes", str(data["pipeline"])))
+
+
+def _scales(scales: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Rows about a model that came with scales: how many are its own, and what is to be known of them."""
+    if not scales:
+        return []
+
+    def counted(lines: list[str]) -> str:
+        matrices = sum(line.partition(":")[0].endswith(" weight") for line in lines)
+        return f"{matrices} matrices, {len(lines) - matrices} values"
+
+    return [
+        ("scales of the model", scales["method"]),
+        ("taken from it", counted(scales["given"])),
+        ("calibrated", counted(scales["calibrated"])),
+        *([("left out", _few(scales["left"], 4))] if scales["left"] else []),
+        *([("notes", _few(scales["notes"], 4))] if scales["notes"] else []),
+    ]
 
 
 def _pasteable(title: str, pipeline: str) -> str:

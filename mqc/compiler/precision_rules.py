@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp
 from xdsl.ir import Attribute, Operation
 
-from mqc.dialects.llm import ActivationOp, LinearOp, RouteOp
+from mqc.dialects.llm import ActivationOp, LinearOp, LlmOp, RouteOp
 from mqc.dialects.quant import UniformType, affine_range
 from mqc.errors import PassError, RecipeError
 from mqc.ir.module import gives_logits, mqc_ops
@@ -101,7 +101,8 @@ class Rule:
     def selects_weight(self, op: MqcOp) -> bool:
         """Whether the rule is about the op's matrix."""
         name = self.selector.removeprefix(f"{WEIGHT}%")
-        return isinstance(op, LinearOp) and name != self.selector and fnmatchcase(op.value_name, name)
+        free = isinstance(op, LinearOp) and not op.fixed
+        return free and name != self.selector and fnmatchcase(op.value_name, name)
 
 
 def _is_a(op: Operation, kind: str) -> bool:
@@ -159,8 +160,16 @@ def _inputs(op: LinearOp) -> int:
 
 
 def linears(module: ModuleOp) -> Iterator[LinearOp]:
-    """The linears but the one that gives the logits, which keeps 8 bits."""
-    return (op for op in mqc_ops(module) if isinstance(op, LinearOp) and not gives_logits(op))
+    """The linears whose bits are free: not the one that gives the logits, which keeps 8 bits, nor those with
+    integers of their own."""
+    found = (op for op in mqc_ops(module) if isinstance(op, LinearOp))
+    return (op for op in found if not op.fixed and not gives_logits(op))
+
+
+def given_rules(module: ModuleOp) -> list[Rule]:
+    """Rules for the values whose types the model came with: those bits."""
+    ops = (op for op in mqc_ops(module) if isinstance(op, LlmOp))
+    return [Rule(f"%{op.value_name}", op.given.bits) for op in ops if op.given is not None]
 
 
 def grouped(
@@ -184,11 +193,13 @@ def weight_bits(rules: Iterable[Rule], op: MqcOp) -> int | None:
 
 
 def value_type(op: MqcOp, bits: int) -> UniformType:
-    """The quantized type of an op's result, by the range that was observed: its `clip` with 8 bits; with 16
-    its `range` and more.
+    """The quantized type of an op's result: the one that it came with, if it has so many bits. Else by the
+    range that was observed: its `clip` with 8 bits; with 16 its `range` and more.
 
     Raises `PassError` if no range was observed.
     """
+    if isinstance(op, LlmOp) and op.given is not None and op.given.bits == bits:
+        return op.given
     low, high = _pair(op, "clip")
     if bits == 16:
         lowest, highest = _pair(op, "range")

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, TensorType, f32
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, StringAttr, TensorType, f32
 from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop_def, prop_def, result_def
 
@@ -96,6 +96,8 @@ class LinearOp(LlmOp):
     """Matrix product with a constant. Quantized weights are int8 with a scale per output channel,
     and per block of input channels an integer factor (`group_scale`, 1…16) for 4-bit groups; `reference` are
     the float weights they came from. `weight_step` are learned steps `[outputs, groups]` to quantize with.
+    With `step_source`, where they are from, they are the model's own: its weights are multiples of them and
+    stay what they are (`fixed`).
 
     With `gates` `[tokens, experts]`, the weight has a block for each expert: of rows if `expert_axis` is 0,
     and the result's block is 0 where the gate is; of columns if it is 1, and the input's block is not read.
@@ -112,6 +114,7 @@ class LinearOp(LlmOp):
     group_scale = opt_prop_def(WeightAttr)
     weight_bits = opt_prop_def(IntegerAttr)
     weight_step = opt_prop_def(WeightAttr)
+    step_source = opt_prop_def(StringAttr)
     reference = opt_prop_def(WeightAttr)
     expert_axis = opt_prop_def(IntegerAttr)
     result = result_def(TensorType)
@@ -122,6 +125,13 @@ class LinearOp(LlmOp):
         check_gates(self, self.gates, self.get("expert_axis"), expected)
         if self.bias is not None:
             self.expect(self.bias.shape == expected[:1], "bias must be [output channels]")
+        stated = self.weight_bits is not None and self.weight_step is not None
+        self.expect(stated or not self.fixed, "step_source needs weight_bits and weight_step")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the matrix came with its integers, and no pass may change it."""
+        return self.step_source is not None
 
     @property
     def experts(self) -> tuple[int, int]:
@@ -171,7 +181,7 @@ class LinearOp(LlmOp):
         return weight * factor.repeat_interleave(weight.shape[1] // factor.shape[1], 1)
 
     def equivariance(self) -> list[Constraint]:
-        return []
+        return [Fix(self.x), Fix(self.result)] if self.fixed else []
 
     def absorb(self, weights: WeightStore, inputs: Sequence[Scale], output: Scale) -> None:
         def absorbed(rows: Array, block: slice) -> Array:
@@ -184,6 +194,8 @@ class LinearOp(LlmOp):
             self.replace_weight(weights, "bias", weights[self.bias] / output)
 
     def rotations(self) -> list[RotationRule]:
+        if self.fixed:
+            return [Fix(self.x), Fix(self.result)]
         # A rotation would mix blocks of experts.
         return [] if self.gates is None else [Fix((self.result, self.x)[self.get("expert_axis")])]
 

@@ -11,6 +11,7 @@ from xdsl.ir import SSAValue
 
 from mqc.arrays import Array
 from mqc.dialects.equivariance import Constraint, Fix
+from mqc.dialects.quant import UniformType
 from mqc.dialects.rotations import Rotation, RotationRule
 from mqc.errors import UnsupportedOpError
 from mqc.ir.op import EvaluationContext, MqcOp, WeightAttr
@@ -26,6 +27,12 @@ class LlmOp(MqcOp):
     #: The properties that hold what a prefix leaves in each of the op's states, with the operand whose rows
     #: they are; None for a state that has none.
     PREFIX: ClassVar[Mapping[str, str | None]] = {}
+
+    @property
+    def given(self) -> UniformType | None:
+        """The quantized type that the model came with for the result. Then no pass may scale or turn it."""
+        stated = self.attributes.get("given")
+        return stated if isinstance(stated, UniformType) else None
 
     def evaluate(self, ctx: EvaluationContext, *operands: torch.Tensor) -> torch.Tensor:
         return ctx.rounded(self.results[0], self.compute(ctx, *operands))

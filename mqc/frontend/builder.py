@@ -15,6 +15,7 @@ from xdsl.ir import Attribute, Block, SSAValue
 from mqc.dialects.expressions import Call
 from mqc.dialects.llm import ACTIVATIONS, Llm
 from mqc.dialects.llm_elementwise import ActivationOp
+from mqc.frontend.given import Given
 from mqc.frontend.joins import Joined
 from mqc.frontend.lanes import (
     Beside,
@@ -61,8 +62,11 @@ class Builder:
     A method raises `ValueError` with the reason where a value has no `llm` form.
     """
 
-    def __init__(self, block: Block, weights: WeightStore, positions: SSAValue) -> None:
+    def __init__(
+        self, block: Block, weights: WeightStore, positions: SSAValue, given: Given | None = None
+    ) -> None:
         self.block, self.weights, self.positions = block, weights, positions
+        self.given = given or Given("")
         self.names: dict[int, str] = {}
         #: Source line of each module path, and of the node being raised.
         self.locations: dict[str, str] = {}
@@ -129,10 +133,12 @@ class Builder:
             if linear.bias is not None:
                 ref_name = linear.weight_name.removesuffix("weight") + f"bias{part}"
                 bias = self.weights.add(ref_name, _array(linear.bias).reshape(-1)[rows])
+            stored = linear.weight_name + part
+            grid = self.given.properties(self.weights, linear.weight_name, stored, weight, rows)
             linear.emitted[key] = self.op(
                 "llm.linear", [linear.x] if gates is None else [linear.x, gates], tensor(f32, len(rows)),
-                linear.name + part, weight=self.weights.add(linear.weight_name + part, weight), bias=bias,
-                expert_axis=None if gates is None else 0,
+                linear.name + part, weight=self.weights.add(stored, weight), bias=bias,
+                expert_axis=None if gates is None else 0, **grid,
             )  # fmt: skip
         return linear.emitted[key]
 

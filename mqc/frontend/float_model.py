@@ -24,7 +24,7 @@ def float_source(manifest: dict[str, Any]) -> Source:
             "the program does not say where its float model is (it was compiled from an object); "
             "use --no-float"
         )
-    found = load_source(source["id"], source.get("base"))
+    found = load_source(source["id"], source.get("base"), source.get("encodings"))
     if model_hash(found.model) != source.get("hash"):
         raise ModelError(f"the model at {source['id']!r} is not the one that was compiled; use --no-float")
     return found

@@ -25,6 +25,7 @@ from mqc.errors import UnsupportedOpError
 from mqc.frontend.builder import Builder, activation
 from mqc.frontend.convolution import Convolved, check_convolution
 from mqc.frontend.elementwise import composed, elementwise_form, of_one, softcapped
+from mqc.frontend.given import Given
 from mqc.frontend.joins import Blank, BlankPart, Joined, rotated_first
 from mqc.frontend.lanes import (
     NOT_EMITTED,
@@ -69,7 +70,7 @@ from mqc.frontend.nodes import (
 )
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary, weighted
 from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
-from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
+from mqc.frontend.scores import Scores, added_to, changed, product, shares_of
 from mqc.frontend.source import module_path, source_line
 from mqc.frontend.tables import evaluated, rows_of, table_plus
 from mqc.ir.module import set_level
@@ -79,22 +80,25 @@ from mqc.ir.weight_store import WeightStore
 aten = torch.ops.aten
 
 
-def raise_program(program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> ModuleOp:
+def raise_program(
+    program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int, given: Given | None = None
+) -> ModuleOp:
     """The `llm` module of a traced model; its tensors go to `weights`.
 
     Args:
         program: `logits(input_ids, position_ids)` from `trace`.
         context: number of positions for which position tables are computed.
         vocabulary: number of logits.
+        given: what the model's files say of the integers of its matrices.
 
     Raises:
         UnsupportedOpError: an op or a combination of ops has no form in the `llm` dialect.
     """
-    return _Raising(program, weights, context, vocabulary).run()
+    return _Raising(program, context, vocabulary, partial(Builder, weights=weights, given=given)).run()
 
 
 class _Raising:
-    def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
+    def __init__(self, program: ExportedProgram, context: int, vocabulary: int, builder: Any) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
         self.layers: set[int] = set()
@@ -103,7 +107,7 @@ class _Raising:
         block = self.function.body.block
         block.args[0].name_hint, block.args[1].name_hint = "ids", "positions"
         self.ids, self.positions = block.args
-        self.build = Builder(block, weights, self.positions)
+        self.build: Builder = builder(block, positions=self.positions)
         self.handlers: dict[str, Callable[..., Any]] = {
             "addmm": self._addmm, "attention": self._attention, "baddbmm": self._baddbmm,
             "bmm": self._matmul, "cat": partial(self._join, np.concatenate), "matmul": self._matmul,
@@ -489,11 +493,8 @@ class _Raising:
         return product(a, b)
 
     def _baddbmm(self, node: Node, added: Any, a: Any, b: Any) -> Scores:
-        scores, factors = self._matmul(node, a, b), dict[str, Any](node.kwargs)
-        if not isinstance(scores, Scores):
-            raise self._fail(node)
-        scores, beta = scores.scaled(factors.get("alpha", 1)), factors.get("beta", 1)
-        return scores.plus(mask_of(added) * beta) if beta and mask_of(added).any() else scores
+        factors: dict[str, Any] = dict(node.kwargs)
+        return added_to(self._matmul(node, a, b), added, **factors)
 
     def _whole_attention(
         self, node: Node, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False

@@ -96,6 +96,14 @@ def product(a: Any, b: Any) -> Scores:
     return Scores(a, b.map(lambda i: i.swapaxes(-1, -2), b.axis - 1))
 
 
+def added_to(scores: Any, mask: Any, alpha: float = 1, beta: float = 1) -> Scores:
+    """`alpha · scores + beta · mask`. Raises `ValueError` where these are no scores."""
+    if not isinstance(scores, Scores):
+        raise ValueError("has no llm form")
+    scaled = scores.scaled(alpha)
+    return scaled.plus(mask_of(mask) * beta) if beta and mask_of(mask).any() else scaled
+
+
 def shares_of(q: Any, k: Any, mask: Any, causal: bool, scale: float | None) -> Scores:
     """Those of `scaled_dot_product_attention`. Raises `ValueError` for other operands, and another mask."""
     operands = all(isinstance(x, Lanes | Rotary) and x.axis == x.index.ndim - 2 for x in (q, k))

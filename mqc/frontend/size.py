@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mqc.costs import ModelSize
 from mqc.errors import ModelError, MqcError, whole
+from mqc.frontend.quantized_model import reader_of
 from mqc.frontend.sources import locate, read_config
 from mqc.frontend.trace import longest_sequence
 
@@ -18,11 +19,13 @@ from mqc.frontend.trace import longest_sequence
 def size_of(name: str, base: str | None = None) -> ModelSize:
     """The size of the model that `load_source` would load. No weight is read.
 
-    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM, or has experts.
+    Raises `ModelError` if there is no such model, or its config is none of a decoder LLM, has experts, or
+    says that it is quantized in a way that is not read.
     """
     place = locate(name, base)
     try:
         config = read_config(place)
+        reader = reader_of(name, config)
         layers = int(config.get_text_config().num_hidden_layers)
         with init_empty_weights():
             model: Any = AutoModelForCausalLM.from_config(config)
@@ -57,5 +60,5 @@ def size_of(name: str, base: str | None = None) -> ModelSize:
         parameters=sum(p.numel() for p in model.parameters()),
         tied=head.weight is table.weight,
         positions=longest_sequence(config),
-        mapped=place.gguf is None,
+        mapped=place.gguf is None and reader is None,
     )

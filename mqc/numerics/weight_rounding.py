@@ -11,11 +11,14 @@ import torch
 
 from mqc.arrays import Array
 from mqc.numerics.bfloat16 import bfloat16_products
+from mqc.numerics.products import per_input
 
 #: Steps that are tried, as shares of the one that covers the largest weight.
 _SHARES = np.linspace(1.0, 0.45, 23, dtype=np.float32)
 #: Share of the mean diagonal that is added to a Hessian's.
 _DAMPING = 0.01
+#: A weight that is a whole number of steps, computed in f32, is off by less of a step.
+_BETWEEN = 1e-3
 #: Input channels that are rounded before their errors are carried on.
 _BLOCK = 128
 
@@ -24,6 +27,33 @@ def bounds(bits: int) -> tuple[int, int]:
     """Least and largest integer: all of 4 bits, and [−127, 127], which every kernel takes, of 8."""
     high = (1 << (bits - 1)) - 1
     return (-high if bits == 8 else -high - 1), high
+
+
+def whole_steps(weight: Array, step: Array) -> Array | None:
+    """How many steps each weight is; None if some weight lies between two.
+
+    Args:
+        weight: `[outputs, inputs]`. step: above 0, `[outputs, groups]`, groups of consecutive inputs.
+    """
+    exact = weight / (step if step.shape[1] == 1 else per_input(step, weight.shape[1]))
+    whole: Array = np.rint(exact)
+    return whole if np.abs(exact - whole).max() < _BETWEEN else None
+
+
+def common_scales(step: Array) -> tuple[Array, Array]:
+    """The scale of each output channel, f32 `[outputs]`, and the factor of each group in 1…16, u8
+    `[outputs, groups]`, whose products are nearest to steps `[outputs, groups]`: with the least squared error
+    over the channel."""
+    peak = step.max(1, keepdims=True)
+    best, least = np.ones_like(step), np.full(peak.shape, np.inf)
+    for largest in np.linspace(8, 16.5, 69):
+        factor = np.clip(np.rint(step * (largest / peak)), 1, 16)
+        scale = (factor * step).sum(1, keepdims=True) / (factor * factor).sum(1, keepdims=True)
+        error = ((factor * scale - step) ** 2).sum(1, keepdims=True)
+        best = np.where(error < least, factor, best)
+        least = np.minimum(error, least)
+    scale = (best * step).sum(1) / (best * best).sum(1)
+    return scale.astype(np.float32), best.astype(np.uint8)
 
 
 def best_steps(weight: Array, group: int, bits: int, importance: Array | None = None) -> Array:

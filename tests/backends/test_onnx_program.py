@@ -14,10 +14,11 @@ import pytest
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
+from mqc.analysis.aimet import Encoding, document_1, document_2
 from mqc.analysis.context import CompilerContext
 from mqc.backends.onnx import OnnxBackend
 from mqc.backends.onnx import engine as onnx_engine
-from mqc.backends.onnx.encodings import Encoding, collect, document_1, document_2
+from mqc.backends.onnx.encodings import collect
 from mqc.backends.onnx.engine import OnnxEngine
 from mqc.backends.onnx.files import DATA_FILE, initial_cache, write
 from mqc.backends.onnx.session import exact_products, open_session

@@ -12,9 +12,12 @@ builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
     /// but what a rule names
     // CHECK: %u = llm.linear {{.*}} tensor<?x4x!quant.uniform<u16:
     %u = llm.linear %n {clip = array<f64: 0.0, 1.0>, range = array<f64: 0.0, 1.0>, weight = #mqc.weight<"wu", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    /// the type that a value came with is above the plan
+    // CHECK: %g = llm.mul {{.*}} tensor<?x4x!quant.uniform<u8:f32, 0.25:100>>
+    %g = llm.mul %u, %u {clip = array<f64: 0.0, 1.0>, given = !quant.uniform<u8:f32, 0.25:100>, range = array<f64: 0.0, 1.0>} : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
     /// what an add reads has 16 bits, over at most four times `clip`
     // CHECK: %d = llm.linear {{.*}} tensor<?x4x!quant.uniform<u16:f32, 6.103608758678569e-05:0>>
-    %d = llm.linear %u {clip = array<f64: 0.0, 1.0>, range = array<f64: 0.0, 100.0>, weight = #mqc.weight<"wd", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %d = llm.linear %g {clip = array<f64: 0.0, 1.0>, range = array<f64: 0.0, 100.0>, weight = #mqc.weight<"wd", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
     // CHECK: %y = llm.add {{.*}} tensor<?x4x!quant.uniform<u16:
     %y = llm.add %x, %d {clip = array<f64: 0.0, 1.0>, range = array<f64: 0.0, 1.0>} : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
     /// logits stay float until they are lowered

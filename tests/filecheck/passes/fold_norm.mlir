@@ -20,12 +20,22 @@ builtin.module attributes {mqc.level = "llm", mqc.context = 8 : i64} {
     %m = llm.layer_norm %q {bias = #mqc.weight<"b", "0", tensor<4xf32>>, eps = 1.0e-05 : f64, gain = #mqc.weight<"h", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
     %v = llm.linear %m {weight = #mqc.weight<"wv", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
 
+    /// a matrix with integers of its own stays, and the gain in front of it; so does the norm of a given range
+    // CHECK: %e = llm.rms_norm %v {{.*}}gain = #mqc.weight<"e"
+    // CHECK-NEXT: %w = llm.linear %e {step_source = "w.scale", weight = #mqc.weight<"w", {{.*}} weight_step = #mqc.weight<"w.step"
+    // CHECK-NEXT: %t = llm.rms_norm %w {{.*}}gain = #mqc.weight<"t", {{.*}}given = !quant.uniform<u8:f32, 0.5:128>
+    %e = llm.rms_norm %v {eps = 1.0e-05 : f64, gain = #mqc.weight<"e", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %w = llm.linear %e {step_source = "w.scale", weight = #mqc.weight<"w", "0", tensor<4x4xf32>>, weight_bits = 8 : i64, weight_step = #mqc.weight<"w.step", "0", tensor<4x1xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %t = llm.rms_norm %w {eps = 1.0e-05 : f64, gain = #mqc.weight<"t", "0", tensor<4xf32>>, given = !quant.uniform<u8:f32, 0.5:128>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+    %z = llm.linear %t {weight = #mqc.weight<"wz", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
+
     /// a norm that something else than a linear uses keeps its gain
     // CHECK: %r = llm.rms_norm %k {{.*}}gain = #mqc.weight<"r"
     %r = llm.rms_norm %k {eps = 1.0e-05 : f64, gain = #mqc.weight<"r", "0", tensor<4xf32>>, groups = 1 : i64} : (tensor<?x4xf32>) -> tensor<?x4xf32>
     %o = llm.linear %r {weight = #mqc.weight<"wo", "0", tensor<4x4xf32>>} : (tensor<?x4xf32>) -> tensor<?x4xf32>
     %s = llm.add %r, %o : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
-    %y = llm.add %s, %v : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
+    %u = llm.add %z, %v : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
+    %y = llm.add %s, %u : (tensor<?x4xf32>, tensor<?x4xf32>) -> tensor<?x4xf32>
 
     /// tied logits: the table stays one, the gain gets a matrix of its own, and a rotation another
     // CHECK: %f = llm.rms_norm %y {eps = 1.000000e-05 : f64, groups = 1 : i64}
