@@ -116,7 +116,7 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
 }
 #: What `npu-int8` and `onnx-int8` refuse: linear attention with a state. Fewer key heads than heads, and
 #: values of another width; projections apart; a decay of each key channel; the scan of Mamba-2, by
-#: itself and beside attention, with factors on its projections.
+#: itself and beside attention, with factors on its projections; that of Mamba, and with norms beside attention.
 _RECURRENT_OF: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -135,6 +135,17 @@ _RECURRENT: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "chunk_size": 8,
         "tie_word_embeddings": True,
+    },
+    "mamba": {"state_size": 6, "time_step_rank": 4, "tie_word_embeddings": True},
+    "jamba": {
+        **_ROUTED,
+        "num_experts": 4,
+        "mamba_d_state": 6,
+        "mamba_dt_rank": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
     },
     "falcon_h1": {
         **_GATED,

@@ -279,7 +279,8 @@ class _Emitter:
         shifts = ("sum_shift", "value_shift", "update_shift", "acc_shift", "skip_shift")
         fields = [
             self.caches.index(attention), get("heads"), get("key_heads"), attention.key_dim,
-            attention.value_dim, channels(attention.step) // get("heads"), len(prefix_tokens(self.module)),
+            attention.value_dim, channels(attention.step) // get("heads"),
+            attention.decay_multiplier.shape[0] // get("heads"), len(prefix_tokens(self.module)),
             "0" if attention.initial is None else self.weight(attention.initial),
             *[*(bits(x) for x in operands), 0][:5],
             *(get(f"{name}_zero") or 0 for name in ("q", "k", "v", "step", "beta")),

@@ -485,6 +485,8 @@ class _Raising:
     def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
         if isinstance(b, torch.Tensor) and b.ndim == 2:
             return self._addmm(node, None, a, b)
+        if isinstance(a, torch.Tensor) and a.ndim == 2 and shape_of(node) == (1, len(a), 1):
+            return self._linear(node, b, a)  # channels before tokens
         a, b = (self._lanes(node, x) if isinstance(x, Elementwise) else x for x in (a, b))
         return product(a, b)
 
