@@ -116,7 +116,8 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
 }
 #: What `npu-int8` and `onnx-int8` refuse: linear attention with a state. Fewer key heads than heads, and
 #: values of another width; projections apart; a decay of each key channel; the scan of Mamba-2, by
-#: itself and beside attention, with factors on its projections; that of Mamba, and with norms beside attention.
+#: itself and beside attention, with factors on its projections; that of Mamba, with norms, beside attention;
+#: channels of two values under a norm, and layers that several places share.
 _RECURRENT_OF: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,

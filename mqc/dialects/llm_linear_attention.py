@@ -28,9 +28,9 @@ class LinearAttentionOp(LlmOp):
 
     The state forgets by exp(−rate·step): `step` is `[tokens, heads]`, or `[tokens, heads·key_dim]` for a
     decay of each key channel (Kimi Linear, arXiv 2510.26692). `rate` has as many channels, or is
-    `[heads·key_dim]`, each with the step of its head: with one value channel a head, this is the scan of Mamba
-    (arXiv 2312.00752). Consecutive heads share queries and keys, of `key_heads`. `layer` numbers the states of
-    a module; `initial` `[heads, key_dim, value_dim]` is the one behind the prefix.
+    `[heads·key_dim]`, each with the step of its head: with one value channel a head, this is the scan of
+    Mamba (arXiv 2312.00752). Consecutive heads share queries and keys, of `key_heads`. `layer` numbers the
+    states of a module; `initial` `[heads, key_dim, value_dim]` is the one behind the prefix.
 
     `S ← exp(−rate·step)·S; S ← S + k·(beta·(v − delta·Sᵀk))ᵀ; y = Sᵀq + skip·v`
     """

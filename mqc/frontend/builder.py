@@ -71,6 +71,7 @@ class Builder:
         self._done: dict[Any, SSAValue] = {}
         self._used: set[str] = set()
         self._layers: Counter[str] = Counter()
+        self._attentions: set[int] = set()
 
     def op(
         self,
@@ -102,6 +103,23 @@ class Builder:
         """The number of an op that keeps a state, among those of its kind."""
         self._layers[kind] += 1
         return self._layers[kind] - 1
+
+    def attention(
+        self, values: list[SSAValue], size: int, name: str, layer: int | None, **properties: Any
+    ) -> SSAValue:
+        """Attention of queries, keys and values, with `size` channels.
+
+        layer: its number in the model. Where it is none, or that of another, as in a model that calls a layer
+        twice, the next one is taken. Tensors among the properties become constants.
+        """
+        if layer is None or layer < 0 or layer in self._attentions:
+            layer = max(self._attentions, default=-1) + 1
+        self._attentions.add(layer)
+        given = {
+            key: self.vector(value, f"{name}.{key}") if isinstance(value, torch.Tensor) else value
+            for key, value in properties.items()
+        }
+        return self.op("llm.attention", values, tensor(f32, size), name, layer=layer, **given)
 
     def embedding(self, index: SSAValue, table: torch.Tensor, weight: str, name: str) -> SSAValue:
         ref = self.weights.add(weight, _array(table))

@@ -262,9 +262,10 @@ Base = SSAValue | Linear | Norm | Convolution | Beside | Lookup | Sum | Elementw
 NOT_EMITTED = (Linear, Lookup, Sum, Elementwise)
 
 
-def in_groups(value: Lanes) -> bool:
-    """Whether the channels of a token have more than one axis, along which they may be cut."""
-    return sum(size > 1 for size in value.index.shape) > 1
+def may_be_cut(value: Lanes) -> bool:
+    """Whether parts of a sum may be wanted: the channels of a token have more than one axis, along which they
+    may be cut, or are those of a matrix product, which gives any of them."""
+    return isinstance(value.base, Linear) or sum(size > 1 for size in value.index.shape) > 1
 
 
 def order(value: Lanes | Rotary) -> Index:

@@ -46,9 +46,9 @@ from mqc.frontend.lanes import (
     Tokens,
     Weighted,
     expression_of,
-    in_groups,
     in_place,
     lanes_of,
+    may_be_cut,
     same_lanes,
     spread,
     with_bias,
@@ -67,6 +67,7 @@ from mqc.frontend.nodes import (
     token_axis,
     writes,
 )
+from mqc.frontend.norms import moment
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary, weighted
 from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
 from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
@@ -97,7 +98,6 @@ class _Raising:
     def __init__(self, program: ExportedProgram, weights: WeightStore, context: int, vocabulary: int) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
-        self.layers: set[int] = set()
         index = TensorType(i64, [DYNAMIC_INDEX])
         self.function = func.FuncOp("main", ([index, index], [tensor(f32, vocabulary)]))
         block = self.function.body.block
@@ -106,7 +106,8 @@ class _Raising:
         self.build = Builder(block, weights, self.positions)
         self.handlers: dict[str, Callable[..., Any]] = {
             "addmm": self._addmm, "attention": self._attention, "baddbmm": self._baddbmm,
-            "bmm": self._matmul, "cat": partial(self._join, np.concatenate), "matmul": self._matmul,
+            "bmm": self._matmul, "matmul": self._matmul,
+            **dict.fromkeys(("cat", "concat", "concatenate"), partial(self._join, np.concatenate)),
             "conv1d": self._convolution, "embedding": self._embedding, "layer_norm": self._layer_norm,
             "linear": self._linear, "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt,
             "softmax": lambda node, x, dim, *_: softmax_of(x, dim, len(shape_of(node))),
@@ -188,6 +189,11 @@ class _Raising:
             return args[0]
         if target is operator.getitem:
             return args[0][args[1]]
+        if op_name(target) != "attention":
+            args = [
+                self._of_joined(a, n) if isinstance(a, Joined) else a
+                for a, n in zip(args, node.args, strict=True)
+            ]
         if any(isinstance(a, Scores) for a in args):
             return self._of_scores(node, args)
         if op_name(target) == "topk" or any(isinstance(a, Routed) for a in flattened(args)):
@@ -221,6 +227,11 @@ class _Raising:
         if isinstance(argument, list | tuple):
             return [self._value(a) for a in argument]
         return argument
+
+    def _of_joined(self, value: Joined, node: Any) -> Lanes:
+        """Channels of two values as one, for whatever reads their FX node."""
+        self.values[node] = whole = self._whole(self._emit(value, node, "part"), node)
+        return whole
 
     def _fold(self, node: Node, args: list[Any]) -> Any:
         """Evaluate what depends on weights and positions alone."""
@@ -347,7 +358,7 @@ class _Raising:
         return result
 
     def _binary(self, node: Node, kind: str, a: Any, b: Any) -> Lanes:
-        apart = all(isinstance(lanes_of(x), Lanes) and in_groups(lanes_of(x)) for x in (a, b))
+        apart = all(isinstance(lanes_of(x), Lanes) and may_be_cut(lanes_of(x)) for x in (a, b))
         if kind == "add" and apart and lanes_of(a).index.shape == lanes_of(b).index.shape:
             return self._whole(Sum(a, b, f"{module_path(node)}.add".lstrip(".")), node)
         left, right = (self._emit(v, node, kind) for v in (a, b))
@@ -396,14 +407,8 @@ class _Raising:
     # ---- norms
 
     def _mean(self, node: Node, a: Any, dims: Any, keepdim: bool = False) -> Moment | Mean:
-        probe = torch.linspace(-3, 3, 13)
-        if list(dims) == [-1] and keepdim:
-            if isinstance(a, Centered) and a.squared:
-                return Moment(a.lanes, centered=True)
-            if isinstance(a, Elementwise) and torch.allclose(a.function(probe), probe * probe):
-                return Moment(a.lanes)
-            if isinstance(a, Lanes | Elementwise):
-                return Mean(self._lanes(node, a))
+        if list(dims) == [-1] and keepdim and isinstance(a, Centered | Lanes | Elementwise):
+            return moment(a) or Mean(self._lanes(node, a))
         raise self._fail(node, "has no llm form but in a norm over the last axis")
 
     def _rsqrt(self, node: Node, a: Any) -> Moment:
@@ -472,15 +477,9 @@ class _Raising:
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
         values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
-        number = properties.pop("layer")  # again that of its first call, where a model calls a layer twice
-        number = number if number not in self.layers else max(self.layers) + 1
-        self.layers.add(number)
-        name = f"{module_path(node)}.attention"
-        for key in ("sinks", "key_bias"):
-            if (constant := properties.pop(key, None)) is not None:
-                properties[key] = self.build.vector(constant, f"{name}.{key}")
-        result = self.build.op("llm.attention", values, tensor(f32, size), name, layer=number, **properties)
-        return self._whole(result, node)
+        return self._whole(
+            self.build.attention(values, size, f"{module_path(node)}.attention", **properties), node
+        )
 
     def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
         if isinstance(b, torch.Tensor) and b.ndim == 2:
@@ -520,7 +519,7 @@ class _Raising:
         if not shares.shares or not isinstance(v, Lanes) or v.axis != v.index.ndim - 2:
             raise ValueError("of attention and anything but values has no llm form")
         return self._attend(
-            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=len(self.layers), heads=heads,
+            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=None, heads=heads,
             kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None, key_bias=shares.bias,
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    layer: int,
+    layer: int | None,
     scale: float,
     window: int,
     softcap: float,
