@@ -189,6 +189,38 @@ def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
     return wrong
 
 
+def _exported(wrapped: _LogitsOnly, inputs: tuple[torch.Tensor, ...], length: Any) -> ExportedProgram:
+    """The graph for all lengths. What torch.export cannot prove of them is tried, for many."""
+    export = partial(
+        torch.export.export, wrapped, inputs, dynamic_shapes=tuple({1: length} for _ in inputs), strict=False
+    )
+    try:
+        return export()
+    except UserError as error:
+        program: ExportedProgram = export(prefer_deferred_runtime_asserts_over_guards=True)
+        if not all(_holds(condition, length.max) for condition in _conditions(program)):
+            raise error
+        return program
+
+
+def _conditions(program: ExportedProgram) -> Iterator[Any]:
+    """What must hold of the lengths, by the asserts in a graph."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten._assert_scalar.default:
+            value = node.args[0].meta["val"]
+            yield value.node.expr if isinstance(value, torch.SymBool) else value
+
+
+def _holds(condition: Any, longest: int) -> bool:
+    """Whether a condition holds for each length up to 256, those around powers of two, and the longest."""
+    symbols = getattr(condition, "free_symbols", ())
+    around = (2**n + d for n in range(9, longest.bit_length()) for d in (-1, 0, 1))
+    lengths = [*range(2, min(longest, 256) + 1), *(n for n in around if n < longest), longest]
+    return (
+        all(bool(condition.subs(dict.fromkeys(symbols, n))) for n in lengths) if symbols else bool(condition)
+    )
+
+
 def trace(model: PreTrainedModel) -> ExportedProgram:
     """Export `logits(input_ids, position_ids)`, both `[1, tokens]`, with dynamic length.
 
@@ -210,10 +242,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     try:
         wrapped = _LogitsOnly(model)
         tensors = wrapped.state_dict(keep_vars=True)
-        export = partial(
-            torch.export.export, wrapped, (ids, positions), dynamic_shapes=({1: length}, {1: length}),
-            strict=False,
-        )  # fmt: skip
+        export = partial(_exported, wrapped, (ids, positions), length)
         with (
             torch.no_grad(), left_as_it_was(model), shapes_only(model), as_one_op(model),
             warnings.catch_warnings(),
