@@ -60,7 +60,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps. Norms with a bias that another op than a product reads. Biases of
+#: Softcaps. Attention in chunks, and scales by position. Norms with a bias that another op than a product reads. Biases of
 #: keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
@@ -84,6 +84,15 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 6,
         "first_k_dense_replace": 9,
+    },
+    "llama4_text": {
+        **_GATED,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "moe_layers": [],
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 8,
+        "floor_scale": 8,
     },
     "minicpm3": {
         "intermediate_size": 48,
@@ -147,6 +156,18 @@ _RECURRENT: dict[str, dict[str, Any]] = {
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
+    },
+    "zamba2": {
+        **_GATED,
+        "num_key_value_heads": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+        "num_mem_blocks": 1,
+        "adapter_rank": 6,
+        "mamba_d_state": 6,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "chunk_size": 8,
     },
     "falcon_h1": {
         **_GATED,

@@ -312,7 +312,8 @@ class _Emitter:
         capacity = -(-context_length(self.module) // 64) * 64
         fields = [
             number, op.get("heads"), op.get("kv_heads"), op.head_dim, op.value_dim,
-            op.get("window") or 0, capacity, op.get("q_zero"), op.get("k_zero"), op.get("v_zero"),
+            op.get("window") or 0, op.get("chunk") or 0, capacity,
+            *(op.get(f"{name}_zero") for name in "qkv"),
             *_factor(op, "score_"), *_factor(op, ""), op.get("zero_point"),
             limits(op.result)[1],
         ]  # fmt: skip

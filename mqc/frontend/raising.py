@@ -465,7 +465,7 @@ class _Raising:
 
     def _attention(
         self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
-        sinks: Any = None,
+        sinks: Any, chunk: int,
     ) -> Lanes:  # fmt: skip
         heads, kv_heads = (int(x.meta["val"].shape[1]) for x in node.args[:2])  # type: ignore[union-attr]
         width = int(node.args[2].meta["val"].shape[-1])  # type: ignore[union-attr]
@@ -473,6 +473,7 @@ class _Raising:
         return self._attend(
             node, (q, k, v), heads * width, layer=layer, heads=heads, kv_heads=kv_heads,
             scale=float(scale), window=int(window) or None, softcap=float(cap) or None, sinks=sinks,
+            chunk=int(chunk) if 0 < chunk < self.context else None,
         )  # fmt: skip
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,18 @@ def attention(
     window: int,
     softcap: float,
     sinks: torch.Tensor | None,
+    chunk: int,
 ) -> torch.Tensor:
     """Placeholder for attention in the traced graph; never run.
 
     Shapes: q `[1, heads, tokens, head_dim]`, k and v `[1, kv_heads, tokens, head_dim]`,
-    result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window` and `softcap` are 0 for none.
+    result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window`, `softcap` and `chunk` are 0 for none.
     """
     raise NotImplementedError("mqc::attention exists in traced graphs only")
 
 
 @attention.register_fake
-def _(q, k, v, layer, scale, window, softcap, sinks):  # type: ignore[no-untyped-def]
+def _(q, k, v, layer, scale, window, softcap, sinks, chunk):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
@@ -64,15 +66,32 @@ def _attention_function(  # type: ignore[no-untyped-def]
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window, cap = sliding_window or 0, float(softcap or 0)
-    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks)
+    chunk = attention_mask.size if isinstance(attention_mask, _Chunks) else 0
+    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks, chunk)
     return result, None
 
 
 AttentionInterface.register(ATTENTION, _attention_function)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: _masks.get()(*args, **kwargs))
 
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Stands for a mask by which tokens see those of their own chunk, of `size` positions."""
+
+    size: int
+
+
+def _no_mask(*args: Any, config: Any = None, local_size: int | None = None, **kwargs: Any) -> _Chunks | None:
+    """What attention as an op must know of a mask. transformers gives the size of a window or of chunks; that
+    of a window comes with the call of attention too."""
+    sizes = (getattr(config, name, None) for name in ("attention_chunk_size", "sliding_window"))
+    chunk, window = sizes
+    return _Chunks(chunk) if chunk is not None and local_size == chunk != window else None
+
+
 #: What makes masks. Attention as an op needs none; a model's own may do without, or take one.
-_masks: ContextVar[Any] = ContextVar("masks", default=lambda *args, **kwargs: None)
+_masks: ContextVar[Any] = ContextVar("masks", default=_no_mask)
 
 
 class _LogitsOnly(torch.nn.Module):

@@ -124,7 +124,7 @@ typedef void NormKernel(Run *r, const Norm *p, const void *x, void *y);
 KERNEL NormKernel norm_u8_u8, norm_u8_u16, norm_u16_u8, norm_u16_u16;
 
 typedef struct {
-    int layer, heads, kv_heads, head_dim, value_dim, window, capacity; /* positions, a multiple of 64 */
+    int layer, heads, kv_heads, head_dim, value_dim, window, chunk, capacity; /* positions, a multiple of 64 */
     s32 q_zero, k_zero, v_zero;
     s32 score_multiplier, score_left, score_right;
     s32 multiplier, left, right, zero, high;
