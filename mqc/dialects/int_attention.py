@@ -32,7 +32,9 @@ class AttentionOp(IntOp):
     """Causal attention with a u8 KV cache, whose first rows are `prefix_k` and `prefix_v`.
 
     With a `window` of w a token sees itself and the w − 1 before it; with a `chunk` of c those of its own c
-    positions, of which the first is a multiple of c. For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
+    positions, of which the first is a multiple of c.
+
+    For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
     u = min(requantize(max s − s, score_multiplier, score_shift), 65535), p = softmax(u). Each head's `sinks`
     is one more score, which has no value. `key_bias` is added to s, by the position of the key.
 
@@ -153,10 +155,8 @@ class AttentionOp(IntOp):
         if self.window is not None:
             visible &= age < self.get("window")
         if self.chunk is not None:
-            visible &= (
-                np.arange(seen)
-                >= (np.arange(seen - new, seen) // self.get("chunk") * self.get("chunk"))[:, None]
-            )
+            chunks = np.arange(seen) // self.get("chunk")
+            visible &= chunks == chunks[seen - new :, None]
         if self.key_bias is not None:
             scores = scores + ctx.array(self.key_bias)[:, :seen].reshape(kv_heads, -1, 1, seen)
         if self.sinks is not None:

@@ -331,9 +331,9 @@ class AttentionOp(LlmOp):
     """Causal attention over the cache of `layer` and the new tokens, grouped-query heads included.
 
     `prefix_k`, `prefix_v` `[prefix tokens, kv_heads * head_dim]` are the cache's first rows.
-    A `window` of w lets a token see itself and the w − 1 before it; with a `chunk` of c, positions are in chunks
-    of c, and it sees those of its own (Llama 4). `sinks` `[heads]` are one more score of
-    each head, which has no value. `key_bias` `[heads, positions]` is added to the scores of a key by its
+    A `window` of w lets a token see itself and the w − 1 before it. With a `chunk` of c positions are in
+    chunks of c, and it sees those of its own (Llama 4). `sinks` `[heads]` are one more score of each head,
+    which has no value. `key_bias` `[heads, positions]` is added to the scores of a key by its
     position: softmax does not see what all scores of a query have in common, so that the linear bias of ALiBi
     (arXiv 2108.12409), slope · (key's position − query's), is one of the key.
 
@@ -400,7 +400,8 @@ class AttentionOp(LlmOp):
         if self.window is not None:
             visible &= age < self.get("window")
         if self.chunk is not None:
-            visible &= positions >= (positions // self.get("chunk") * self.get("chunk"))[seen - new :, None]
+            chunks = positions // self.get("chunk")
+            visible &= chunks == chunks[seen - new :, None]
         if self.softcap is None and self.sinks is None:
             queries, keys, values = (
                 x.view(1, len(x), n, -1).transpose(1, 2)
