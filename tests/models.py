@@ -60,7 +60,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps. Attention in chunks, and scales by position. Norms with a bias that another op than a product
+#: Softcaps. Attention in chunks, and experts whose inputs are weighted. Norms with a bias that another op than a product
 #: reads. Biases of keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
@@ -86,10 +86,12 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 9,
     },
     "llama4_text": {
-        **_GATED,
+        **_ROUTED,
         "head_dim": 8,
+        "intermediate_size": 24,
         "intermediate_size_mlp": 48,
-        "moe_layers": [],
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
         "no_rope_layers": [1, 0],
         "attention_chunk_size": 8,
         "floor_scale": 8,

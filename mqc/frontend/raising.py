@@ -69,12 +69,13 @@ from mqc.frontend.nodes import (
 )
 from mqc.frontend.norms import moment
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary, weighted
-from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
+from mqc.frontend.routing import Preference, Routed, Weights, nowhere, softmax_of, step
 from mqc.frontend.scores import Scores, changed, mask_of, product, shares_of
 from mqc.frontend.source import module_path, source_line
+from mqc.frontend.stacked import Stacked, Summands, repeated, step_of_all, summands
 from mqc.frontend.tables import evaluated, rows_of, table_plus
 from mqc.ir.module import set_level
-from mqc.ir.op import attr, channels, tensor
+from mqc.ir.op import attr, tensor
 from mqc.ir.weight_store import WeightStore
 
 aten = torch.ops.aten
@@ -117,6 +118,7 @@ class _Raising:
             "scaled_dot_product_attention": self._whole_attention, "linear_attention": self._linear_attention,
             "new_empty": lambda node, *_: Blank(shape_of(node), token_axis(node)), "copy_": self._copy,
             "experts_in": self._experts, "experts_out": self._experts,
+            "full_like": lambda node, *args: nowhere(*args), "repeat": lambda node, *args: repeated(*args),
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -196,6 +198,8 @@ class _Raising:
             ]
         if any(isinstance(a, Scores) for a in args):
             return self._of_scores(node, args)
+        if isinstance(args[0], Stacked | Summands):
+            return self._stacked(node, *args)
         if op_name(target) == "topk" or any(isinstance(a, Routed) for a in flattened(args)):
             return self._routed(node, args)
         if target in self.binary:
@@ -362,24 +366,15 @@ class _Raising:
         if kind == "add" and apart and lanes_of(a).index.shape == lanes_of(b).index.shape:
             return self._whole(Sum(a, b, f"{module_path(node)}.add".lstrip(".")), node)
         left, right = (self._emit(v, node, kind) for v in (a, b))
-        if kind == "mul" and (gated := self._gate(node, left, right)) is not None:
-            return gated
+        shapes = [shape_of(n) for n in node.args[:2]]  # type: ignore[arg-type]
+        if kind == "mul" and (gated := self.build.gate(left, right, shapes, module_path(node))) is not None:
+            return self._whole(gated, node)
         if left.type != right.type:
             raise self._fail(node, f"of {left.type} and {right.type} has no llm form")
         result = self.build.op(
             f"llm.{kind}", [left, right], left.type, f"{module_path(node)}.{kind}".lstrip(".")
         )
         return self._whole(result, node)
-
-    def _gate(self, node: Node, left: SSAValue, right: SSAValue) -> Lanes | None:
-        """A product with a value that has one number for each block of channels."""
-        wide, narrow = ((x, shape_of(n)) for x, n in zip((left, right), node.args[:2], strict=True))  # type: ignore[arg-type]
-        if channels(wide[0]) < channels(narrow[0]):
-            wide, narrow = narrow, wide
-        if channels(wide[0]) == channels(narrow[0]) or narrow[1] != (*wide[1][:-1], 1):
-            return None
-        name = f"{module_path(node)}.gate".lstrip(".")
-        return self._whole(self.build.op("llm.gate", [wide[0], narrow[0]], wide[0].type, name), node)
 
     # ---- experts
 
@@ -403,6 +398,11 @@ class _Raising:
         if op_name(node.target) == "experts_in":
             return self._whole(Linear(value, stack, bias, path, name, chosen), node)
         return self._whole(self.build.routed_sum(value, chosen, stack, name, path), node)
+
+    def _stacked(self, node: Node, *args: Any) -> Any:
+        """An op of values of all experts, one expert after the other."""
+        result = step_of_all(self.build, node, args, partial(self._emit, node=node))
+        return result if isinstance(result, Stacked | Summands) else self._whole(result, node)
 
     # ---- norms
 
@@ -482,11 +482,13 @@ class _Raising:
             self.build.attention(values, size, f"{module_path(node)}.attention", **properties), node
         )
 
-    def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
+    def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores | Summands:
         if isinstance(b, torch.Tensor) and b.ndim == 2:
             return self._addmm(node, None, a, b)
         if isinstance(a, torch.Tensor) and a.ndim == 2 and shape_of(node) == (1, len(a), 1):
             return self._linear(node, b, a)  # channels before tokens
+        if isinstance(b, torch.Tensor) and b.ndim == 3:
+            return summands(self.build, node, self._emit(a, node, "linear_in"), b)
         a, b = (self._lanes(node, x) if isinstance(x, Elementwise) else x for x in (a, b))
         return product(a, b)
 
