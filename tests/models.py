@@ -60,8 +60,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps. Attention in chunks, and experts whose inputs are weighted. Norms with a bias that another op than a product
-#: reads. Biases of keys by position.
+#: Softcaps. Attention in chunks, and experts whose inputs are weighted. Norms with a bias that another op
+#: than a product reads. Biases of keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
     "num_experts_per_tok": 2,

@@ -465,7 +465,7 @@ class _Raising:
 
     def _attention(
         self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
-        sinks: Any, chunk: int,
+        sinks: Any, chunk: int, *_: Any,
     ) -> Lanes:  # fmt: skip
         heads, kv_heads = (int(x.meta["val"].shape[1]) for x in node.args[:2])  # type: ignore[union-attr]
         width = int(node.args[2].meta["val"].shape[-1])  # type: ignore[union-attr]

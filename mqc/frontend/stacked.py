@@ -74,8 +74,8 @@ def step_of_all(
             return cast(Stacked | Summands, value)
         case Stacked(gates=None), Everywhere(sigmoid=True, stacked=True) if name == "mul":
             return replace(value, gates=other)
-        case Stacked(gates=Everywhere()), torch.Tensor() if name == "bmm":
-            weights = value.gates.weights(path)
+        case Stacked(gates=Everywhere() as chosen), torch.Tensor() if name == "bmm":
+            weights = chosen.weights(path)
             gates = build.route(emit(weights.chosen.by.scores, role="scores"), weights, f"{path}.gates")
             x = emit(value.value, role="linear_in")
             return Gated(Linear(x, other.transpose(1, 2), None, path, _name(build, node, other), gates))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -25,6 +26,8 @@ from mqc.errors import ModelError, UnsupportedOpError
 from mqc.frontend.experts import EXPERTS
 from mqc.frontend.linear_attention import as_one_op
 from mqc.frontend.mapped import Widened, shapes_only
+from mqc.frontend.nodes import op_name
+from mqc.frontend.source import module_path, source_line
 
 #: Name under which the attention function is registered with transformers.
 ATTENTION = "mqc"
@@ -41,17 +44,19 @@ def attention(
     softcap: float,
     sinks: torch.Tensor | None,
     chunk: int,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Placeholder for attention in the traced graph; never run.
 
     Shapes: q `[1, heads, tokens, head_dim]`, k and v `[1, kv_heads, tokens, head_dim]`,
     result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window`, `softcap` and `chunk` are 0 for none.
+    `mask` is there to see that it depends on positions alone.
     """
     raise NotImplementedError("mqc::attention exists in traced graphs only")
 
 
 @attention.register_fake
-def _(q, k, v, layer, scale, window, softcap, sinks, chunk):  # type: ignore[no-untyped-def]
+def _(q, k, v, layer, scale, window, softcap, sinks, chunk, mask):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
@@ -64,10 +69,15 @@ def _attention_function(  # type: ignore[no-untyped-def]
         raise UnsupportedOpError(
             f"layer {module.layer_idx}", "attention with sinks that it does not pass on", "has no llm form"
         )
+    if kwargs.get("indices") is not None:  # maybe in long sequences only
+        raise UnsupportedOpError(
+            f"layer {module.layer_idx}", "attention to keys that are chosen by the tokens", "has no llm form"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window, cap = sliding_window or 0, float(softcap or 0)
     chunk = attention_mask.size if isinstance(attention_mask, _Chunks) else 0
-    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks, chunk)
+    mask = attention_mask if isinstance(attention_mask, torch.Tensor) else None
+    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks, chunk, mask)
     return result, None
 
 
@@ -184,6 +194,35 @@ def _functions_of_mqc(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, previous)
 
 
+def _without_masks(program: ExportedProgram) -> None:
+    """Take masks out of the graph: what attention must know of them stands in its other arguments.
+
+    Raises `UnsupportedOpError` for a mask that is computed from the tokens: which keys are seen then depends
+    on more than positions, maybe in long sequences only.
+    """
+    for node in program.graph.nodes:
+        if node.target is torch.ops.mqc.attention.default and isinstance(node.args[-1], Node):
+            if _depends_on_tokens(node.args[-1]):
+                what = "attention with a mask that is computed from the tokens"
+                raise UnsupportedOpError(module_path(node), what, "has no llm form", source_line(node))
+            node.update_arg(len(node.args) - 1, None)
+
+
+def _depends_on_tokens(node: Node) -> bool:
+    """Whether a value follows from token ids, and not from how many there are."""
+    found, stack = {node}, [node]
+    while stack:
+        last = stack.pop()
+        if last.name == "input_ids":
+            return True
+        name = op_name(last.target)
+        if name != "sym_size" and not name.startswith("new_") and not name.endswith("_like"):
+            fresh = [n for n in last.all_input_nodes if n not in found]
+            found.update(fresh)
+            stack += fresh
+    return False
+
+
 def _asks(program: ExportedProgram) -> bool:
     """Whether a model called what is registered here for attention."""
     return any(node.target is torch.ops.mqc.attention.default for node in program.graph.nodes)
@@ -280,6 +319,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
                 "eager",
             ):
                 program = export()  # its code may depend on what it is told to use
+        _without_masks(program)
         program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise
