@@ -285,7 +285,8 @@ class Builder:
                 return self.norm(base, wanted)
             case Elementwise():
                 return self.part(base, wanted)
-            case Gated(product) if product.gates is not None:
+            case Gated(product):
+                assert product.gates is not None
                 x = self.linear(product, wanted)
                 return self.op("llm.gate", [x, product.gates], x.type, f"{product.name}.gate")
             case Sum():

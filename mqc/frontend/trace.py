@@ -255,7 +255,12 @@ def _exported(wrapped: _LogitsOnly, inputs: tuple[torch.Tensor, ...], length: An
     try:
         return export()
     except UserError as error:
-        program: ExportedProgram = export(prefer_deferred_runtime_asserts_over_guards=True)
+        try:
+            program: ExportedProgram = export(prefer_deferred_runtime_asserts_over_guards=True)
+        except UnsupportedOpError:
+            raise
+        except Exception:
+            raise error from None
         if not all(_holds(condition, length.max) for condition in _conditions(program)):
             raise error
         return program
