@@ -306,8 +306,8 @@ class Lowering:
         return self.emit(
             int_ops.AttentionOp, [op.q, op.k, op.v], result, op.value_name,
             layer=op.get("layer"), heads=op.get("heads"), kv_heads=op.get("kv_heads"),
-            window=op.get("window"), q_zero=q.zero, k_zero=k.zero, v_zero=v.zero, zero_point=y.zero,
-            sinks=sinks, key_bias=bias, softcap=cap, cap_table=table, **prefix,
+            window=op.get("window"), chunk=op.get("chunk"), q_zero=q.zero, k_zero=k.zero, v_zero=v.zero,
+            zero_point=y.zero, sinks=sinks, key_bias=bias, softcap=cap, cap_table=table, **prefix,
             **self.scalar(op, "score_", steps),
             **self.scalar(op, "", v.real_scale * probability / y.real_scale),
         )  # fmt: skip

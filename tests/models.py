@@ -60,8 +60,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: What `npu-int8` refuses. Mixtures of experts: with biases, and attention with sinks; by softmax; with
 #: shared ones behind a gate; by sigmoid and a bias among groups. Latent attention. Short convolutions.
-#: Softcaps. Norms with a bias that another op than a product reads. Biases of
-#: keys by position.
+#: Softcaps. Attention in chunks, and experts whose inputs are weighted. Norms with a bias that another op
+#: than a product reads. Biases of keys by position.
 _ROUTED: dict[str, Any] = {
     **_GATED,
     "num_experts_per_tok": 2,
@@ -84,6 +84,17 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 6,
         "first_k_dense_replace": 9,
+    },
+    "llama4_text": {
+        **_ROUTED,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 8,
+        "floor_scale": 8,
     },
     "minicpm3": {
         "intermediate_size": 48,
@@ -116,7 +127,8 @@ _NOT_ON_NPU: dict[str, dict[str, Any]] = {
 }
 #: What `npu-int8` and `onnx-int8` refuse: linear attention with a state. Fewer key heads than heads, and
 #: values of another width; projections apart; a decay of each key channel; the scan of Mamba-2, by
-#: itself and beside attention, with factors on its projections.
+#: itself and beside attention, with factors on its projections; that of Mamba, with norms, beside attention;
+#: channels of two values under a norm, and layers that several places share.
 _RECURRENT_OF: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -135,6 +147,29 @@ _RECURRENT: dict[str, dict[str, Any]] = {
         "n_groups": 2,
         "chunk_size": 8,
         "tie_word_embeddings": True,
+    },
+    "mamba": {"state_size": 6, "time_step_rank": 4, "tie_word_embeddings": True},
+    "jamba": {
+        **_ROUTED,
+        "num_experts": 4,
+        "mamba_d_state": 6,
+        "mamba_dt_rank": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
+    "zamba2": {
+        **_GATED,
+        "num_key_value_heads": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+        "num_mem_blocks": 1,
+        "adapter_rank": 6,
+        "mamba_d_state": 6,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "chunk_size": 8,
     },
     "falcon_h1": {
         **_GATED,

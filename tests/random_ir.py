@@ -93,7 +93,7 @@ class Builder:
         kv_heads, group, dim = (self.rng.randint(1, 3) for _ in range(3))
         stated = {
             "layer": self.layers, "heads": kv_heads * group, "kv_heads": kv_heads,
-            "window": self.maybe(self.rng.randint(1, 20)),
+            "window": self.maybe(self.rng.randint(1, 20)), "chunk": self.maybe(self.rng.randint(1, 20)),
         }  # fmt: skip
         self.layers += 1
         return stated, kv_heads * group * dim, kv_heads * dim

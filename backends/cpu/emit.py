@@ -303,7 +303,8 @@ class _Emitter:
         shifts = ("sum_shift", "value_shift", "update_shift", "acc_shift", "skip_shift")
         fields = [
             self.caches.index(attention), get("heads"), get("key_heads"), attention.key_dim,
-            attention.value_dim, channels(attention.step) // get("heads"), len(prefix_tokens(self.module)),
+            attention.value_dim, channels(attention.step) // get("heads"),
+            attention.decay_multiplier.shape[0] // get("heads"), len(prefix_tokens(self.module)),
             "0" if attention.initial is None else self.weight(attention.initial),
             *[*(bits(x) for x in operands), 0][:5],
             *(get(f"{name}_zero") or 0 for name in ("q", "k", "v", "step", "beta")),
@@ -335,7 +336,8 @@ class _Emitter:
         capacity = -(-context_length(self.module) // 64) * 64
         fields = [
             number, op.get("heads"), op.get("kv_heads"), op.head_dim, op.value_dim,
-            op.get("window") or 0, capacity, op.get("q_zero"), op.get("k_zero"), op.get("v_zero"),
+            op.get("window") or 0, op.get("chunk") or 0, capacity,
+            *(op.get(f"{name}_zero") for name in "qkv"),
             *_factor(op, "score_"), *_factor(op, ""), op.get("zero_point"),
             limits(op.result)[1],
         ]  # fmt: skip

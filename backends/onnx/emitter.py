@@ -85,7 +85,7 @@ class Emitter:
         self.values: dict[SSAValue, str] = {}
         #: For the weights of ops: `LinearOp.matrix`, `EmbeddingOp.evaluate`.
         self.evaluation = Evaluation(module, weights)
-        self._masks: dict[int | None, str] = {}
+        self._masks: dict[tuple[int | None, int | None], str] = {}
         self._keys = ""
         self._places: dict[tuple[int, int], str] = {}
         self._head_shapes: dict[tuple[int, int], str] = {}
@@ -267,12 +267,13 @@ class Emitter:
         return self.graph.op("Reshape", x, self._flat_shapes[kv_heads])
 
     def visible(self, op: int_ops.AttentionOp) -> str:
-        """Boolean `[tokens, seen]`: which keys each token sees. One for all layers with the same window."""
-        window = op.get("window")
-        if window not in self._masks:
+        """Boolean `[tokens, seen]`: which keys each token sees. One for all layers with the same window and
+        chunk."""
+        reach = op.get("window"), op.get("chunk")
+        if reach not in self._masks:
             with self.graph.scope("mask"):
-                self._masks[window] = self._visible(past_name(op.states()[0]), window)
-        return self._masks[window]
+                self._masks[reach] = self._visible(past_name(op.states()[0]), *reach)
+        return self._masks[reach]
 
     def of_keys(self, op: int_ops.AttentionOp, values: Any, hint: str) -> str:
         """Constants `[heads, positions]` of the keys that there are: `[kv_heads, heads of each, 1, seen]`."""
@@ -294,7 +295,7 @@ class Emitter:
         rows = np.arange(self.lengths.past, dtype=self.INDEX)
         return g.op("Concat", g.constant(rows, "rows"), self.positions, axis=0)
 
-    def _visible(self, past: str, window: int | None) -> str:
+    def _visible(self, past: str, window: int | None, chunk: int | None) -> str:
         g, index = self.graph, self.INDEX
         if self.lengths.past is None:
             # From the shapes alone: whatever positions are fed, no token sees a later one.
@@ -312,10 +313,14 @@ class Emitter:
             keys, queries = g.op("Concat", old, self.positions, axis=0), self.positions
         column = g.op("Unsqueeze", queries, g.constant(np.array([1], np.int64)))
         seen = g.op("LessOrEqual", keys, column)
-        if window is None:
-            return seen
-        start = g.op("Sub", column, g.constant(np.array(window, index)))
-        return g.op("And", seen, g.op("Greater", keys, start))
+        if window is not None:
+            start = g.op("Sub", column, g.constant(np.array(window, index)))
+            seen = g.op("And", seen, g.op("Greater", keys, start))
+        if chunk is not None:
+            size = g.constant(np.array(chunk, index))
+            first = g.op("Mul", g.op("Div", column, size), size)
+            seen = g.op("And", seen, g.op("GreaterOrEqual", keys, first))
+        return seen
 
     def reshape(self, x: str, shape: tuple[int, ...], out: str | None = None) -> str:
         """Reshape; 0 keeps a dimension, −1 takes what is left."""

@@ -53,7 +53,7 @@ class QdqForm(Emitter):
         super().__init__(*args)
         self.floats: dict[SSAValue, str] = {}
         self._rope: dict[tuple[Any, ...], tuple[str, str]] = {}
-        self._scores: dict[int | None, str] = {}
+        self._scores: dict[str, str] = {}
 
     def constant(self, value: Any, hint: str = "", dtype: Any = np.float32) -> str:
         return self.graph.constant(value, hint, dtype)
@@ -405,14 +405,13 @@ class QdqForm(Emitter):
 
     def mask(self, op: int_ops.AttentionOp) -> str:
         """Float `[tokens, seen]` to add to scores."""
-        window = op.get("window")
-        if window not in self._scores:
-            visible = self.visible(op)
+        visible = self.visible(op)
+        if visible not in self._scores:
             with self.graph.scope("mask"):
-                self._scores[window] = self.graph.op(
+                self._scores[visible] = self.graph.op(
                     "Where", visible, self.constant(0), self.constant(_HIDDEN)
                 )
-        return self._scores[window]
+        return self._scores[visible]
 
 
 def partners(op: int_ops.RopeOp) -> Array:

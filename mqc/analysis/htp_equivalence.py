@@ -20,6 +20,7 @@ from xdsl.ir import SSAValue
 from mqc.analysis.evaluation import Evaluation
 from mqc.analysis.htp_records import check_records, sizes_of
 from mqc.dialects import htp_attention, htp_compute, htp_memory, int_ops
+from mqc.dialects.htp import without_form
 from mqc.dialects.htp_core import pack_scale, shape
 from mqc.errors import IRError
 from mqc.ir.module import function_ops, main_function, mqc_ops, returned_value, static_functions
@@ -101,6 +102,8 @@ class _Main:
     def number(self, op: MqcOp) -> Number:
         of, value = self.n.of, self.value
         end = (_integers(op), element_type(op.results[0]))
+        if without_form(op):
+            return of("unknown to htp", op)
         match op:
             case int_ops.EmbeddingOp():
                 tables = (self.constant(ref) for ref in (op.table, op.multiplier, op.shift))
@@ -117,7 +120,7 @@ class _Main:
 
     def rescaled(self, op: int_ops.RequantOp) -> Number:
         of, value, acc, kind = self.n.of, self.value, op.accumulator, element_type(op.result)
-        if acc is None:
+        if acc is None or without_form(acc):
             return of("unknown to htp", op)
         if isinstance(acc, int_ops.LinearOp):
             sizes = sizes_of(acc)

@@ -53,6 +53,8 @@ def without_form(op: MqcOp) -> str:
         return f"{op.name} of experts"
     if name == "layer_norm" and operands.bias is not None and not _moves(op):
         return f"{op.name} with a bias that no product takes up"
+    if name == "attention" and operands.chunk is not None:
+        return f"{op.name} in chunks"
     if name == "attention" and operands.sinks is not None:
         return f"{op.name} with sinks"
     if name == "attention" and operands.softcap is not None:

@@ -31,6 +31,9 @@ _CAP_LIMIT = 2**24
 class AttentionOp(IntOp):
     """Causal attention with a u8 KV cache, whose first rows are `prefix_k` and `prefix_v`.
 
+    With a `window` of w a token sees itself and the w − 1 before it; with a `chunk` of c those of its own c
+    positions, of which the first is a multiple of c.
+
     For each query: s = Σ (q − q_zero)(k − k_zero) over visible keys,
     u = min(requantize(max s − s, score_multiplier, score_shift), 65535), p = softmax(u). Each head's `sinks`
     is one more score, which has no value. `key_bias` is added to s, by the position of the key.
@@ -49,6 +52,7 @@ class AttentionOp(IntOp):
     heads = prop_def(IntegerAttr)
     kv_heads = prop_def(IntegerAttr)
     window = opt_prop_def(IntegerAttr)
+    chunk = opt_prop_def(IntegerAttr)
     prefix_k = opt_prop_def(WeightAttr)
     prefix_v = opt_prop_def(WeightAttr)
     sinks = opt_prop_def(WeightAttr)
@@ -92,6 +96,7 @@ class AttentionOp(IntOp):
             ),
         ),
         Limit("window positive", lambda op: op.window is None or 0 < op.get("window") < 2**31),
+        Limit("chunk positive", lambda op: op.chunk is None or 0 < op.get("chunk") < 2**31),
         Limit("a prefix of keys and values", lambda op: (op.prefix_k is None) == (op.prefix_v is None)),
         constant("prefix_k", u8, "[prefix tokens, channels]", lambda op: (op.prefix_rows, channels(op.k))),
         constant("prefix_v", u8, "[prefix tokens, channels]", lambda op: (op.prefix_rows, channels(op.v))),
@@ -149,6 +154,9 @@ class AttentionOp(IntOp):
         visible = age >= 0
         if self.window is not None:
             visible &= age < self.get("window")
+        if self.chunk is not None:
+            chunks = np.arange(seen) // self.get("chunk")
+            visible &= chunks == chunks[seen - new :, None]
         if self.key_bias is not None:
             scores = scores + ctx.array(self.key_bias)[:, :seen].reshape(kv_heads, -1, 1, seen)
         if self.sinks is not None:

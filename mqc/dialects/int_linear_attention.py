@@ -43,7 +43,8 @@ class LinearAttentionOp(AccumulatorOp):
     token, with d_x = x − x_zero, and round for shift_right_round, ties towards +infinity:
 
     1. u = clamp(requantize(d_step, decay_multiplier, decay_shift), 0, 2^29), in octaves of 24 fraction bits;
-       e = 2^-u with 30 fraction bits (`mqc.numerics.recurrence.decay_factors`); S = round(S·e, 30);
+       e = 2^-u with 30 fraction bits (`mqc.numerics.recurrence.decay_factors`); S = round(S·e, 30). Key
+       channels with multipliers of their own may share the step of their head;
     2. w = d_v << value_shift; by the delta rule, which has a `memory_multiplier`, w = saturate32(w − m) with
        m = requantize(saturate32(round(Σ d_k·S, sum_shift)), memory_multiplier, memory_shift);
     3. with `beta`, w = saturate32(round(w·b, 24)), b = requantize(d_beta, beta_multiplier, beta_shift), of 24
@@ -115,8 +116,12 @@ class LinearAttentionOp(AccumulatorOp):
             "step of heads, or of heads times key_dim",
             lambda op: channels(op.step) in (op.get("heads"), op.get("heads") * op.key_dim),
         ),
-        constant("decay_multiplier", s32, "[channels of step]", lambda op: (channels(op.step),)),
-        constant("decay_shift", s8, "[channels of step]", lambda op: (channels(op.step),)),
+        Limit(
+            "decay_multiplier of the channels of step, or of heads times key_dim",
+            lambda op: op.decay_multiplier.shape in ((channels(op.step),), (op.get("heads") * op.key_dim,)),
+        ),
+        constant("decay_multiplier", s32, "[decays]", lambda op: op.decay_multiplier.shape),
+        constant("decay_shift", s8, "[decays]", lambda op: op.decay_multiplier.shape),
         constant(
             "initial", s32, "[heads, key_dim, value_dim]",
             lambda op: (op.get("heads"), op.key_dim, op.value_dim),
@@ -175,10 +180,12 @@ class LinearAttentionOp(AccumulatorOp):
         )
         values = (v.astype(np.int64) - self.get("v_zero")).reshape(len(v), heads, -1)
         written = values << self.get("value_shift")
-        scale = ctx.array(self.decay_multiplier), ctx.array(self.decay_shift)
-        octaves = a.requantize(step.astype(np.int64) - self.get("step_zero"), *scale)
-        factors = recurrence.decay_factors(np.clip(octaves, 0, recurrence.LONGEST_DECAY))
-        factors = factors.reshape(len(v), heads, -1, 1)
+        multiplier, shift = (
+            ctx.array(ref).reshape(heads, -1) for ref in (self.decay_multiplier, self.decay_shift)
+        )
+        steps = step.astype(np.int64).reshape(len(v), heads, -1) - self.get("step_zero")
+        octaves = a.requantize(steps, multiplier, shift)
+        factors = recurrence.decay_factors(np.clip(octaves, 0, recurrence.LONGEST_DECAY))[..., None]
         betas = None if beta is None else self._betas(beta)
         s, result = state.astype(np.int64), np.empty((len(v), heads, self.value_dim), np.int64)
         for t in range(len(v)):

@@ -343,8 +343,9 @@ class AttentionOp(LlmOp):
     """Causal attention over the cache of `layer` and the new tokens, grouped-query heads included.
 
     `prefix_k`, `prefix_v` `[prefix tokens, kv_heads * head_dim]` are the cache's first rows.
-    A `window` of w lets a token see itself and the w − 1 before it. `sinks` `[heads]` are one more score of
-    each head, which has no value. `key_bias` `[heads, positions]` is added to the scores of a key by its
+    A `window` of w lets a token see itself and the w − 1 before it. With a `chunk` of c positions are in
+    chunks of c, and it sees those of its own (Llama 4). `sinks` `[heads]` are one more score of each head,
+    which has no value. `key_bias` `[heads, positions]` is added to the scores of a key by its
     position: softmax does not see what all scores of a query have in common, so that the linear bias of ALiBi
     (arXiv 2108.12409), slope · (key's position − query's), is one of the key.
 
@@ -360,6 +361,7 @@ class AttentionOp(LlmOp):
     kv_heads = prop_def(IntegerAttr)
     scale = prop_def(FloatAttr)
     window = opt_prop_def(IntegerAttr)
+    chunk = opt_prop_def(IntegerAttr)
     softcap = opt_prop_def(FloatAttr)
     sinks = opt_prop_def(WeightAttr)
     key_bias = opt_prop_def(WeightAttr)
@@ -378,6 +380,7 @@ class AttentionOp(LlmOp):
             "q, k, v and the result must have heads * head_dim channels",
         )
         self.expect(self.sinks is None or self.sinks.shape == (heads,), "sinks must be [heads]")
+        self.expect(self.chunk is None or self.get("chunk") > 0, "chunk must be positive")
         if self.key_bias is not None:
             self.expect(
                 len(self.key_bias.shape) == 2 and self.key_bias.shape[0] == heads,
@@ -408,6 +411,9 @@ class AttentionOp(LlmOp):
         visible = age >= 0
         if self.window is not None:
             visible &= age < self.get("window")
+        if self.chunk is not None:
+            chunks = positions // self.get("chunk")
+            visible &= chunks == chunks[seen - new :, None]
         if self.softcap is None and self.sinks is None:
             queries, keys, values = (
                 x.view(1, len(x), n, -1).transpose(1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -12,8 +13,10 @@ from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, opt_prop
 from mqc.dialects.llm_core import LlmOp
 from mqc.ir.op import EvaluationContext, State, WeightAttr, channels
 
-#: Tokens that are computed together. Memory and time grow with it by token.
+#: Most tokens that are computed together. Memory and time grow with it by token.
 _CHUNK = 64
+#: Decays between pairs of tokens that are computed together, at most.
+_DECAYS = 2**24
 
 
 @irdl_op_definition
@@ -24,9 +27,10 @@ class LinearAttentionOp(LlmOp):
     this is the scan of Mamba-2 (arXiv 2405.21060). `skip` `[heads]` of the value goes past the state.
 
     The state forgets by exp(−rate·step): `step` is `[tokens, heads]`, or `[tokens, heads·key_dim]` for a
-    decay of each key channel (Kimi Linear, arXiv 2510.26692), and `rate` has as many channels. Consecutive
-    heads share queries and keys, of `key_heads`. `layer` numbers the states of a module; `initial`
-    `[heads, key_dim, value_dim]` is the one behind the prefix.
+    decay of each key channel (Kimi Linear, arXiv 2510.26692). `rate` has as many channels, or is
+    `[heads·key_dim]`, each with the step of its head: with one value channel a head, this is the scan of
+    Mamba (arXiv 2312.00752). Consecutive heads share queries and keys, of `key_heads`. `layer` numbers the
+    states of a module; `initial` `[heads, key_dim, value_dim]` is the one behind the prefix.
 
     `S ← exp(−rate·step)·S; S ← S + k·(beta·(v − delta·Sᵀk))ᵀ; y = Sᵀq + skip·v`
     """
@@ -65,7 +69,10 @@ class LinearAttentionOp(LlmOp):
         self.expect(channels(self.result) == channels(self.v), "the result must have the channels of v")
         steps = channels(self.step)
         self.expect(steps in (heads, heads * self.key_dim), "step must be of heads, or of their key channels")
-        self.expect(self.rate.shape == (steps,), "rate must have the channels of step")
+        self.expect(
+            self.rate.shape in ((steps,), (heads * self.key_dim,)),
+            "rate must have the channels of step, or be of key channels",
+        )
         self.expect(self.beta is None or channels(self.beta) == heads, "beta must be of heads")
         self.expect(self.get("delta") in (0, 1), "delta must be 0 or 1")
         self.expect(self.skip is None or self.skip.shape == (heads,), "skip must be [heads]")
@@ -95,11 +102,12 @@ class LinearAttentionOp(LlmOp):
             x.view(len(x), -1, self.key_dim).repeat_interleave(groups, 1).transpose(0, 1) for x in (q, k)
         )
         values = v.view(len(v), heads, -1).transpose(0, 1)
-        decay = -(step * ctx.torch(self.rate)).view(len(v), heads, -1).transpose(0, 1)
+        decay = -(step.view(len(v), heads, -1) * ctx.torch(self.rate).view(heads, -1)).transpose(0, 1)
         betas = v.new_ones(heads, len(v), 1) if beta is None else beta.T[..., None]
         results = []
-        for first in range(0, len(v), _CHUNK):
-            part = slice(first, first + _CHUNK)
+        count = min(max(math.isqrt(_DECAYS // decay[:, 0].numel()), 1), _CHUNK)
+        for first in range(0, len(v), count):
+            part = slice(first, first + count)
             result, state = _chunk(
                 queries[:, part], keys[:, part], values[:, part], decay[:, part], betas[:, part], state,
                 bool(self.get("delta")),

@@ -21,6 +21,7 @@ from mqc.frontend.lanes import (
     Beside,
     Convolution,
     Elementwise,
+    Gated,
     Lanes,
     Linear,
     Lookup,
@@ -75,6 +76,7 @@ class Builder:
         self._done: dict[Any, SSAValue] = {}
         self._used: set[str] = set()
         self._layers: Counter[str] = Counter()
+        self._attentions: set[int] = set()
 
     def op(
         self,
@@ -106,6 +108,23 @@ class Builder:
         """The number of an op that keeps a state, among those of its kind."""
         self._layers[kind] += 1
         return self._layers[kind] - 1
+
+    def attention(
+        self, values: list[SSAValue], size: int, name: str, layer: int | None, **properties: Any
+    ) -> SSAValue:
+        """Attention of queries, keys and values, with `size` channels.
+
+        layer: its number in the model. Where it is none, or that of another, as in a model that calls a layer
+        twice, the next one is taken. Tensors among the properties become constants.
+        """
+        if layer is None or layer < 0 or layer in self._attentions:
+            layer = max(self._attentions, default=-1) + 1
+        self._attentions.add(layer)
+        given = {
+            key: self.vector(value, f"{name}.{key}") if isinstance(value, torch.Tensor) else value
+            for key, value in properties.items()
+        }
+        return self.op("llm.attention", values, tensor(f32, size), name, layer=layer, **given)
 
     def embedding(self, index: SSAValue, table: torch.Tensor, weight: str, name: str) -> SSAValue:
         ref = self.weights.add(weight, _array(table))
@@ -193,11 +212,31 @@ class Builder:
             "llm.join", values, tensor(f32, len(index)), name, index=self.weights.add(f"{name}.index", index)
         )
 
+    def gate(
+        self, left: SSAValue, right: SSAValue, shapes: list[tuple[int, ...]], path: str
+    ) -> SSAValue | None:
+        """A product with a value that has one number for each block of channels; None if neither is that.
+
+        shapes: of their FX values, for one token.
+        """
+        wide, narrow = zip((left, right), shapes, strict=True)
+        if channels(left) < channels(right):
+            wide, narrow = narrow, wide
+        if channels(wide[0]) == channels(narrow[0]) or narrow[1] != (*wide[1][:-1], 1):
+            return None
+        return self.op("llm.gate", [wide[0], narrow[0]], wide[0].type, f"{path}.gate".lstrip("."))
+
     def routed_sum(
         self, x: SSAValue, gates: SSAValue, stack: torch.Tensor, weight: str, name: str
     ) -> SSAValue:
         """The sum over experts of x's block times the gate and the matrix `[experts, outputs, inputs]`."""
         gated = self.op("llm.gate", [x, gates], x.type, f"{name}.gate")
+        return self.sum_over_experts(gated, gates, stack, weight, name)
+
+    def sum_over_experts(
+        self, gated: SSAValue, gates: SSAValue, stack: torch.Tensor, weight: str, name: str
+    ) -> SSAValue:
+        """The sum over chosen experts of a value's block times the matrix `[experts, outputs, inputs]`."""
         matrix = _array(stack).transpose(1, 0, 2).reshape(stack.shape[1], -1)
         return self.op(
             "llm.linear", [gated, gates], tensor(f32, len(matrix)), name,
@@ -246,12 +285,16 @@ class Builder:
         value: SSAValue = base.emitted[key]
         return value
 
-    def _channels(self, base: Norm | Lookup | Sum | Elementwise, wanted: Any) -> SSAValue:
+    def _channels(self, base: Norm | Lookup | Gated | Sum | Elementwise, wanted: Any) -> SSAValue:
         match base:
             case Norm():
                 return self.norm(base, wanted)
             case Elementwise():
                 return self.part(base, wanted)
+            case Gated(product):
+                assert product.gates is not None
+                x = self.linear(product, wanted)
+                return self.op("llm.gate", [x, product.gates], x.type, f"{product.name}.gate")
             case Sum():
                 a, b = self.part(base.a, wanted), self.part(base.b, wanted)
                 return self.op("llm.add", [a, b], a.type, base.name)

@@ -100,6 +100,14 @@ class Beside:
 
 
 @dataclass(eq=False)
+class Gated:
+    """A product with the matrices of chosen experts, times their gates, not emitted yet."""
+
+    product: Linear
+    emitted: dict[bytes, SSAValue] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Sum:
     """a + b, not emitted yet, so that a slice of it becomes a sum of slices. Both are in the same layout."""
 
@@ -255,16 +263,17 @@ class Length:
 
 
 #: What holds channels: a value of the program, or what will give one, as far as its channels are wanted.
-Base = SSAValue | Linear | Norm | Convolution | Beside | Lookup | Sum | Elementwise
+Base = SSAValue | Linear | Norm | Convolution | Beside | Lookup | Gated | Sum | Elementwise
 
 
 #: Those whose channels are emitted as far as they are wanted, at no cost.
 NOT_EMITTED = (Linear, Lookup, Sum, Elementwise)
 
 
-def in_groups(value: Lanes) -> bool:
-    """Whether the channels of a token have more than one axis, along which they may be cut."""
-    return sum(size > 1 for size in value.index.shape) > 1
+def may_be_cut(value: Lanes) -> bool:
+    """Whether parts of a sum may be wanted: the channels of a token have more than one axis, along which they
+    may be cut, or are those of a matrix product, which gives any of them."""
+    return isinstance(value.base, Linear) or sum(size > 1 for size in value.index.shape) > 1
 
 
 def order(value: Lanes | Rotary) -> Index:

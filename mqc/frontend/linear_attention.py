@@ -48,19 +48,19 @@ class Scaled:
 @torch.library.custom_op("mqc::linear_attention", mutates_args=())
 def linear_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor | None,
-    skip: torch.Tensor | None, delta: bool,
+    skip: torch.Tensor | None, delta: bool, rate: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Placeholder for `llm.linear_attention` in the traced graph; never run.
 
     Shapes: q and k `[1, tokens, key_heads, key_dim]`, v and the result `[1, tokens, heads, value_dim]`,
     decay, the logarithm, `[1, tokens, heads]` or `[1, tokens, heads, key_dim]`, beta `[1, tokens, heads]`,
-    skip `[heads]`.
+    skip `[heads]`. With a rate `[heads, key_dim]` the logarithm is −rate times what stands for decay.
     """
     raise NotImplementedError("mqc::linear_attention exists in traced graphs only")
 
 
 @linear_attention.register_fake
-def _(q, k, v, decay, beta, skip, delta):  # type: ignore[no-untyped-def]
+def _(q, k, v, decay, beta, skip, delta, rate=None):  # type: ignore[no-untyped-def]
     return torch.empty_like(v)
 
 
@@ -100,11 +100,28 @@ def _scan(  # type: ignore[no-untyped-def]
     return linear_attention(C, B, hidden_states, A * dt, dt, D, False)
 
 
+def _selective_scan(  # type: ignore[no-untyped-def]
+    hidden_states, dt, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+    return_last_state=False, **kwargs,
+):  # fmt: skip
+    """The scan of Mamba: each channel is a head of one value, with decays of its own. Channels come before
+    tokens."""
+    if return_last_state:
+        raise UnsupportedOpError("the model", "a scan that gives its last state", "has no llm form")
+    dt = dt if delta_bias is None else dt + delta_bias[:, None]
+    dt = torch.nn.functional.softplus(dt) if delta_softplus else dt
+    x, step = hidden_states.transpose(1, 2), dt.transpose(1, 2)
+    q, k = (m.transpose(1, 2)[:, :, None] for m in (C, B))
+    result = linear_attention(q, k, x[..., None], step, step, D, False, -A)[..., 0].transpose(1, 2)
+    return result if z is None else result * torch.nn.functional.silu(z)
+
+
 #: What stands in, by the name of a function in the file of a model.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
     "mamba2_chunk_scan": _scan,
+    "mamba_selective_scan": _selective_scan,
 }
 
 _tracing: ContextVar[bool] = ContextVar("tracing", default=False)
@@ -145,11 +162,14 @@ def raised(build: Builder, node: Node, operands: Sequence[Any], emit: Callable[.
 
     Args:
         operands: q, k, v, the logarithm of the decay, and beta or None, as symbolic values; skip, a constant
-            or None, and whether by the delta rule.
+            or None, whether by the delta rule, and a rate, where the logarithm is one for each key channel.
         emit: makes an SSA value of one of them, given its `role`.
     """
-    q, k, v, decay, beta, skip, delta = operands
-    if isinstance(decay, Scaled):
+    q, k, v, decay, beta, skip, delta, *rates = operands
+    step: Any = decay
+    if rates:
+        rate = rates[0].reshape(-1).float().numpy()
+    elif isinstance(decay, Scaled):
         step, rate = decay.value, -decay.vector
     elif isinstance(decay, Lanes | Elementwise):
         step = composed(node, decay, "neg")

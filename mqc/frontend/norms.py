@@ -6,8 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from mqc.frontend.lanes import Index, Lanes, Norm, in_place
+from mqc.frontend.lanes import Centered, Elementwise, Index, Lanes, Moment, Norm, in_place
+
+
+def moment(squares: Centered | Lanes | Elementwise) -> Moment | None:
+    """The mean of squares over the last axis, if they are squares: of a value, or of what it is from its
+    mean."""
+    probe = torch.linspace(-3, 3, 13)
+    if isinstance(squares, Centered):
+        return Moment(squares.lanes, centered=True) if squares.squared else None
+    if isinstance(squares, Elementwise) and torch.allclose(squares.function(probe), probe * probe):
+        return Moment(squares.lanes)
+    return None
 
 
 def joined_norms(parts: Sequence[Any], function: Callable[..., Index], dim: int, axis: int) -> Lanes | None:

@@ -47,9 +47,9 @@ from mqc.frontend.lanes import (
     Tokens,
     Weighted,
     expression_of,
-    in_groups,
     in_place,
     lanes_of,
+    may_be_cut,
     same_lanes,
     spread,
     with_bias,
@@ -68,13 +68,15 @@ from mqc.frontend.nodes import (
     token_axis,
     writes,
 )
+from mqc.frontend.norms import moment
 from mqc.frontend.rotary import rotary_of, rotary_of_complex, scaled_rotary, weighted
-from mqc.frontend.routing import Preference, Routed, Weights, softmax_of, step
+from mqc.frontend.routing import Preference, Routed, Weights, nowhere, softmax_of, step
 from mqc.frontend.scores import Scores, added_to, changed, product, shares_of
 from mqc.frontend.source import module_path, source_line
+from mqc.frontend.stacked import Stacked, Summands, repeated, step_of_all, summands
 from mqc.frontend.tables import evaluated, rows_of, table_plus
 from mqc.ir.module import set_level
-from mqc.ir.op import attr, channels, tensor
+from mqc.ir.op import attr, tensor
 from mqc.ir.weight_store import WeightStore
 
 aten = torch.ops.aten
@@ -101,7 +103,6 @@ class _Raising:
     def __init__(self, program: ExportedProgram, context: int, vocabulary: int, builder: Any) -> None:
         self.program, self.context = program, context
         self.values: dict[Node, Any] = {}
-        self.layers: set[int] = set()
         index = TensorType(i64, [DYNAMIC_INDEX])
         self.function = func.FuncOp("main", ([index, index], [tensor(f32, vocabulary)]))
         block = self.function.body.block
@@ -110,7 +111,8 @@ class _Raising:
         self.build: Builder = builder(block, positions=self.positions)
         self.handlers: dict[str, Callable[..., Any]] = {
             "addmm": self._addmm, "attention": self._attention, "baddbmm": self._baddbmm,
-            "bmm": self._matmul, "cat": partial(self._join, np.concatenate), "matmul": self._matmul,
+            "bmm": self._matmul, "matmul": self._matmul,
+            **dict.fromkeys(("cat", "concat", "concatenate"), partial(self._join, np.concatenate)),
             "conv1d": self._convolution, "embedding": self._embedding, "layer_norm": self._layer_norm,
             "linear": self._linear, "mean": self._mean, "neg": self._neg, "rsqrt": self._rsqrt,
             "softmax": lambda node, x, dim, *_: softmax_of(x, dim, len(shape_of(node))),
@@ -120,6 +122,7 @@ class _Raising:
             "scaled_dot_product_attention": self._whole_attention, "linear_attention": self._linear_attention,
             "new_empty": lambda node, *_: Blank(shape_of(node), token_axis(node)), "copy_": self._copy,
             "experts_in": self._experts, "experts_out": self._experts,
+            "full_like": lambda node, *args: nowhere(*args), "repeat": lambda node, *args: repeated(*args),
         }  # fmt: skip
         self.binary = {
             aten.mul.Tensor: self._mul, aten.mul.Scalar: self._mul, aten.add.Tensor: self._add,
@@ -192,8 +195,15 @@ class _Raising:
             return args[0]
         if target is operator.getitem:
             return args[0][args[1]]
+        if op_name(target) != "attention":
+            args = [
+                self._of_joined(a, n) if isinstance(a, Joined) else a
+                for a, n in zip(args, node.args, strict=True)
+            ]
         if any(isinstance(a, Scores) for a in args):
             return self._of_scores(node, args)
+        if isinstance(args[0], Stacked | Summands):
+            return self._stacked(node, *args)
         if op_name(target) == "topk" or any(isinstance(a, Routed) for a in flattened(args)):
             return self._routed(node, args)
         if target in self.binary:
@@ -225,6 +235,11 @@ class _Raising:
         if isinstance(argument, list | tuple):
             return [self._value(a) for a in argument]
         return argument
+
+    def _of_joined(self, value: Joined, node: Any) -> Lanes:
+        """Channels of two values as one, for whatever reads their FX node."""
+        self.values[node] = whole = self._whole(self._emit(value, node, "part"), node)
+        return whole
 
     def _fold(self, node: Node, args: list[Any]) -> Any:
         """Evaluate what depends on weights and positions alone."""
@@ -351,28 +366,19 @@ class _Raising:
         return result
 
     def _binary(self, node: Node, kind: str, a: Any, b: Any) -> Lanes:
-        apart = all(isinstance(lanes_of(x), Lanes) and in_groups(lanes_of(x)) for x in (a, b))
+        apart = all(isinstance(lanes_of(x), Lanes) and may_be_cut(lanes_of(x)) for x in (a, b))
         if kind == "add" and apart and lanes_of(a).index.shape == lanes_of(b).index.shape:
             return self._whole(Sum(a, b, f"{module_path(node)}.add".lstrip(".")), node)
         left, right = (self._emit(v, node, kind) for v in (a, b))
-        if kind == "mul" and (gated := self._gate(node, left, right)) is not None:
-            return gated
+        shapes = [shape_of(n) for n in node.args[:2]]  # type: ignore[arg-type]
+        if kind == "mul" and (gated := self.build.gate(left, right, shapes, module_path(node))) is not None:
+            return self._whole(gated, node)
         if left.type != right.type:
             raise self._fail(node, f"of {left.type} and {right.type} has no llm form")
         result = self.build.op(
             f"llm.{kind}", [left, right], left.type, f"{module_path(node)}.{kind}".lstrip(".")
         )
         return self._whole(result, node)
-
-    def _gate(self, node: Node, left: SSAValue, right: SSAValue) -> Lanes | None:
-        """A product with a value that has one number for each block of channels."""
-        wide, narrow = ((x, shape_of(n)) for x, n in zip((left, right), node.args[:2], strict=True))  # type: ignore[arg-type]
-        if channels(wide[0]) < channels(narrow[0]):
-            wide, narrow = narrow, wide
-        if channels(wide[0]) == channels(narrow[0]) or narrow[1] != (*wide[1][:-1], 1):
-            return None
-        name = f"{module_path(node)}.gate".lstrip(".")
-        return self._whole(self.build.op("llm.gate", [wide[0], narrow[0]], wide[0].type, name), node)
 
     # ---- experts
 
@@ -397,17 +403,16 @@ class _Raising:
             return self._whole(Linear(value, stack, bias, path, name, chosen), node)
         return self._whole(self.build.routed_sum(value, chosen, stack, name, path), node)
 
+    def _stacked(self, node: Node, *args: Any) -> Any:
+        """An op of values of all experts, one expert after the other."""
+        result = step_of_all(self.build, node, args, partial(self._emit, node=node))
+        return result if isinstance(result, Stacked | Summands) else self._whole(result, node)
+
     # ---- norms
 
     def _mean(self, node: Node, a: Any, dims: Any, keepdim: bool = False) -> Moment | Mean:
-        probe = torch.linspace(-3, 3, 13)
-        if list(dims) == [-1] and keepdim:
-            if isinstance(a, Centered) and a.squared:
-                return Moment(a.lanes, centered=True)
-            if isinstance(a, Elementwise) and torch.allclose(a.function(probe), probe * probe):
-                return Moment(a.lanes)
-            if isinstance(a, Lanes | Elementwise):
-                return Mean(self._lanes(node, a))
+        if list(dims) == [-1] and keepdim and isinstance(a, Centered | Lanes | Elementwise):
+            return moment(a) or Mean(self._lanes(node, a))
         raise self._fail(node, "has no llm form but in a norm over the last axis")
 
     def _rsqrt(self, node: Node, a: Any) -> Moment:
@@ -464,7 +469,7 @@ class _Raising:
 
     def _attention(
         self, node: Node, q: Any, k: Any, v: Any, layer: int, scale: float, window: int, cap: float,
-        sinks: Any = None,
+        sinks: Any, chunk: int, *_: Any,
     ) -> Lanes:  # fmt: skip
         heads, kv_heads = (int(x.meta["val"].shape[1]) for x in node.args[:2])  # type: ignore[union-attr]
         width = int(node.args[2].meta["val"].shape[-1])  # type: ignore[union-attr]
@@ -472,23 +477,22 @@ class _Raising:
         return self._attend(
             node, (q, k, v), heads * width, layer=layer, heads=heads, kv_heads=kv_heads,
             scale=float(scale), window=int(window) or None, softcap=float(cap) or None, sinks=sinks,
+            chunk=int(chunk) if 0 < chunk < self.context else None,
         )  # fmt: skip
 
     def _attend(self, node: Node, operands: tuple[Any, Any, Any], size: int, **properties: Any) -> Lanes:
         values = [self._emit(x, node, n) for x, n in zip(operands, "qkv", strict=True)]
-        number = properties.pop("layer")  # again that of its first call, where a model calls a layer twice
-        number = number if number not in self.layers else max(self.layers) + 1
-        self.layers.add(number)
-        name = f"{module_path(node)}.attention"
-        for key in ("sinks", "key_bias"):
-            if (constant := properties.pop(key, None)) is not None:
-                properties[key] = self.build.vector(constant, f"{name}.{key}")
-        result = self.build.op("llm.attention", values, tensor(f32, size), name, layer=number, **properties)
-        return self._whole(result, node)
+        return self._whole(
+            self.build.attention(values, size, f"{module_path(node)}.attention", **properties), node
+        )
 
-    def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores:
+    def _matmul(self, node: Node, a: Any, b: Any) -> Lanes | Scores | Summands:
         if isinstance(b, torch.Tensor) and b.ndim == 2:
             return self._addmm(node, None, a, b)
+        if isinstance(a, torch.Tensor) and a.ndim == 2 and shape_of(node) == (1, len(a), 1):
+            return self._linear(node, b, a)  # channels before tokens
+        if isinstance(b, torch.Tensor) and b.ndim == 3:
+            return summands(self.build, node, self._emit(a, node, "linear_in"), b)
         a, b = (self._lanes(node, x) if isinstance(x, Elementwise) else x for x in (a, b))
         return product(a, b)
 
@@ -519,7 +523,7 @@ class _Raising:
         if not shares.shares or not isinstance(v, Lanes) or v.axis != v.index.ndim - 2:
             raise ValueError("of attention and anything but values has no llm form")
         return self._attend(
-            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=len(self.layers), heads=heads,
+            node, (shares.q, shares.k, v), heads * v.index.shape[-1], layer=None, heads=heads,
             kv_heads=kv_heads, scale=shares.scale, window=shares.window, softcap=None, key_bias=shares.bias,
         )  # fmt: skip
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from mqc.frontend.lanes import Elementwise, Lanes, same_lanes
+from mqc.dialects.expressions import Call
+from mqc.frontend.lanes import Elementwise, Lanes, expression_of, lanes_of, same_lanes
 from mqc.frontend.nodes import number_of
 
 #: A number that is added to a sum of weights, or that it is not less than, lest it be 0.
@@ -25,7 +26,7 @@ class Preference:
 
     part: which value of the computation it is. `all` `[tokens, experts]`; the same `grouped`
     `[tokens, groups, …]`; the `best` of each group; their `sums` `[tokens, groups]`; the numbers of the
-    `kept` groups; `zeros` and a `mask` of them.
+    `kept` groups; `zeros` and a `mask` of them; `nowhere` −infinity for all experts.
     """
 
     WHAT: ClassVar = "a softmax or a sum with a vector, but to choose experts,"
@@ -70,7 +71,32 @@ class Gains:
     vector: torch.Tensor
 
 
-Routed = Preference | Chosen | Weights | Gains
+@dataclass(frozen=True)
+class Everywhere:
+    """The scores of the chosen experts among all `[tokens, experts]`, −infinity elsewhere; the sigmoid of
+    them, which is 0 elsewhere, once it was taken. by_expert: `[experts, tokens]`; stacked:
+    `[experts · tokens, 1]`."""
+
+    chosen: Chosen
+    sigmoid: bool = False
+    by_expert: bool = False
+    stacked: bool = False
+
+    def weights(self, path: str) -> Weights:
+        """The same as the weights of a choice by the sigmoid, whose order is that of the scores."""
+        scores = self.chosen.by.scores
+        gates = Elementwise(lanes_of(scores), Call("sigmoid", (expression_of(scores),)), path)
+        return Weights(replace(self.chosen, by=Preference(gates)), gathered=True)
+
+
+Routed = Preference | Chosen | Weights | Gains | Everywhere
+
+
+def nowhere(scores: Any, value: Any) -> Preference:
+    """`full_like` of scores of experts. Raises `ValueError` for another number than −infinity."""
+    if not isinstance(scores, Lanes | Elementwise) or number_of(value) != -torch.inf:
+        raise ValueError("has no llm form")
+    return Preference(scores, part="nowhere")
 
 
 def softmax_of(value: Any, dim: int, ndim: int) -> Preference:
@@ -101,6 +127,8 @@ def step(name: str, args: list[Any], shape: tuple[int, ...]) -> Any:
             return _of_groups(name, first, others)
         case Weights():
             return _of_weights(name, first, others)
+        case Everywhere():
+            return _of_everywhere(name, first, others)
         case torch.Tensor() if name == "index" and isinstance(others[0][0], Chosen):
             return Gains(others[0][0], first)
         case _ if name in ("mul", "add") and others and not isinstance(first, Chosen):
@@ -157,6 +185,8 @@ def _of_groups(name: str, by: Preference, others: list[Any]) -> Any:
             return replace(by, part="sums")
         case "sums", "topk":
             return [None, replace(by, part="kept", top_groups=int(others[0]))]
+        case "nowhere", "scatter" if _are_scores(others, by):
+            return Everywhere(others[1])
         case "sums", "zeros_like":
             return replace(by, part="zeros")
         case "zeros", "scatter":
@@ -164,6 +194,25 @@ def _of_groups(name: str, by: Preference, others: list[Any]) -> Any:
         case "mask", "unsqueeze" | "expand" | "reshape" | "view" | "bitwise_not" | "logical_not":
             return by
     raise ValueError("of groups of experts has no llm form")
+
+
+def _are_scores(arguments: list[Any], by: Preference) -> bool:
+    """Whether scores are scattered to where they were chosen by themselves."""
+    dim, index, values = (*arguments, None, None, None)[:3]
+    if dim not in (-1, 1) or not isinstance(index, Chosen) or values != Weights(index):
+        return False
+    return index.by == replace(by, part="all")
+
+
+def _of_everywhere(name: str, gates: Everywhere, others: list[Any]) -> Everywhere:
+    match name:
+        case "sigmoid" if not gates.sigmoid:
+            return replace(gates, sigmoid=True)
+        case "transpose" if sorted(others) == [0, 1] and not gates.stacked:
+            return replace(gates, by_expert=not gates.by_expert)
+        case "reshape" | "view" if gates.by_expert and others == [[-1, 1]]:
+            return replace(gates, stacked=True)
+    raise ValueError("of scores of chosen experts has no llm form")
 
 
 def _of_weights(name: str, weights: Weights, others: list[Any]) -> Any:

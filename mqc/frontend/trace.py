@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -24,6 +26,8 @@ from mqc.errors import ModelError, UnsupportedOpError
 from mqc.frontend.experts import EXPERTS
 from mqc.frontend.linear_attention import as_one_op
 from mqc.frontend.mapped import Widened, shapes_only
+from mqc.frontend.nodes import op_name
+from mqc.frontend.source import module_path, source_line
 
 #: Name under which the attention function is registered with transformers.
 ATTENTION = "mqc"
@@ -34,22 +38,25 @@ def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    layer: int,
+    layer: int | None,
     scale: float,
     window: int,
     softcap: float,
     sinks: torch.Tensor | None,
+    chunk: int,
+    mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Placeholder for attention in the traced graph; never run.
 
     Shapes: q `[1, heads, tokens, head_dim]`, k and v `[1, kv_heads, tokens, head_dim]`,
-    result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window` and `softcap` are 0 for none.
+    result `[1, tokens, heads, head_dim]`, sinks `[heads]`. `window`, `softcap` and `chunk` are 0 for none.
+    `mask` is there to see that it depends on positions alone.
     """
     raise NotImplementedError("mqc::attention exists in traced graphs only")
 
 
 @attention.register_fake
-def _(q, k, v, layer, scale, window, softcap, sinks):  # type: ignore[no-untyped-def]
+def _(q, k, v, layer, scale, window, softcap, sinks, chunk, mask):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1])
 
 
@@ -62,17 +69,39 @@ def _attention_function(  # type: ignore[no-untyped-def]
         raise UnsupportedOpError(
             f"layer {module.layer_idx}", "attention with sinks that it does not pass on", "has no llm form"
         )
+    if kwargs.get("indices") is not None:  # maybe in long sequences only
+        raise UnsupportedOpError(
+            f"layer {module.layer_idx}", "attention to keys that are chosen by the tokens", "has no llm form"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window, cap = sliding_window or 0, float(softcap or 0)
-    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks)
+    chunk = attention_mask.size if isinstance(attention_mask, _Chunks) else 0
+    mask = attention_mask if isinstance(attention_mask, torch.Tensor) else None
+    result = attention(query, key, value, module.layer_idx, scale, window, cap, sinks, chunk, mask)
     return result, None
 
 
 AttentionInterface.register(ATTENTION, _attention_function)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: _masks.get()(*args, **kwargs))
 
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Stands for a mask by which tokens see those of their own chunk, of `size` positions."""
+
+    size: int
+
+
+def _no_mask(*args: Any, config: Any = None, local_size: int | None = None, **kwargs: Any) -> _Chunks | None:
+    """What attention as an op must know of a mask. transformers gives the size of a window or of chunks; that
+    of a window comes with the call of attention too."""
+    sizes = (getattr(config, name, None) for name in ("attention_chunk_size", "sliding_window"))
+    chunk, window = sizes
+    return _Chunks(chunk) if chunk is not None and local_size == chunk != window else None
+
+
 #: What makes masks. Attention as an op needs none; a model's own may do without, or take one.
-_masks: ContextVar[Any] = ContextVar("masks", default=lambda *args, **kwargs: None)
+_masks: ContextVar[Any] = ContextVar("masks", default=_no_mask)
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -170,6 +199,35 @@ def _functions_of_mqc(model: PreTrainedModel) -> Iterator[None]:
             setattr(config, name, previous)
 
 
+def _without_masks(program: ExportedProgram) -> None:
+    """Take masks out of the graph: what attention must know of them stands in its other arguments.
+
+    Raises `UnsupportedOpError` for a mask that is computed from the tokens: which keys are seen then depends
+    on more than positions, maybe in long sequences only.
+    """
+    for node in program.graph.nodes:
+        if node.target is torch.ops.mqc.attention.default and isinstance(node.args[-1], Node):
+            if _depends_on_tokens(node.args[-1]):
+                what = "attention with a mask that is computed from the tokens"
+                raise UnsupportedOpError(module_path(node), what, "has no llm form", source_line(node))
+            node.update_arg(len(node.args) - 1, None)
+
+
+def _depends_on_tokens(node: Node) -> bool:
+    """Whether a value follows from token ids, and not from how many there are."""
+    found, stack = {node}, [node]
+    while stack:
+        last = stack.pop()
+        if last.name == "input_ids":
+            return True
+        name = op_name(last.target)
+        if name != "sym_size" and not name.startswith("new_") and not name.endswith("_like"):
+            fresh = [n for n in last.all_input_nodes if n not in found]
+            found.update(fresh)
+            stack += fresh
+    return False
+
+
 def _asks(program: ExportedProgram) -> bool:
     """Whether a model called what is registered here for attention."""
     return any(node.target is torch.ops.mqc.attention.default for node in program.graph.nodes)
@@ -194,6 +252,43 @@ def _untraceable(model: PreTrainedModel, error: Exception) -> ModelError:
     return wrong
 
 
+def _exported(wrapped: _LogitsOnly, inputs: tuple[torch.Tensor, ...], length: Any) -> ExportedProgram:
+    """The graph for all lengths. What torch.export cannot prove of them is tried, for many."""
+    export = partial(
+        torch.export.export, wrapped, inputs, dynamic_shapes=tuple({1: length} for _ in inputs), strict=False
+    )
+    try:
+        return export()
+    except UserError as error:
+        try:
+            program: ExportedProgram = export(prefer_deferred_runtime_asserts_over_guards=True)
+        except UnsupportedOpError:
+            raise
+        except Exception:
+            raise error from None
+        if not all(_holds(condition, length.max) for condition in _conditions(program)):
+            raise error
+        return program
+
+
+def _conditions(program: ExportedProgram) -> Iterator[Any]:
+    """What must hold of the lengths, by the asserts in a graph."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten._assert_scalar.default:
+            value = node.args[0].meta["val"]
+            yield value.node.expr if isinstance(value, torch.SymBool) else value
+
+
+def _holds(condition: Any, longest: int) -> bool:
+    """Whether a condition holds for each length up to 256, those around powers of two, and the longest."""
+    symbols = getattr(condition, "free_symbols", ())
+    around = (2**n + d for n in range(9, longest.bit_length()) for d in (-1, 0, 1))
+    lengths = [*range(2, min(longest, 256) + 1), *(n for n in around if n < longest), longest]
+    return (
+        all(bool(condition.subs(dict.fromkeys(symbols, n))) for n in lengths) if symbols else bool(condition)
+    )
+
+
 def trace(model: PreTrainedModel) -> ExportedProgram:
     """Export `logits(input_ids, position_ids)`, both `[1, tokens]`, with dynamic length.
 
@@ -215,10 +310,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
     try:
         wrapped = _LogitsOnly(model)
         tensors = wrapped.state_dict(keep_vars=True)
-        export = partial(
-            torch.export.export, wrapped, (ids, positions), dynamic_shapes=({1: length}, {1: length}),
-            strict=False,
-        )  # fmt: skip
+        export = partial(_exported, wrapped, (ids, positions), length)
         with (
             torch.no_grad(), left_as_it_was(model), shapes_only(model), as_one_op(model),
             warnings.catch_warnings(),
@@ -237,6 +329,7 @@ def trace(model: PreTrainedModel) -> ExportedProgram:
                 "eager",
             ):
                 program = export()  # its code may depend on what it is told to use
+        _without_masks(program)
         program.state_dict.update({name: tensors[name] for name in program.state_dict})
     except UnsupportedOpError:
         raise

@@ -240,6 +240,7 @@ def attention(
     value_dim: int | None = None,
     softcap: float | None = None,
     key_bias: bool = False,
+    chunk: int | None = None,
 ) -> Callable[[Lab], ModuleOp]:
     def build(lab: Lab) -> ModuleOp:
         q, k, v = heads * dim, kv_heads * dim, kv_heads * (value_dim or dim)
@@ -252,7 +253,7 @@ def attention(
             int_ops.AttentionOp,
             [lab.activation(u8, q), lab.activation(u8, k), lab.activation(u8, v)],
             tensor(out, heads * (value_dim or dim)),
-            layer=0, heads=heads, kv_heads=kv_heads, window=window, **rows,
+            layer=0, heads=heads, kv_heads=kv_heads, window=window, chunk=chunk, **rows,
             sinks=lab.weight(lab.rng.integers(-(2**17), 2**18, heads), np.int32) if sinks else None,
             key_bias=lab.weight(lab.rng.integers(0, 2**17, (heads, CONTEXT)), np.int32) if key_bias else None,
             softcap=softcap, cap_table=None if softcap is None else knots(lab, softcap),

@@ -15,13 +15,15 @@ from tests.backends.op_cases import Lab
 
 def linear_attention(
     x: Any, out: Any, heads: int, key_heads: int, key_dim: int, value_dim: int, beta: Any = None,
-    delta: bool = True, by_channel: bool = False, full: bool = False,
+    delta: bool = True, by_channel: bool = False, full: bool = False, apart: bool = False,
 ) -> Callable[[Lab], ModuleOp]:  # fmt: skip
-    """x: elements of queries, keys and values; beta: of beta, None without. full: so that states saturate."""
+    """x: elements of queries, keys and values; beta: of beta, None without. by_channel: steps of key
+    channels; apart: decays of key channels, of which a head's share a step. full: so that states saturate."""
 
     def build(lab: Lab) -> ModuleOp:
         reach, value_shift = (8, 12) if x == u8 else (16, 8)
         steps = heads * key_dim if by_channel else heads
+        decays = heads * key_dim if apart else steps
         operands = [lab.activation(x, n) for n in (key_heads * key_dim,) * 2 + (heads * value_dim,)]
         operands.append(lab.activation(u16, steps))
         more: dict[str, Any] = {}
@@ -41,8 +43,8 @@ def linear_attention(
             int_ops.LinearAttentionOp, operands, tensor(s32, heads * value_dim), layer=0, heads=heads,
             key_heads=key_heads, q_zero=lab.zero(x), k_zero=lab.zero(x), v_zero=lab.zero(x),
             step_zero=int(lab.rng.choice([0, 30000])),
-            decay_multiplier=lab.weight(lab.rng.integers(2**30, 2**31, steps), np.int32),
-            decay_shift=lab.weight(lab.rng.integers(-10, 3, steps), np.int8), value_shift=value_shift,
+            decay_multiplier=lab.weight(lab.rng.integers(2**30, 2**31, decays), np.int32),
+            decay_shift=lab.weight(lab.rng.integers(-10, 3, decays), np.int8), value_shift=value_shift,
             update_shift=max(update, 0), acc_shift=reach, **more,
         )  # fmt: skip
         return lab.finish(lab.requant(acc, out, 29))
@@ -57,6 +59,7 @@ RECURRENT_CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "delta-rule-full": linear_attention(u16, u16, 2, 1, 20, 17, u8, full=True),
     "scan": linear_attention(u16, u16, 6, 1, 8, 16, delta=False),
     "scan-steps": linear_attention(u16, u8, 4, 2, 8, 6, u16, delta=False),
+    "scan-decays": linear_attention(u16, u16, 37, 1, 6, 1, u16, delta=False, apart=True),
     "scan-u8": linear_attention(u8, u16, 1, 1, 5, 130, delta=False),
     "scan-full": linear_attention(u16, u8, 1, 1, 12, 3, delta=False, full=True),
 }

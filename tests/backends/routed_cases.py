@@ -118,6 +118,8 @@ ROUTED_CASES: dict[str, Callable[[Lab], ModuleOp]] = {
     "attention-softcap-window": attention(u16, 5, 1, 20, window=5, prefix=2, softcap=300.0),
     "attention-sinks": attention(u8, 6, 2, 16, sinks=True),
     "attention-sinks-window": attention(u16, 5, 1, 20, window=5, prefix=2, sinks=True),
+    "attention-chunks": attention(u8, 6, 2, 16, chunk=7),
+    "attention-chunks-window": attention(u16, 5, 1, 20, window=5, chunk=8, prefix=2),
     "attention-key-bias": attention(u8, 6, 2, 16, key_bias=True),
     "attention-key-bias-window": attention(u16, 5, 1, 20, window=5, prefix=2, key_bias=True),
     "route-softmax": route(u16, u16, 9, 3, bits=15),

@@ -218,15 +218,19 @@ def test_rope_is_the_plain_rotation(seed: int, kind: Any, half: int, rest: int, 
             assert got[t, head * dim : (head + 1) * dim].tolist() == want
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, 3]))
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.sampled_from([None, 3]), st.sampled_from([None, 4])
+)
 @settings(max_examples=30)
-def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, window: int | None) -> None:
+def test_attention_through_the_cache_equals_the_whole(
+    seed: int, group: int, window: int | None, chunk: int | None
+) -> None:
     rng = np.random.default_rng(seed)
     w = Weights()
     prefix = rng.integers(0, 256, (2, 2, 8)).astype(np.uint8)
     attention = op(
         int_ops.AttentionOp, [tensor(u8, 8 * group), tensor(u8, 8), tensor(u8, 8)],
-        tensor(u8, 8 * group), layer=0, heads=2 * group, kv_heads=2, window=window, q_zero=120,
+        tensor(u8, 8 * group), layer=0, heads=2 * group, kv_heads=2, window=window, chunk=chunk, q_zero=120,
         k_zero=130, v_zero=125, zero_point=128, score_multiplier=2**30 + 5, score_shift=3,
         multiplier=2**30, shift=14, prefix_k=w.store.add("pk", prefix[0]),
         prefix_v=w.store.add("pv", prefix[1]),
@@ -237,6 +241,26 @@ def test_attention_through_the_cache_equals_the_whole(seed: int, group: int, win
     w.state.clear()
     steps = [attention.evaluate(w, q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(7)]
     assert (np.concatenate(steps) == whole).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_chunks_are_sequences_of_their_own(chunk: int) -> None:
+    rng = np.random.default_rng(chunk)
+    w = Weights()
+    given = [rng.integers(0, 256, (11, n)).astype(np.uint8) for n in (24, 8, 8)]
+
+    def attention(chunk: int | None) -> Any:
+        return op(
+            int_ops.AttentionOp, [tensor(u8, x.shape[1]) for x in given], tensor(u8, 24), layer=0, heads=6,
+            kv_heads=2, chunk=chunk, q_zero=120, k_zero=130, v_zero=125, zero_point=128,
+            score_multiplier=2**30 + 5, score_shift=3, multiplier=2**30, shift=14,
+        )  # fmt: skip
+
+    whole = attention(chunk).evaluate(w, *given)
+    for first in range(0, 11, chunk):
+        w.state.clear()
+        alone = attention(None).evaluate(w, *(x[first : first + chunk] for x in given))
+        assert (whole[first : first + chunk] == alone).all()
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
+from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 from xdsl.dialects.builtin import f32
@@ -45,8 +46,9 @@ def float_op(
     rate: Any,
     delta: int,
     skip: Any = None,
+    steps: int | None = None,
 ) -> Any:
-    widths = [key_heads * key_dim] * 2 + [heads * value_dim, len(rate), heads]
+    widths = [key_heads * key_dim] * 2 + [heads * value_dim, steps or len(rate), heads]
     return op(
         llm.LinearAttentionOp, [tensor(f32, n) for n in widths], tensor(f32, heads * value_dim), layer=0,
         heads=heads, key_heads=key_heads, rate=w.store.add("r", np.asarray(rate, np.float32)), delta=delta,
@@ -94,6 +96,24 @@ def test_the_float_op_is_the_scan_of_mamba() -> None:
     assert torch.allclose(torch.cat(parts), want[0].reshape(count, -1), atol=1e-4)
 
 
+def test_the_float_op_is_the_selective_scan() -> None:
+    """A head for each channel, which has a decay for each key channel, all of one step."""
+    heads, key_dim, count = 12, 5, 90
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, key_dim, count, generator=generator) for _ in range(2))
+    v, step = (
+        torch.randn(1, heads, count, generator=generator),
+        torch.rand(1, heads, count, generator=generator),
+    )
+    rate, skip = torch.rand(heads, key_dim, generator=generator), torch.randn(heads, generator=generator)
+    want = mamba_selective_scan(v, step, -rate, k, q, D=skip)
+    w = FloatWeights()
+    built = float_op(w, heads, 1, key_dim, 1, rate.reshape(-1).numpy(), 0, skip.numpy(), steps=heads)
+    given = [x[0].T for x in (q, k, v, step, step)]
+    parts = [built.compute(w, *(x[a:b] for x in given)) for a, b in ((0, 70), (70, 71), (71, count))]
+    assert torch.allclose(torch.cat(parts), want[0].T, atol=1e-4)
+
+
 # ---- the integer op
 
 
@@ -127,11 +147,11 @@ class Definition:
         self, q: list[int], k: list[int], v: list[int], step: list[int], beta: int | None,
         scales: list[tuple[int, int]], skip: int,
     ) -> list[int]:  # fmt: skip
-        """All without their zero points; step and scales: one, or one of each key channel."""
+        """All without their zero points; step and scales: one, or one of each key channel, apart."""
         p, rows, columns = self.p, range(len(k)), range(len(v))
         for row in rows:
-            i = row % len(step)
-            e = factor(min(max(requantized(step[i], *scales[i]), 0), 1 << 29))
+            octaves = requantized(step[row % len(step)], *scales[row % len(scales)])
+            e = factor(min(max(octaves, 0), 1 << 29))
             self.state[row] = [rounded(s * e, 30) for s in self.state[row]]
         written = [x * 2 ** p["value_shift"] for x in v]
         if "memory_shift" in p:
@@ -158,10 +178,11 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
     rng = np.random.default_rng(seed)
     key_heads, groups = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
     key_dim, value_dim = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
-    delta, with_beta, by_channel, skipping = (data.draw(st.booleans()) for _ in range(4))
+    delta, with_beta, by_channel, skipping, apart = (data.draw(st.booleans()) for _ in range(5))
     element, top = data.draw(st.sampled_from([(u8, 255), (u16, 65535)]))
     heads, w = key_heads * groups, Weights()
     steps = heads * key_dim if by_channel else heads
+    decays = heads * key_dim if apart else steps  # of key channels that share a step
     zeros = {f"{name}_zero": int(rng.integers(0, top + 1)) for name in ("q", "k", "v", "step")}
     p: dict[str, Any] = {
         "value_shift": data.draw(st.integers(0, 15)), "update_shift": data.draw(st.integers(0, 47)),
@@ -178,8 +199,8 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
     skip = rng.integers(-(2**31), 2**31, heads) if skipping else np.zeros(heads, int)
     if skipping:
         p["skip_shift"] = data.draw(st.integers(0, 31))
-    multiplier = rng.integers(2**30, 2**31, steps).astype(np.int32)
-    shift = rng.integers(-16, 20, steps).astype(np.int8)
+    multiplier = rng.integers(2**30, 2**31, decays).astype(np.int32)
+    shift = rng.integers(-16, 20, decays).astype(np.int8)
     widths = [key_heads * key_dim] * 2 + [heads * value_dim, steps] + [heads] * with_beta
     built = op(
         int_ops.LinearAttentionOp, [tensor(element, n) for n in widths], tensor(s32, heads * value_dim),
@@ -200,10 +221,8 @@ def test_the_integer_op_is_its_definition(data: st.DataObject, seed: int) -> Non
     d = [one.astype(int) - (zeros | p)[f"{name}_zero"] for name, one in zip(names, x, strict=True)]
     for head in range(heads):
         definition, group = Definition(p, key_dim, value_dim), head // groups
-        width = steps // heads
-        scales = list(zip(multiplier.tolist(), shift.tolist(), strict=True))[
-            head * width : (head + 1) * width
-        ]
+        width, of_head = steps // heads, slice(head * decays // heads, (head + 1) * decays // heads)
+        scales = list(zip(multiplier[of_head].tolist(), shift[of_head].tolist(), strict=True))
         for t in range(count):
             q, k = (one[t, group * key_dim : (group + 1) * key_dim].tolist() for one in d[:2])
             v = d[2][t, head * value_dim : (head + 1) * value_dim].tolist()
@@ -227,6 +246,7 @@ def test_decay_factors_are_powers_of_two() -> None:
 BROKEN = [
     ({"key_heads": 3}, "key_heads divides heads"),
     ({"heads": 3, "key_heads": 3}, "q and k of key_heads times key_dim"),
+    ({"decays": 6}, "decay_multiplier of the channels of step, or of heads times key_dim"),
     ({"step_zero": 70000}, "step_zero in the range of step"),
     ({"value_shift": 16}, r"value_shift in \[0, 15\]"),
     ({"update_shift": 48}, r"update_shift in \[0, 47\]"),
@@ -250,6 +270,8 @@ def test_what_does_not_verify(changes: dict[str, Any], message: str) -> None:
     }  # fmt: skip
     types = [tensor(u16, n) for n in (10, 10, 12, 4, 4)]
     op(int_ops.LinearAttentionOp, types, tensor(s32, 12), **good)
+    if "decays" in changes:
+        changes = {"decay_multiplier": w.store.add("n", np.full(changes["decays"], 2**30, np.int32))}
     with pytest.raises(VerifyException, match=message):
         op(int_ops.LinearAttentionOp, types, tensor(s32, 12), **(good | changes))
 

@@ -124,6 +124,7 @@ static void weighted_values(const Queries *s, const s32 *sums, void *y, int bits
 static void attend(const Run *r, const Attention *p, const ScoreTables *t, int kv_head, int head, int count,
                    int position, const u8 *q, void *y, int bits, size_t at) {
     int begin = p->window && position + 1 > p->window ? position + 1 - p->window : 0;
+    if (p->chunk && begin < position - position % p->chunk) begin = position - position % p->chunk;
     u8 *planes = r->scores + (size_t)GROUP * (size_t)p->capacity * sizeof(s32);
     Queries s = {p, r->cache[p->layer], kv_head, count, begin, position + 1, (s32 *)r->scores, planes};
     s32 sums[GROUP];

@@ -124,7 +124,7 @@ typedef void NormKernel(Run *r, const Norm *p, const void *x, void *y);
 KERNEL NormKernel norm_u8_u8, norm_u8_u16, norm_u16_u8, norm_u16_u16;
 
 typedef struct {
-    int layer, heads, kv_heads, head_dim, value_dim, window, capacity; /* positions, a multiple of 64 */
+    int layer, heads, kv_heads, head_dim, value_dim, window, chunk, capacity; /* positions, a multiple of 64 */
     s32 q_zero, k_zero, v_zero;
     s32 score_multiplier, score_left, score_right;
     s32 multiplier, left, right, zero, high;
@@ -152,12 +152,12 @@ KERNEL ConvolutionKernel convolution_u8_u8, convolution_u8_u16, convolution_u16_
 
 typedef struct {
     int cache, heads, key_heads, key_dim, value_dim; /* cache: its number */
-    int steps;                                       /* of each head: 1, or key_dim */
+    int steps, decays;                               /* of each head: 1, or key_dim; decays as many, or key_dim */
     int first_position;                              /* where a sequence begins, */
     const s32 *initial;                              /* with this state [heads][key_dim][value_dim]; NULL: zeros */
     int q_bits, k_bits, v_bits, step_bits, beta_bits; /* beta_bits: 0 without */
     s32 q_zero, k_zero, v_zero, step_zero, beta_zero;
-    const s32 *decay_multiplier; /* [heads * steps] */
+    const s32 *decay_multiplier; /* [heads * decays] */
     const s8 *decay_shift;
     s32 beta_multiplier, beta_left, beta_right;
     s32 memory_multiplier, memory_left, memory_right;

@@ -25,8 +25,8 @@ INLINE s32 decay_factor(const s32 *exp2, s32 u) {
 
 INLINE s32 factor_of(const Part *part, const void *step, size_t row, int i) {
     const LinearAttention *p = part->p;
-    size_t c = (size_t)part->head * (size_t)p->steps + (size_t)i;
-    size_t at = row * (size_t)p->heads * (size_t)p->steps + c;
+    size_t c = (size_t)part->head * (size_t)p->decays + (size_t)i;
+    size_t at = (row * (size_t)p->heads + (size_t)part->head) * (size_t)p->steps + (size_t)(p->steps > 1 ? i : 0);
     int shift = p->decay_shift[c];
     s32 d = load(step, p->step_bits, at) - p->step_zero;
     s32 u = requantize(d, p->decay_multiplier[c], shift < 0 ? -shift : 0, shift > 0 ? shift : 0);
@@ -67,7 +67,7 @@ INLINE void run_token(const Part *part, const LinearOperands *x, size_t t, int c
     s64 sum[COLUMNS] = {0};
     s32 value[COLUMNS], written[COLUMNS], factor = 0;
     for (int k = 0; k < p->key_dim; k++) {
-        if (k < p->steps) factor = factor_of(part, x->step, t, k);
+        if (k < p->decays) factor = factor_of(part, x->step, t, k);
         s32 key = load(x->k, p->k_bits, keys + (size_t)k) - p->k_zero;
         forget(part->state + (size_t)k * part->stride, sum, n, factor, key);
     }
