@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -32,6 +33,21 @@ def test_no_circle_of_imports() -> None:
     graph = nx.DiGraph(edges())
     circles = [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1]
     assert not circles
+
+
+def test_messages_that_the_docs_explain_are_there() -> None:
+    """Of each quoted message, what stands between its `…` is in a text of the code."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sources().values())
+    texts = "\0".join(
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    assert len(quoted) > 25
+    assert not [m for m in quoted for part in m.split("…") if part.strip() and part.strip() not in texts]
 
 
 def test_the_table_of_rooms_is_up_to_date() -> None:
