@@ -48,7 +48,18 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     # Here, so that what fails as they are imported is told of too.
-    from mqc.cli import chat, debug, doctor, explore, ir, programs, run, serve, trace  # noqa: F401  (their commands)
+    from mqc.cli import (  # noqa: F401  (they register their commands)
+        chat,
+        debug,
+        doctor,
+        encodings,
+        explore,
+        ir,
+        programs,
+        run,
+        serve,
+        trace,
+    )
     from mqc.cli.common import OPTIONAL_VALUE, app
 
     app(args=[f"{a}=*" if a in OPTIONAL_VALUE else a for a in arguments])

@@ -67,12 +67,12 @@ def read_tensors(folder: Path, side: Side, ids: Array | None = None) -> Recorded
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     running = Trace(side)
-    known = {_plain(name): name for name in running.ops}
+    known = {plain_name(name): name for name in running.ops}
     if len(known) < len(running.ops):
         raise InputError(
             f"{side.label} has values whose names differ in signs only: files cannot tell them apart"
         )
-    given = [path for path in files if _plain(path.stem) == IDS]
+    given = [path for path in files if plain_name(path.stem) == IDS]
     if ids is None:
         if not given:
             raise InputError(f"{folder} has no {IDS}.npy with the token ids of the run; give them by --ids")
@@ -80,7 +80,7 @@ def read_tensors(folder: Path, side: Side, ids: Array | None = None) -> Recorded
     stored: dict[str, Array] = {}
     unknown = []
     for path in files:
-        name = known.get(_plain(path.stem))
+        name = known.get(plain_name(path.stem))
         if name in stored:
             raise InputError(f"{folder} has two files of %{name}; remove {path.name} or the other one")
         if name is not None:
@@ -94,7 +94,7 @@ def read_tensors(folder: Path, side: Side, ids: Array | None = None) -> Recorded
     return Recorded(ids, stored, tuple(unknown))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name as file systems and QNN may write it."""
     return re.sub(r"[^0-9A-Za-z]+", "_", name.removesuffix("_native")).strip("_")
 
