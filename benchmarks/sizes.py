@@ -5,12 +5,14 @@
 Random weights, written shard by shard in bf16 to MQC_TMP, and a tokenizer trained on the packaged text. Each
 shape is compiled in a process of its own. The memory is its largest RssAnon: what the system cannot take
 back.
-Prints a Markdown table of the shapes, and one of the seconds of each pass.
+Prints a Markdown table of the shapes, and one of the seconds of each pass, and draws docs/sizes.svg. What was
+measured before, with the same commit, is kept in build/sizes.json and shown too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from typing import Any
 from mqc.cli.progress import memory
 from mqc.ir.spill import folder as temporary
 
+ROOT = Path(__file__).parent.parent
+RESULTS, PLOT = ROOT / "build" / "sizes.json", ROOT / "docs" / "sizes.svg"
 RECIPE = "w8a8"
 _SHARD_BYTES = 1 << 29
 
@@ -185,9 +189,10 @@ def measure(shape: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=temporary()) as parent:
         folder = Path(parent) / "model"
         printed(__file__, "--write", shape, str(folder))
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2
         found: dict[str, Any] = json.loads(printed(__file__, "--compile", str(folder)).splitlines()[-1])
         speed = json.loads(printed("-m", "mqc", "bench", str(folder.with_suffix(".mqc")), "--json"))
-    return found | {"bench": speed}
+    return found | {"bench": speed, "weights": weights}
 
 
 def printed(*arguments: str) -> str:
@@ -199,24 +204,85 @@ def printed(*arguments: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    results = {}
-    print("| shape | compile | peak RssAnon | program | prefill of 512 | decode |")
-    print("|---|---|---|---|---|---|")
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results = kept.get(commit, {})
     for name in names:
-        results[name] = found = measure(name)
-        b = found["bench"]
-        print(
-            f"| {name} | {found['seconds']:.0f} s | {found['peak'] / 2**30:.2f} GiB "
-            f"| {found['bytes'] / 1e6:.0f} MB "
-            f"| {b['prefill_tok_s']:.1f} tok/s ({b['prefill_tok_s'] / b['prefill_limit_tok_s']:.0%}) "
-            f"| {b['decode_tok_s']:.1f} tok/s ({b['decode_tok_s'] / b['decode_limit_tok_s']:.0%}) |",
-            flush=True,
-        )
-    print("\n| pass | " + " | ".join(names) + " |")
-    print("|---|" + "---|" * len(names))
-    for step in results[names[0]]["passes"]:
-        cells = (f"{r['passes'][step]:.1f} s, {r['peaks'][step] / 2**30:.2f} GiB" for r in results.values())
+        results[name] = measure(name)
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({commit: results}))
+        print(row(name, results[name]), file=sys.stderr, flush=True)
+    shown = {name: results[name] for name in SHAPES if name in results}
+    print("| shape | weights | compile | peak RssAnon | program | prefill of 512 | decode |")
+    print("|---|---|---|---|---|---|---|")
+    for name, found in shown.items():
+        print(row(name, found))
+    print("\n| pass | " + " | ".join(shown) + " |")
+    print("|---|" + "---|" * len(shown))
+    for step in next(iter(shown.values()))["passes"]:
+        cells = (f"{r['passes'][step]:.1f} s, {r['peaks'][step] / 2**30:.2f} GiB" for r in shown.values())
         print(f"| `{step}` | " + " | ".join(cells) + " |")
+    PLOT.write_text(plot(shown))
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    b = found["bench"]
+    return (
+        f"| {name} | {found['weights'] / 1e6:,.0f} M | {found['seconds']:.0f} s "
+        f"| {found['peak'] / 2**30:.2f} GiB | {found['bytes'] / 1e6:.0f} MB "
+        f"| {b['prefill_tok_s']:.1f} tok/s ({b['prefill_tok_s'] / b['prefill_limit_tok_s']:.0%}) "
+        f"| {b['decode_tok_s']:.1f} tok/s ({b['decode_tok_s'] / b['decode_limit_tok_s']:.0%}) |"
+    )
+
+
+def plot(shown: dict[str, dict[str, Any]]) -> str:
+    """Time and memory of compiling over the number of weights, both axes logarithmic, as SVG."""
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="880" height="400" viewBox="0 0 880 400" '
+        'font-family="sans-serif" font-size="12"><rect width="880" height="400" fill="#ffffff"/>'
+    ]
+    figures = (
+        ("compile, s", [(n, f["weights"], f["seconds"]) for n, f in shown.items()]),
+        ("peak RssAnon, GiB", [(n, f["weights"], f["peak"] / 2**30) for n, f in shown.items()]),
+    )
+    for number, (title, points) in enumerate(figures):
+        parts += _panel(60 + 440 * number, title, points)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _panel(left: int, title: str, points: list[tuple[str, float, float]]) -> list[str]:
+    width, top, height = 350, 50, 290
+    x_range, y_range = (_decades([p[axis] for p in points]) for axis in (1, 2))
+
+    def x(value: float) -> float:
+        return left + width * (math.log10(value) - x_range[0]) / (x_range[-1] - x_range[0])
+
+    def y(value: float) -> float:
+        return top + height * (1 - (math.log10(value) - y_range[0]) / (y_range[-1] - y_range[0]))
+
+    parts = [f'<text x="{left}" y="30" font-weight="bold">{title}</text>']
+    parts.append(
+        f'<text x="{left + width}" y="{top + height + 36}" text-anchor="end">weights, millions</text>'
+    )
+    for tick in x_range:
+        place = x(10**tick)
+        parts.append(f'<path d="M{place:.0f},{top} v{height}" stroke="#e5e7eb"/>')
+        label = f"{10 ** (tick - 6):,.0f}"
+        parts.append(f'<text x="{place:.0f}" y="{top + height + 18}" text-anchor="middle">{label}</text>')
+    for tick in y_range:
+        place = y(10**tick)
+        parts.append(f'<path d="M{left},{place:.0f} h{width}" stroke="#e5e7eb"/>')
+        parts.append(f'<text x="{left - 8}" y="{place + 4:.0f}" text-anchor="end">{10**tick:g}</text>')
+    for name, weights, value in points:
+        parts.append(f'<circle cx="{x(weights):.1f}" cy="{y(value):.1f}" r="4" fill="#2563eb"/>')
+        parts.append(f'<text x="{x(weights) + 7:.1f}" y="{y(value) + 4:.1f}" font-size="10">{name}</text>')
+    return parts
+
+
+def _decades(values: list[float]) -> range:
+    """Exponents of ten around some numbers, two at least."""
+    low, high = (round_(math.log10(end(values))) for round_, end in ((math.floor, min), (math.ceil, max)))
+    return range(low, max(high, low + 1) + 1)
 
 
 if __name__ == "__main__":
