@@ -123,6 +123,41 @@ def test_filter_sort_and_drill_down(page: Page, report: Path) -> None:
     assert page.locator("#detail h3").inner_text() == f"%{values[2]['name']}"
 
 
+def test_tokens_that_carry_the_error(page: Page, report: Path) -> None:
+    windows = data(report)["windows"]
+    assert len(windows) == 1 and len(windows[0]) == 24
+    spans = page.locator("#tokens .tokens span")
+    assert spans.all_inner_texts() == [text for text, _ in windows[0]]  # type: ignore[has-type]
+    worst = max(windows[0], key=lambda entry: entry[1])  # type: ignore[has-type]
+    cells = page.locator("#worst tbody tr").first.locator("td").all_inner_texts()
+    assert cells == [json.dumps(worst[0]), str(windows[0].index(worst)), f"{worst[1]:.4f}"]  # type: ignore[attr-defined]
+    assert page.locator("#worst tbody tr").count() == 10
+
+
+@pytest.mark.parametrize("how", ["dark", "print", "phone"])
+def test_in_the_dark_on_paper_and_on_a_phone(page: Page, how: str, tmp_path: Path) -> None:
+    """Text is to be read against its ground, and nothing is wider than the page but what scrolls."""
+    if how == "dark":
+        page.emulate_media(color_scheme="dark")
+    elif how == "print":
+        page.emulate_media(media="print", color_scheme="dark")
+        assert not page.locator("nav").is_visible()
+    else:
+        page.set_viewport_size({"width": 390, "height": 800})
+    page.screenshot(path=tmp_path / f"{how}.png", full_page=True)
+    for place in ("body", "#summary td", "#values p"):
+        ink = page.locator(place).first.evaluate("e => getComputedStyle(e).color")
+        ground = page.locator(place).first.evaluate(
+            """e => {
+                while (getComputedStyle(e).backgroundColor == 'rgba(0, 0, 0, 0)') e = e.parentElement;
+                return getComputedStyle(e).backgroundColor;
+            }"""
+        )
+        light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, ground))
+        assert abs(light - dark) > 250, (place, ink, ground)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+
+
 def test_layers_and_passes_unfold(page: Page) -> None:
     page.locator("#layer").select_option("layers.1")
     shown = page.locator(".drawing:visible")

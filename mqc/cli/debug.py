@@ -269,7 +269,8 @@ def _data(result: Comparison, plan: Plan | None, base: Recipe, threshold: float)
         "reference": result.reference, "test": result.test, "tokens": result.tokens, "kl": result.kl,
         "threshold_db": threshold, "first_bad": named(result.first_bad(threshold)),
         "first_below": named(result.first_below(threshold)), "worst": named(result.worst()),
-        "unaligned": result.unaligned, "values": [dataclasses.asdict(v) for v in result.values],
+        "unaligned": result.unaligned, "windows": result.windows,
+        "values": [dataclasses.asdict(v) for v in result.values],
         "plan": None if plan is None else dataclasses.asdict(plan),
         "recipe": None if plan is None else plan.recipe(base).to_toml(),
     }  # fmt: skip

@@ -50,7 +50,7 @@ def compare(
         raise InputError(f"{reference.label} and {test.label} have no value in common")
     sums: dict[str, Sums] = {}
     parts = list(windows)
-    divergence, tokens = 0.0, 0
+    behind: list[tuple[list[int], list[float]]] = []
     for i, ids in enumerate(parts):
         one.run(ids)
         two.run(ids)
@@ -64,11 +64,12 @@ def compare(
             sums[name].add(wanted, computed, two.type(b))
             sums[name].add_local(*_local(one, two, name, sums))
             progress("comparing", (i + (j + 1) / len(names)) / len(parts))
-        divergence += Divergence(_logits(one)).of(_logits(two)).sum()
-        tokens += len(ids)
+        behind.append((ids.tolist(), Divergence(_logits(one)).of(_logits(two)).tolist()))
     reports = [sums[n].report(n, two.ops[n], two.type(two.ops[n].results[0])) for n in names]
     unaligned = [name for name in two.ops if name not in sums]
-    return Comparison(reference.label, test.label, tokens, reports, divergence / tokens, unaligned)
+    divergences = [kl for _, window in behind for kl in window]
+    tokens, mean = len(divergences), sum(divergences) / len(divergences)
+    return Comparison(reference.label, test.label, tokens, reports, mean, unaligned, behind)
 
 
 def attribute(

@@ -47,7 +47,8 @@ class ValueReport:
 @dataclass
 class Comparison:
     """values: in program order. kl: of the test's logits against the reference's, nats per token.
-    unaligned: names of the test's values that the reference does not have.
+    unaligned: names of the test's values that the reference does not have. windows: token ids, and the KL of
+    the logits behind each of them, one pair for each window.
     """
 
     reference: str
@@ -56,6 +57,7 @@ class Comparison:
     values: list[ValueReport]
     kl: float
     unaligned: list[str] = field(default_factory=list)
+    windows: list[tuple[list[int], list[float]]] = field(default_factory=list)
 
     def first_bad(self, threshold_db: float) -> ValueReport | None:
         """The first value whose own op is below the threshold."""

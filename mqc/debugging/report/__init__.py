@@ -22,6 +22,7 @@ from mqc.debugging.value_trace import Side
 from mqc.ir.module import mqc_ops, weight_refs
 from mqc.ir.op import MqcOp
 from mqc.ir.weight_store import WeightStore
+from mqc.runtime.tokenizer import TOKENIZER, Tokenizer
 
 #: Bars of a histogram, and changes listed per pass.
 BINS, CHANGES = 48, 60
@@ -75,6 +76,7 @@ def render(
         "histograms": histograms.values,
         "costs": [_cost(op, test.weights) for op in ops],
         "passes": _passes(folder),
+        "windows": _windows(folder, comparison),
         "plan": {**dataclasses.asdict(plan), "recipe": recipe},
         "threshold": threshold_db,
     }
@@ -87,6 +89,16 @@ def render(
         style=_part("report.css"),
         script=_part("report.js"),
     )
+
+
+def _windows(folder: Path, comparison: Comparison) -> list[list[tuple[str, float]]]:
+    """Of each window the tokens' texts, or their ids where the dumps have no tokenizer, each with the KL of
+    the logits behind it."""
+    tokenizer = Tokenizer.read(folder) if (folder / TOKENIZER).is_file() else None
+    return [
+        [(tokenizer.decode([i]) if tokenizer else f"{i} ", kl) for i, kl in zip(ids, behind, strict=True)]
+        for ids, behind in comparison.windows
+    ]
 
 
 def _layer_number(name: str) -> int | None:

@@ -34,7 +34,7 @@ function plot(id, count, step, height, ticks, scale) {
   const svg = draw(document.getElementById(id), "svg", { width, height: height + 30 });
   const y = (value) => 10 + height - scale(value) * height;
   for (const tick of ticks) {
-    draw(svg, "line", { x1: left, x2: width, y1: y(tick), y2: y(tick), stroke: "#e2e8f0" });
+    draw(svg, "line", { x1: left, x2: width, y1: y(tick), y2: y(tick), stroke: "var(--faint)" });
     label(svg, left - 6, y(tick) + 4, String(tick));
   }
   return { svg, y, x: (i) => left + (i + 0.5) * step };
@@ -45,7 +45,7 @@ function layerMarks(area, height) {
   data.values.forEach((v, i) => {
     if (v.layer === last || v.layer === null) return;
     last = v.layer;
-    draw(area.svg, "line", { x1: area.x(i - 0.5), x2: area.x(i - 0.5), y1: 10, y2: height + 10, stroke: "#f1f5f9" });
+    draw(area.svg, "line", { x1: area.x(i - 0.5), x2: area.x(i - 0.5), y1: 10, y2: height + 10, stroke: "var(--soft)" });
     label(area.svg, area.x(i), height + 24, String(v.layer), "start");
   });
 }
@@ -224,6 +224,26 @@ function tables() {
     document.getElementById("passes").append(entry);
   }
 }
+function tokens() {
+  const all = data.windows.flatMap((window) => window.map(([text, kl], position) => ({ text, kl, position })));
+  const most = Math.max(...all.map((t) => t.kl), 1e-12), place = document.querySelector("#tokens .tokens");
+  for (const window of data.windows) {
+    const text = make("p");
+    for (const [token, kl] of window) {
+      const span = make("span", { title: `${kl.toFixed(4)} nats` }, token);
+      span.style.background = `rgb(217 119 6 / ${(0.9 * kl) / most})`;
+      text.append(span);
+    }
+    place.append(text);
+  }
+  document.querySelector("#worst tbody").append(
+    ...all.sort((a, b) => b.kl - a.kl).slice(0, 10).map((t) => {
+      const row = make("tr");
+      row.append(...[JSON.stringify(t.text), String(t.position), t.kl.toFixed(4)].map((text) => make("td", {}, text)));
+      return row;
+    }),
+  );
+}
 function showLayer() {
   const wanted = document.getElementById("layer").value;
   for (const drawing of document.querySelectorAll(".drawing")) drawing.hidden = drawing.dataset.layer !== wanted;
@@ -234,6 +254,7 @@ rangesChart();
 heads();
 fillTable();
 tables();
+tokens();
 showLayer();
 document.getElementById("filter").addEventListener("input", fillTable);
 document.getElementById("bits").addEventListener("change", fillTable);
