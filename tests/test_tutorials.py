@@ -43,7 +43,7 @@ def run_blocks(
     """Execute Python code in one module, with a tiny model in the place of the embedded one."""
     model = tiny_model("llama", **config)
     source = sources.Source(model, tokenizer(), {"kind": "demo", "id": "tiny"})
-    monkeypatch.setattr(sources, "load_source", lambda name, base=None: source)
+    monkeypatch.setattr(sources, "load_source", lambda *_: source)
     monkeypatch.chdir(folder)
     module = type(sys)("tutorial")
     monkeypatch.setitem(sys.modules, "tutorial", module)  # dataclasses look their module up by name
