@@ -116,7 +116,7 @@ def gptq(
         integers, index = integers[:, order], index[order]
     return {
         f"{name}.qweight": packed(integers, bits).T.contiguous(),
-        f"{name}.qzeros": packed((grid.zeros + half - less).T, bits),
+        f"{name}.qzeros": packed((grid.zeros + half - less).T % (2 * half), bits),
         f"{name}.scales": _halves(grid.scale.T),
         f"{name}.g_idx": torch.from_numpy(index.astype(np.int32)),
     }
@@ -133,12 +133,12 @@ def awq(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
     }
 
 
-def compressed_config(format: str, **group: Any) -> dict[str, Any]:
+def compressed_config(format: str, bits: int = 8, **group: Any) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"],
         "quantization_status": "compressed",
         "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int"}, **group},
+            "group_0": {"targets": ["Linear"], "weights": {"num_bits": bits, "type": "int"}, **group},
         },
     }  # fmt: skip
 

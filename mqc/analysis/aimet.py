@@ -175,4 +175,4 @@ def _of_numbers(kind: str, name: str, bits: Any, scales: Any, offsets: Any) -> N
 
 
 def _number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < math.inf

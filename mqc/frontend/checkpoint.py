@@ -106,6 +106,17 @@ class Checkpoint:
             )
         return found
 
+    def group_index(self, name: str, inputs: int, groups: int) -> Array | None:
+        """The group of each input, if a tensor says it. -1 for all says nothing. Raises `ModelError`."""
+        if name not in self:
+            return None
+        found: Array = self.take(name, ("I32", "I64"), (inputs,)).numpy()
+        if (found == -1).all():
+            return None
+        if found.min() < 0 or found.max() >= groups:
+            raise ModelError(f"{name} names groups from {found.min()} to {found.max()}; there are {groups}")
+        return found
+
     def value_grid(self, scale: str, zero: str, bits: int) -> ValueGrid | None:
         """The type of a value by the tensors of its scale and of its zero point, which may be missing.
 
@@ -182,12 +193,12 @@ def _grid(integers: Array, scale: Array, source: str, scattered: bool) -> Matrix
     return MatrixGrid(np.ascontiguousarray(scale), 4 if of_four else 8, source)
 
 
-def less_zeros(integers: Array, zeros: Array) -> Array:
+def less_zeros(integers: Array, zeros: Array, group_of: Array | None = None) -> Array:
     """s16: unsigned or signed integers `[rows, columns]` less the zero points `[rows, groups]` of their
-    groups."""
+    groups, which are consecutive, or as `group_of` says."""
     found = np.empty(integers.shape, np.int16)
     for rows in row_blocks(integers.shape):
-        found[rows] = integers[rows].astype(np.int16) - per_input(
-            zeros[rows].astype(np.int16), integers.shape[1]
-        )
+        some = zeros[rows].astype(np.int16)
+        spread = per_input(some, integers.shape[1]) if group_of is None else some[:, group_of]
+        found[rows] = integers[rows].astype(np.int16) - spread
     return found

@@ -11,7 +11,7 @@ import numpy as np
 from mqc.arrays import Array
 from mqc.errors import ModelError
 from mqc.frontend.checkpoint import Checkpoint, StoredMatrix, Values, integer_matrix, less_zeros
-from mqc.frontend.float8 import FLOAT8, float8_matrix
+from mqc.frontend.float8 import FLOAT8, block_size, float8_matrix
 from mqc.frontend.given import ValueGrid
 from mqc.numerics.packed import unpacked
 
@@ -41,6 +41,16 @@ class CompressedTensors:
                 raise ModelError(f"{part} of compressed-tensors is not read: save the model without it")
         self.words = f"compressed-tensors, {', '.join(sorted(map(str, formats)))}"
         self.notes: list[str] = []
+        weights = [group["weights"] for group in groups.values() if isinstance(group.get("weights"), dict)]
+        self._weight_bits = {stated.get("num_bits") for stated in weights if stated.get("type") != "float"}
+        blocks = [
+            block_size(stated["block_structure"]) for stated in weights if stated.get("block_structure")
+        ]
+        if len(set(blocks)) > 1:
+            raise ModelError(
+                f"block_structure of {' and '.join(map(str, set(blocks)))} in one model is not read"
+            )
+        self._block = next(iter(blocks), None)
         self._input_bits = self._bits(groups, "input_activations")
         self._output_bits = self._bits(groups, "output_activations")
 
@@ -73,11 +83,11 @@ class CompressedTensors:
                 checkpoint.drop(f"{module}{ending}")
                 self.notes.append("the files have scales of the cache: calibrated here")
         for module in checkpoint.modules(".weight_packed"):
-            yield _packed(checkpoint, module, self._values(checkpoint, module))
+            yield _packed(checkpoint, module, self._weight_bits, self._values(checkpoint, module))
         for module in checkpoint.modules(".weight_scale"):
             values = self._values(checkpoint, module)
             if checkpoint.type_of(f"{module}.weight") == FLOAT8:
-                yield float8_matrix(checkpoint, module, f"{module}.weight_scale")
+                yield float8_matrix(checkpoint, module, f"{module}.weight_scale", self._block)
             else:
                 yield _integers(checkpoint, module, values)
 
@@ -101,17 +111,21 @@ def _says_something(part: Any) -> bool:
     return bool(part.get("config_groups", True)) and part.get("format") != "dense" and bool(part)
 
 
-def _packed(checkpoint: Checkpoint, module: str, values: Values) -> StoredMatrix:
+def _packed(checkpoint: Checkpoint, module: str, stated: set[Any], values: Values) -> StoredMatrix:
+    """stated: the bits that matrices may have by the config."""
     rows, columns = checkpoint.take(f"{module}.weight_shape", ("I64", "I32"), (2,)).tolist()
     words = checkpoint.take(f"{module}.weight_packed", ("I32",), (rows, None)).numpy()
     # One of 1 to 8 bits takes so many words, but for fewer than 32 columns.
     bits = [b for b in range(1, 9) if -(-columns * b // 32) == words.shape[1]]
-    if columns < 32 or not bits:
+    # Older writers leave bits of a word unused where they do not divide 32.
+    if columns < 32 or not bits or bits[0] not in stated:
         raise ModelError(
-            f"{module}.weight_packed has {words.shape[1]} words a row: too few or many for {columns}"
+            f"{module}.weight_packed has {words.shape[1]} words a row: too few or many for {columns} weights "
+            f"of {' or '.join(map(str, stated))} bits, packed without gaps"
         )
     half, name = 1 << (bits[0] - 1), f"{module}.weight_scale"
     scale = checkpoint.matrix_scales(name, rows, columns)
+    group_of = checkpoint.group_index(f"{module}.weight_g_idx", columns, scale.shape[1])
     integers: Array = unpacked(words, bits[0], columns).astype(np.int16) - half
     if (zero := f"{module}.weight_zero_point") in checkpoint:
         groups = scale.shape[1]
@@ -120,12 +134,7 @@ def _packed(checkpoint: Checkpoint, module: str, values: Values) -> StoredMatrix
             zeros = unpacked(packed.T, bits[0], rows).T.astype(np.int16) - half
         else:
             zeros = checkpoint.take(zero, ("I8",), (rows, groups)).numpy()
-        integers = less_zeros(integers, zeros)
-    group_of = None
-    if (index := f"{module}.weight_g_idx") in checkpoint:
-        group_of = checkpoint.take(index, ("I32", "I64"), (columns,)).numpy()
-        if group_of.min() < 0 or group_of.max() >= scale.shape[1]:
-            raise ModelError(f"{index} names groups that {name} does not have")
+        integers = less_zeros(integers, zeros, group_of)
     return integer_matrix(module, integers, scale, name, group_of, values)
 
 
@@ -134,10 +143,11 @@ def _integers(checkpoint: Checkpoint, module: str, values: Values) -> StoredMatr
     rows, columns = integers.shape
     name, zero = f"{module}.weight_scale", f"{module}.weight_zero_point"
     scale = checkpoint.matrix_scales(name, rows, columns)
+    group_of = checkpoint.group_index(f"{module}.weight_g_idx", columns, scale.shape[1])
     if zero in checkpoint:
         zeros = checkpoint.take(zero, ("I8",)).numpy()
         if zeros.size not in (1, scale.size):
             raise ModelError(f"tensor {zero} has {zeros.size} zero points for {scale.size} scales")
-        integers = less_zeros(integers, np.broadcast_to(zeros.reshape(-1, 1), scale.shape)
-                              if zeros.size == 1 else zeros.reshape(scale.shape))  # fmt: skip
-    return integer_matrix(module, integers, scale, name, values=values)
+        zeros = zeros.reshape(scale.shape) if zeros.size > 1 else np.full(scale.shape, zeros.reshape(-1)[0])
+        integers = less_zeros(integers, zeros, group_of)
+    return integer_matrix(module, integers, scale, name, group_of, values)

@@ -14,21 +14,31 @@ from mqc.frontend.checkpoint import Checkpoint, StoredMatrix
 FLOAT8 = "F8_E4M3"
 
 
+def block_size(stated: Any) -> tuple[int, int]:
+    """Rows and columns of a block, as a config says them. Raises `ModelError` for what is none."""
+    if not isinstance(stated, list) or len(stated) != 2 or not all(type(n) is int and n > 0 for n in stated):
+        raise ModelError(f"a block is {stated!r}; its rows and columns were expected")
+    return stated[0], stated[1]
+
+
 def float8_matrix(
     checkpoint: Checkpoint, module: str, scale_name: str, block: tuple[int, int] | None = None
 ) -> StoredMatrix:
     """Weights times the scale of all, of their row, or of their block.
 
     Args:
-        block: rows and columns of a block; None for as many as make the scales' number.
+        block: rows and columns of a block; None for as many as make the scales' number. Scales of rows stay
+            that.
     """
     weight = checkpoint.take(f"{module}.weight", (FLOAT8,), (None, None))
     rows, columns = (int(n) for n in weight.shape)
     scale = checkpoint.scales(scale_name)
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
-    high, wide = block or (-(-rows // len(scale)), -(-columns // scale.shape[1]))
     one = scale.size == 1
-    if not one and (scale.ndim != 2 or scale.shape != (-(-rows // high), -(-columns // wide))):
+    high, wide = rows // max(len(scale), 1), columns // max(scale.shape[1], 1)
+    if block is not None and scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
+        high, wide = block
+    elif not one and (scale.ndim != 2 or scale.shape[0] * high != rows or scale.shape[1] * wide != columns):
         raise ModelError(
             f"tensor {scale_name} is {list(scale.shape)}: no scales of {rows} rows of {columns} weights"
         )
@@ -52,11 +62,7 @@ class Float8:
 
     def __init__(self, config: dict[str, Any]) -> None:
         block = config.get("weight_block_size")
-        if block is not None and (
-            not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block)
-        ):
-            raise ModelError(f"weight_block_size is {block!r}; rows and columns of a block were expected")
-        self._block = None if block is None else (block[0], block[1])
+        self._block = None if block is None else block_size(block)
         self.notes = ["weights are 8-bit floats in the files: they became floats, and are rounded here"]
 
     def matrices(self, checkpoint: Checkpoint) -> Iterator[StoredMatrix]:

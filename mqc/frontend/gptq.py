@@ -34,6 +34,9 @@ class Gptq:
             )
         if config.get("dynamic"):
             raise ModelError("GPTQ with `dynamic`, other bits for some modules, is not read")
+        self._size: Any = config.get("group_size", 128)
+        if type(self._size) is not int or not (self._size == -1 or self._size > 0):
+            raise ModelError(f"group_size is {self._size!r}; inputs of a group, or -1 for all, were expected")
         #: The first form stores zero points less 1.
         self._less = int(form == "gptq")
 
@@ -45,13 +48,17 @@ class Gptq:
             inputs, outputs = words.shape[0] * 32 // bits, words.shape[1]
             scale = checkpoint.scales(f"{module}.scales", (None, outputs)).T
             groups = scale.shape[1]
+            size = inputs if self._size == -1 else self._size
+            if groups != -(-inputs // size):
+                raise ModelError(
+                    f"{module}.scales has {groups} groups; {inputs} inputs in {size} were expected"
+                )
             packed = checkpoint.take(f"{module}.qzeros", ("I32",), (groups, -(-outputs * bits // 32))).numpy()
-            zeros = unpacked(packed, bits, outputs).T.astype(np.int16) + self._less
-            index, group_of = f"{module}.g_idx", np.arange(inputs) // max(inputs // groups, 1)
-            if index in checkpoint:
-                group_of = checkpoint.take(index, ("I32", "I64"), (inputs,)).numpy()
-            if group_of.min() < 0 or group_of.max() >= groups:
-                raise ModelError(f"{index} names groups that {module}.scales does not have")
+            # A zero point of 0 less 1 is stored as all ones.
+            zeros = (unpacked(packed, bits, outputs).T.astype(np.int16) + self._less) & ((1 << bits) - 1)
+            group_of = checkpoint.group_index(f"{module}.g_idx", inputs, groups)
+            if group_of is None:
+                group_of = np.arange(inputs) // size
             integers = unpacked(words.T, bits, inputs)
             less = integers.astype(np.int16) - zeros[:, group_of]
             yield integer_matrix(module, less, scale, f"{module}.scales", group_of)
@@ -69,6 +76,7 @@ class Awq:
             raise ModelError(
                 f"AWQ with {config.get('bits')} bits in form {form} is not read: 4 bits in gemm are"
             )
+        self._has_zeros = config.get("zero_point", True)
 
     def matrices(self, checkpoint: Checkpoint) -> Iterator[StoredMatrix]:
         """The model's matrices. Raises `ModelError` for tensors that are not as the format says."""
@@ -80,7 +88,7 @@ class Awq:
             if inputs % groups:
                 raise ModelError(f"{module}.scales has {groups} groups, which do not divide {inputs} inputs")
             zeros = np.full((outputs, groups), 8, np.uint8)
-            if f"{module}.qzeros" in checkpoint:
+            if self._has_zeros or f"{module}.qzeros" in checkpoint:
                 packed = checkpoint.take(f"{module}.qzeros", ("I32",), (groups, words.shape[1])).numpy()
                 zeros = _in_order(packed).T
             yield integer_matrix(module, less_zeros(_in_order(words).T, zeros), scale, f"{module}.scales")

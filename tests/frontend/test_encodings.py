@@ -233,3 +233,15 @@ def test_matrices_that_stand_turned_in_the_model(tmp_path: Path) -> None:
     rounded = source.model.get_submodule(key).weight
     assert torch.allclose(rounded, weight, atol=float(scales.max())) and not torch.equal(rounded, weight)
     assert raised(source)[3].matrices == {"h.0.attn.c_proj": f"{key}.weight"}
+
+
+@pytest.mark.parametrize(("key", "match"), [("scale", "a scale of x"), ("offset", "an offset of x")])
+def test_a_number_that_no_float_holds(key: str, match: str) -> None:
+    entry = {"name": "x", "dtype": "INT", "enc_type": "PER_TENSOR", "bw": 8, "scale": [0.1], "offset": [-128]}
+    document = {
+        "version": "1.0.0",
+        "param_encodings": [{**entry, key: [10**400]}],
+        "activation_encodings": [],
+    }
+    with pytest.raises(ValueError, match=match):
+        read_encodings(document)

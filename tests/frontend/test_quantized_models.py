@@ -53,12 +53,12 @@ FORMATS: dict[str, tuple[dict[str, Any], Writer, int, int, bool]] = {
     "w8 naive": (compressed_config("naive-quantized"), int_quantized, 8, 0, True),
     "w8 asymmetric": (compressed_config("int-quantized"), int_quantized, 8, 0, False),
     "w8 packed": (compressed_config("pack-quantized"), pack_quantized, 8, 0, True),
-    "w4": (compressed_config("pack-quantized"), pack_quantized, 4, 0, True),
-    "w4 asymmetric": (compressed_config("pack-quantized"), pack_quantized, 4, 0, False),
-    "w4 groups": (compressed_config("pack-quantized"), pack_quantized, 4, 32, True),
-    "w4 groups asymmetric": (compressed_config("pack-quantized"), pack_quantized, 4, 32, False),
-    "w3": (compressed_config("pack-quantized"), pack_quantized, 3, 0, True),
-    "w2": (compressed_config("pack-quantized"), pack_quantized, 2, 0, True),
+    "w4": (compressed_config("pack-quantized", 4), pack_quantized, 4, 0, True),
+    "w4 asymmetric": (compressed_config("pack-quantized", 4), pack_quantized, 4, 0, False),
+    "w4 groups": (compressed_config("pack-quantized", 4), pack_quantized, 4, 32, True),
+    "w4 groups asymmetric": (compressed_config("pack-quantized", 4), pack_quantized, 4, 32, False),
+    "w3": (compressed_config("pack-quantized", 3), pack_quantized, 3, 0, True),
+    "w2": (compressed_config("pack-quantized", 2), pack_quantized, 2, 0, True),
     "gptq": ({**GPTQ, "sym": True}, gptq, 4, 32, True),
     "gptq asymmetric": (GPTQ, gptq, 4, 32, False),
     "gptq 8 bits": ({**GPTQ, "bits": 8, "group_size": -1}, gptq, 8, 0, True),
@@ -173,6 +173,74 @@ def test_scattered_groups(tmp_path: Path) -> None:
     assert source.given is not None
     left = [name for name, grid in source.given.matrices.items() if grid.scale is None]
     assert len(left) == 12 and "scattered" in source.given.matrices[left[0]].why
+
+
+@pytest.mark.parametrize("format", ["int-quantized", "pack-quantized"])
+def test_zero_points_of_scattered_groups(format: str, tmp_path: Path) -> None:
+    """compressed-tensors with `actorder`: both scales and zero points are those that `weight_g_idx` names."""
+    order = np.random.default_rng(3).permutation(64)
+    write_grid = int_quantized if format == "int-quantized" else pack_quantized
+
+    def write(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
+        inputs = grid.integers.shape[1]
+        index = np.arange(inputs) // 32
+        if inputs == 64:
+            wanted[name] = grid.floats[:, order]
+            turned = np.ascontiguousarray(grid.integers[:, order])
+            grid, index = Grid(turned, grid.scale, grid.zeros), index[order]
+        else:
+            wanted[name] = grid.floats
+        return {
+            **write_grid(name, grid, bits), f"{name}.weight_g_idx": torch.from_numpy(index.astype(np.int32))
+        }  # fmt: skip
+
+    wanted: dict[str, Any] = {}
+    save(tmp_path, compressed_config(format, 4), write, 4, 32, symmetric=False)
+    model = load_source(str(tmp_path)).model
+    for name, floats in wanted.items():
+        assert np.array_equal(model.get_submodule(name).weight.detach().numpy(), floats)
+
+
+def test_an_index_of_groups_that_says_nothing(tmp_path: Path) -> None:
+    """compressed-tensors begins with -1 for all inputs."""
+    _, grids = save(
+        tmp_path, compressed_config("pack-quantized", 4), pack_quantized, 4, 32,
+        more=lambda name: {f"{name}.weight_g_idx": torch.full((128 if "down" in name else 64,), -1)},
+    )  # fmt: skip
+    model = load_source(str(tmp_path)).model
+    for name, grid in grids.items():
+        assert np.array_equal(model.get_submodule(name).weight.detach().numpy(), grid.floats)
+
+
+def test_a_zero_point_of_0_is_stored_as_all_ones(tmp_path: Path) -> None:
+    """GPTQ's first form stores zero points less 1."""
+
+    def write(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
+        grid.zeros[0] = -8  # of the signed integers
+        return gptq(name, grid, bits)
+
+    _, grids = save(tmp_path, GPTQ, write, 4, 32, symmetric=False)
+    model = load_source(str(tmp_path)).model
+    for name, grid in grids.items():
+        assert np.array_equal(model.get_submodule(name).weight.detach().numpy(), grid.floats)
+
+
+def test_groups_without_an_index_are_of_the_configs_size(tmp_path: Path) -> None:
+    """The last one is smaller: 64 inputs in 48."""
+
+    def write(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
+        scale = np.repeat(grid.scale, 3 if grid.integers.shape[1] == 128 else 2, 1)
+        scale[:, 1:] *= 2
+        wanted[name] = (grid.integers * scale[:, np.arange(grid.integers.shape[1]) // 48]).astype(np.float32)
+        found = gptq(name, Grid(grid.integers, scale, np.zeros(scale.shape, np.int64)), bits)
+        del found[f"{name}.g_idx"]
+        return found
+
+    wanted: dict[str, Any] = {}
+    save(tmp_path, {**GPTQ, "group_size": 48}, write, 4)
+    model = load_source(str(tmp_path)).model
+    for name, floats in wanted.items():
+        assert np.array_equal(model.get_submodule(name).weight.detach().numpy(), floats)
 
 
 def test_matrices_that_stand_turned_in_the_model(tmp_path: Path) -> None:
@@ -342,6 +410,32 @@ def test_floats_of_8_bits_become_floats(block: list[int] | None, tmp_path: Path)
         assert "became floats" in source.given.notes[0]
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_blocks_that_do_not_divide_a_matrix(stated: bool, tmp_path: Path) -> None:
+    """llm-compressor's FP8_BLOCK: 64 rows in blocks of 48 are two blocks, and not of 32."""
+
+    def write(name: str, grid: Grid, bits: int) -> dict[str, torch.Tensor]:
+        stored = torch.from_numpy(grid.floats).to(torch.float8_e4m3fn)
+        rows, columns = (np.arange(n) // 48 for n in stored.shape)
+        scale = 1.0 + torch.arange(float((rows[-1] + 1) * (columns[-1] + 1))).reshape(rows[-1] + 1, -1)
+        wanted[name] = stored.float() * scale[rows][:, columns]
+        return {f"{name}.weight": stored, f"{name}.weight_scale": scale}
+
+    wanted: dict[str, torch.Tensor] = {}
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [48, 48]}
+    config = compressed_config(
+        "float-quantized", weights=weights if stated else {**weights, "block_structure": None}
+    )
+    save(tmp_path, config, write, 8)
+    if not stated:
+        with pytest.raises(ModelError, match=r"is \[2, 3\]: no scales of 64 rows of 128 weights"):
+            load_source(str(tmp_path))
+        return
+    model = load_source(str(tmp_path)).model
+    for name, floats in wanted.items():
+        assert torch.equal(model.get_submodule(name).weight, floats)
+
+
 @pytest.mark.parametrize(
     ("config", "match"),
     [
@@ -363,7 +457,8 @@ def test_floats_of_8_bits_become_floats(block: list[int] | None, tmp_path: Path)
         ({**GPTQ, "bits": 3}, "GPTQ with 3 bits"),
         ({**GPTQ, "dynamic": {"x": {}}}, "`dynamic`"),
         ({**AWQ, "version": "gemv"}, "AWQ with 4 bits in form gemv"),
-        ({"quant_method": "fp8", "weight_block_size": [0, 2]}, "weight_block_size"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 2]}, r"a block is \[0, 2\]"),
+        ({**GPTQ, "group_size": 0}, "group_size is 0"),
     ],
 )  # fmt: skip
 def test_methods_that_are_not_read(config: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -397,10 +492,13 @@ _Q = "model.layers.0.self_attn.q_proj"
         ("w8", _without(f"{_Q}.weight"), "weight is missing; I8 was expected"),
         ("w8", _without(f"{_Q}.weight_scale"), "I8, and the files have no scale"),
         ("w4 groups", _changed(f"{_Q}.weight_packed", lambda x: x[:, :3].contiguous()), "3 words a row"),
+        ("w3", _changed(f"{_Q}.weight_packed", lambda x: torch.cat([x, x[:, :2]], 1)), "64 .* of 3 bits"),
         ("w4 groups", _changed(f"{_Q}.weight_shape", lambda x: x * 2), "128, None. was expected"),
         ("w4 groups asymmetric", _changed(f"{_Q}.weight_zero_point", lambda x: x[:1].clone()), "zero_point"),
-        ("gptq", _changed(f"{_Q}.g_idx", lambda x: x + 1), "groups that .*scales does not have"),
+        ("gptq", _changed(f"{_Q}.g_idx", lambda x: x + 1), "names groups from 1 to 2; there are 2"),
         ("gptq", _changed(f"{_Q}.qzeros", lambda x: x[:, :1].contiguous()), r"qzeros is \[2, 1\]"),
+        ("gptq", _changed(f"{_Q}.scales", lambda x: x[:1].clone()), "scales has 1 groups; 64 inputs in 32"),
+        ("awq", _without(f"{_Q}.qzeros"), "qzeros is missing"),
         ("awq", _changed(f"{_Q}.scales", lambda x: x[:, :8].contiguous()), r"scales is \[2, 8\]"),
     ],
 )  # fmt: skip
