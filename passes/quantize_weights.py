@@ -192,7 +192,7 @@ class QuantizeWeights(Pass):
         op.properties["weight_bits"] = attr(8)
 
     def _keep(self, weights: WeightStore, op: LinearOp, done: Done) -> None:
-        """The integers that a matrix came with."""
+        """The integers that a matrix came with; of groups, the nearest to them in steps of a program."""
         assert op.weight_step is not None
         weight, step, ref = weights[op.weight], weights[op.weight_step], op.weight
         name, half = ref.key.data, 1 << (int(op.get("weight_bits")) - 1)
@@ -208,11 +208,18 @@ class QuantizeWeights(Pass):
             return whole
 
         scale, factor = (step[:, 0].copy(), None) if step.shape[1] == 1 else common_scales(step)
+        steps = step if factor is None else factor * scale[:, None]
+
+        def nearest(rows: slice) -> Array:
+            change = step[rows] / steps[rows]
+            return np.clip(np.rint(integers(rows) * per_input(change, weight.shape[1])), -half, half - 1)
+
         if floor is not None:  # rows of zeros have any scale
             scale = np.where(weight.any(1), scale, np.maximum(scale, floor)).astype(np.float32)
         if self.keep_reference:
             op.properties["reference"] = ref
-        kept = weights.build(name, weight.shape, np.int8, integers), weights.add(f"{name}.scale", scale)
+        made = integers if factor is None else nearest
+        kept = weights.build(name, weight.shape, np.int8, made), weights.add(f"{name}.scale", scale)
         op.properties["weight"], op.properties["weight_scale"] = kept
         if factor is not None:
             op.properties["group_scale"] = weights.add(f"{name}.group_scale", factor)

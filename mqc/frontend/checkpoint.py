@@ -20,7 +20,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 #: Types of tensors that are what they say: numbers, positions and masks.
 _PLAIN = (*FLOATS, "I64", "BOOL")
 #: The scale of a channel of zeros.
-_LEAST = 1e-30
+_LEAST, _MOST = 1e-30, 1e30
 #: Observers give no value a smaller scale, and this one if they saw nothing (compressed-tensors).
 NOTHING_SEEN = float(np.finfo(np.float32).eps)
 
@@ -51,7 +51,12 @@ class Checkpoint:
     def __init__(self, paths: Sequence[str]) -> None:
         files: list[Any] = [safe_open(path, framework="pt") for path in paths]
         self.notes: list[str] = []
-        self._where: dict[str, Any] = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+        self._where: dict[str, Any] = {}
+        for path, file in zip(paths, files, strict=True):
+            for key in file.keys():  # noqa: SIM118
+                if key in self._where:
+                    raise ModelError(f"{path} has tensor {key}, and another file has it too: leave one out")
+                self._where[key] = file
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -87,10 +92,10 @@ class Checkpoint:
         return self._where.pop(name, None) is not None
 
     def scales(self, name: str, shape: tuple[int | None, ...] | None = None) -> Array:
-        """f32 numbers that are finite and not negative; 1e-30 where they are less. Raises `ModelError`."""
+        """f32 numbers from 0 to 1e30; 1e-30 where they are less. Raises `ModelError`."""
         found: Array = self.take(name, FLOATS, shape).float().numpy()
-        if not np.isfinite(found).all() or (found < 0).any():
-            raise ModelError(f"tensor {name} has scales that are negative or no numbers")
+        if not (found >= 0).all() or (found > _MOST).any():
+            raise ModelError(f"tensor {name} has scales that are negative, above {_MOST:g} or no numbers")
         return np.maximum(found, np.float32(_LEAST))
 
     def matrix_scales(self, name: str, rows: int, columns: int) -> Array:
@@ -190,7 +195,8 @@ def _grid(integers: Array, scale: Array, source: str, scattered: bool) -> Matrix
         why = f"groups of {integers.shape[1] // groups} inputs are none of {', '.join(map(str, GROUPS[1:]))}"
     if why:
         return MatrixGrid(None, 8, source, f"{why}: rounded again")
-    return MatrixGrid(np.ascontiguousarray(scale), 4 if of_four else 8, source)
+    sums = integers.sum(1, dtype=np.int64)
+    return MatrixGrid(np.ascontiguousarray(scale), 4 if of_four else 8, source, sums=sums)
 
 
 def less_zeros(integers: Array, zeros: Array, group_of: Array | None = None) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
 from mqc.arrays import Array, row_blocks
@@ -29,12 +30,26 @@ class MatrixGrid:
         the reason in `why`.
     bits: 4 or 8, what the integers need; 8 if there are none.
     source: the name of the tensor, or of the entry, that the scales are.
+    sums: of the integers of each output, s64 `[outputs]`.
     """
 
     scale: Array | None
     bits: int
     source: str
     why: str = ""
+    sums: Array | None = None
+
+    def holds(self, weight: Array, rows: Any) -> bool:
+        """Whether rows of the matrix are a weight: the front end may have put a factor into them."""
+        if self.scale is None:
+            return False
+        assert self.sums is not None
+        scale, sums = self.scale[rows], self.sums[rows]
+        for some in row_blocks(weight.shape):
+            whole = whole_steps(weight[some], scale[some])
+            if whole is None or not np.array_equal(whole.sum(1, dtype=np.int64), sums[some]):
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class Given:
         grid = self.matrices.get(parameter)
         if grid is None:
             return {}
-        if grid.scale is None or not _whole(weight, grid.scale[rows]):
+        if grid.scale is None or not grid.holds(weight, rows):
             return {"weight_bits": 8}
         step = weights.add(f"{key}.step", grid.scale[rows])
         return {"weight_bits": grid.bits, "weight_step": step, "step_source": grid.source}
@@ -154,11 +169,6 @@ class Stated:
 
     matrices: dict[str, str]
     values: dict[str, tuple[UniformType, tuple[str, ...]]]
-
-
-def _whole(weight: Array, scale: Array) -> bool:
-    """Whether the weights are whole numbers of their steps: the front end may have put a factor into them."""
-    return all(whole_steps(weight[rows], scale[rows]) is not None for rows in row_blocks(weight.shape))
 
 
 def _module(op: LinearOp) -> str:

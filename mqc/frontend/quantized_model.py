@@ -38,8 +38,8 @@ class Reader(Protocol):
 Said = tuple[str, MatrixGrid | None, Values]
 
 IN_GROUPS = (
-    "the integers of groups are the files'; their steps are the nearest that a program has: 1 to 16 times "
-    "one of each channel"
+    "the steps of groups are the nearest that a program has, 1 to 16 times one of each channel; integers are "
+    "the files' where these are close, and the nearest to what the files say elsewhere"
 )
 
 _READERS: dict[str, Any] = {

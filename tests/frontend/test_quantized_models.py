@@ -23,6 +23,7 @@ from mqc.dialects import int_ops
 from mqc.dialects.llm import EmbeddingOp, LinearOp
 from mqc.dialects.quant import UniformType
 from mqc.errors import ModelError, RecipeError
+from mqc.frontend.checkpoint import integer_matrix
 from mqc.frontend.fidelity import check_against_model
 from mqc.frontend.given import Given, Stated
 from mqc.frontend.raising import raise_program
@@ -31,6 +32,7 @@ from mqc.frontend.sources import Source, load_source
 from mqc.frontend.trace import trace
 from mqc.ir.module import mqc_ops, ops_by_name
 from mqc.numerics.packed import unpacked
+from mqc.numerics.products import per_input
 from tests.models import VOCABULARY, tiny_model, tokens
 from tests.quantized_models import (
     Grid,
@@ -144,6 +146,39 @@ def test_integers_of_groups_are_the_files(name: str, tmp_path: Path) -> None:
         steps = ctx.weights[op.group_scale] * ctx.weights[op.weight_scale][:, None]
         assert np.abs(steps / grid.scale - 1).max() < 1 / 16
     assert "the nearest that a program has" in found.notes[0]
+
+
+def test_groups_far_apart_are_rounded_to_what_a_program_has(tmp_path: Path) -> None:
+    """No weight is farther from the file's than half a step, but what the least step cannot reach."""
+    _, grids = save(tmp_path, *FORMATS["w4 groups"])
+    path = tmp_path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for name in grids:
+        scale = tensors[f"{name}.weight_scale"]
+        scale[:, 0] *= torch.tensor([0.01, 0.3, 1e-20, 1.4]).repeat(len(scale) // 4)
+    save_file(tensors, path)
+    ctx, module, _, _ = raised(load_source(str(tmp_path)))
+    floats = {name: ctx.weights[op.weight].copy() for name, op in matrices(module, grids).items()}
+    quantized(ctx, module, Recipe())
+    for name, op in matrices(module, grids).items():
+        assert op.weight_scale is not None and op.group_scale is not None
+        steps = ctx.weights[op.group_scale] * ctx.weights[op.weight_scale][:, None]
+        steps = per_input(steps.astype(np.float64), floats[name].shape[1])
+        integers = ctx.weights[op.weight]
+        inside = np.abs(floats[name] / steps) < 7.5
+        assert (np.abs(integers * steps - floats[name])[inside] <= 0.5001 * steps[inside]).all()
+        assert (np.abs(integers)[~inside] >= 7).all() and inside.mean() > 0.9
+
+
+def test_a_factor_of_whole_numbers_is_a_factor() -> None:
+    """Twice the integers are integers too, and not those of the file."""
+    integers = np.array([[3, -1, 2], [5, 0, 1]], np.int16)
+    grid = integer_matrix("m", integers, np.array([[0.5], [0.25]], np.float32), "m.scale").grid
+    assert grid is not None
+    weight = (integers * [[0.5], [0.25]]).astype(np.float32)
+    assert grid.holds(weight, slice(None)) and grid.holds(weight[1:], slice(1, 2))
+    for factor in (2, -1, 0.5):
+        assert not grid.holds(weight * np.float32(factor), slice(None))
 
 
 @pytest.mark.parametrize("name", ["w8 asymmetric", "w4 groups asymmetric", "awq", "gptq asymmetric"])
@@ -487,6 +522,7 @@ _Q = "model.layers.0.self_attn.q_proj"
     [
         ("w8", _changed(f"{_Q}.weight_scale", lambda x: x * float("nan")), "no numbers"),
         ("w8", _changed(f"{_Q}.weight_scale", lambda x: -x), "negative"),
+        ("w8", _changed(f"{_Q}.weight_scale", lambda x: x * 0 + 3e38), "above 1e"),
         ("w8", _changed(f"{_Q}.weight_scale", lambda x: x[:8]), r"is \[8, 1\]: no scales of 64 rows"),
         ("w8", _changed(f"{_Q}.weight", lambda x: x.float()), "is F32; I8 was expected"),
         ("w8", _without(f"{_Q}.weight"), "weight is missing; I8 was expected"),
