@@ -102,7 +102,7 @@ def weights_alone(folder: Path) -> float:
     from mqc.frontend.float_model import float_logits
     from mqc.frontend.sources import load_source
     from mqc.numerics.products import per_input
-    from mqc.numerics.weight_rounding import common_scales, whole_steps
+    from mqc.numerics.weight_rounding import common_scales, in_other_steps, whole_steps
     from mqc.runtime.perplexity import perplexity
 
     source = load_source(str(folder))
@@ -113,7 +113,9 @@ def weights_alone(folder: Path) -> float:
             scale, factor = common_scales(grid.scale)
             integers = whole_steps(weight, grid.scale)
             assert integers is not None
-            weight[:] = integers * per_input(factor * scale[:, None], weight.shape[1])
+            steps = factor * scale[:, None]
+            made = in_other_steps(integers, grid.scale, steps, grid.bits)
+            weight[:] = made * per_input(steps, weight.shape[1])
     return perplexity(lambda ids: float_logits(source.model, ids), [*np.load(BUILD / "windows.npy")])
 
 

@@ -28,6 +28,7 @@ from mqc.numerics.weight_rounding import (
     Hessian,
     best_steps,
     common_scales,
+    in_other_steps,
     least_scale,
     round_nearest,
     round_with_feedback,
@@ -211,8 +212,7 @@ class QuantizeWeights(Pass):
         steps = step if factor is None else factor * scale[:, None]
 
         def nearest(rows: slice) -> Array:
-            change = step[rows] / steps[rows]
-            return np.clip(np.rint(integers(rows) * per_input(change, weight.shape[1])), -half, half - 1)
+            return in_other_steps(integers(rows), step[rows], steps[rows], int(op.get("weight_bits")))
 
         if floor is not None:  # rows of zeros have any scale
             scale = np.where(weight.any(1), scale, np.maximum(scale, floor)).astype(np.float32)

@@ -40,6 +40,13 @@ def whole_steps(weight: Array, step: Array) -> Array | None:
     return whole if np.abs(exact - whole).max() < _BETWEEN else None
 
 
+def in_other_steps(integers: Array, step: Array, other: Array, bits: int) -> Array:
+    """Integers `[outputs, inputs]` in steps `[outputs, groups]` as the nearest ones, of `bits` bits, in other
+    steps."""
+    low, high = bounds(bits)
+    return np.clip(np.rint(integers * per_input(step / other, integers.shape[1])), low, high)
+
+
 def common_scales(step: Array) -> tuple[Array, Array]:
     """The scale of each output channel, f32 `[outputs]`, and the factor of each group in 1…16, u8
     `[outputs, groups]`, whose products are nearest to steps `[outputs, groups]`: with the least squared error
