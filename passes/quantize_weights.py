@@ -193,7 +193,7 @@ class QuantizeWeights(Pass):
         op.properties["weight_bits"] = attr(8)
 
     def _keep(self, weights: WeightStore, op: LinearOp, done: Done) -> None:
-        """The integers that a matrix came with; of groups, the nearest to them in steps of a program."""
+        """The integers that a matrix came with; of groups, in steps of a program (`in_other_steps`)."""
         assert op.weight_step is not None
         weight, step, ref = weights[op.weight], weights[op.weight_step], op.weight
         name, half = ref.key.data, 1 << (int(op.get("weight_bits")) - 1)

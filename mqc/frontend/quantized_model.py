@@ -39,7 +39,7 @@ Said = tuple[str, MatrixGrid | None, Values]
 
 IN_GROUPS = (
     "the steps of groups are the nearest that a program has, 1 to 16 times one of each channel; integers are "
-    "the files' where these are close, and the nearest to what the files say elsewhere"
+    "the files' where these differ by an eighth or less, and the nearest to what the files say elsewhere"
 )
 
 _READERS: dict[str, Any] = {

@@ -149,7 +149,8 @@ def test_integers_of_groups_are_the_files(name: str, tmp_path: Path) -> None:
 
 
 def test_groups_far_apart_are_rounded_to_what_a_program_has(tmp_path: Path) -> None:
-    """No weight is farther from the file's than half a step, but what the least step cannot reach."""
+    """No weight is farther from the file's than half a step or an eighth, but what the least step cannot
+    reach."""
     _, grids = save(tmp_path, *FORMATS["w4 groups"])
     path = tmp_path / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -166,7 +167,8 @@ def test_groups_far_apart_are_rounded_to_what_a_program_has(tmp_path: Path) -> N
         steps = per_input(steps.astype(np.float64), floats[name].shape[1])
         integers = ctx.weights[op.weight]
         inside = np.abs(floats[name] / steps) < 7.5
-        assert (np.abs(integers * steps - floats[name])[inside] <= 0.5001 * steps[inside]).all()
+        allowed = np.maximum(0.5001 * steps, np.abs(floats[name]) / 7)
+        assert (np.abs(integers * steps - floats[name])[inside] <= allowed[inside]).all()
         assert (np.abs(integers)[~inside] >= 7).all() and inside.mean() > 0.9
 
 
