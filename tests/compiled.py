@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -11,12 +12,13 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mqc.analysis.context import CompilerContext
 from mqc.calibration import Calibration
+from mqc.compiler.dump import Dump
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
 from mqc.frontend.raising import raise_program
 from mqc.frontend.trace import trace
 from mqc.ir.weight_store import WeightStore
-from tests.models import VOCABULARY
+from tests.models import VOCABULARY, tiny_model
 
 CONTEXT = 64
 
@@ -69,6 +71,16 @@ def _identity(model: PreTrainedModel) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def dumped(folder: Path, backend: str = "cpu") -> Path:
+    """A folder with the dumps of a tiny model's compilation behind a prefix, and its recipe."""
+    recipe = Recipe(prefix=(9,))
+    ctx, module = imported(tiny_model("llama"))
+    dump = Dump(folder)
+    dump.start(ctx, module, {"recipe.toml": recipe.to_toml()})
+    recipe.pipeline(backend).run(ctx, module, [dump])
+    return folder
 
 
 def lower_for_cpu(ctx: CompilerContext, module: ModuleOp) -> None:

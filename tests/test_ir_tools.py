@@ -20,7 +20,7 @@ from mqc.analysis.context import CompilerContext
 from mqc.analysis.evaluation import evaluate
 from mqc.analysis.ir_text import parse_module, print_module
 from mqc.cli.modules import read_module
-from mqc.compiler.dump import Dump, dump_files, read_dump
+from mqc.compiler.dump import dump_files, read_dump
 from mqc.compiler.instruments import PrintIR
 from mqc.compiler.pass_manager import Pipeline
 from mqc.compiler.recipe import Recipe
@@ -31,7 +31,7 @@ from mqc.dialects.llm import LinearOp, RopeOp, SiluOp
 from mqc.errors import IRError, PassError
 from mqc.ir.module import mqc_ops, weight_refs
 from mqc.pass_base import Pass
-from tests.compiled import imported
+from tests.compiled import dumped, imported
 from tests.in_process import mqc
 from tests.models import tiny_model
 
@@ -40,12 +40,7 @@ GOLDEN = Path(__file__).parent / "filecheck" / "passes"
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dumps")
-    ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder)
-    dump.start(ctx, module, {"recipe.toml": Recipe().to_toml()})
-    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
-    return folder
+    return dumped(tmp_path_factory.mktemp("dumps"))
 
 
 # ---- opt

@@ -17,26 +17,18 @@ from model_explorer.extension_manager import ExtensionManager
 from playwright.sync_api import sync_playwright
 
 from mqc.analysis.ir_text import parse_file
-from mqc.compiler.dump import Dump
-from mqc.compiler.recipe import Recipe
 from mqc.debugging import model_explorer
 from mqc.debugging.model_explorer import METRICS
 from mqc.ir.module import ops_by_name, static_functions
-from tests.compiled import imported
+from tests.compiled import dumped
 from tests.in_process import mqc
-from tests.models import tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dumps")
-    ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder)
-    dump.start(ctx, module, {})
-    Recipe(prefix=(9,)).pipeline("npu").run(ctx, module, [dump])
-    return folder
+    return dumped(tmp_path_factory.mktemp("dumps"), "npu")
 
 
 def test_graphs_of_a_dump(dumps: Path) -> None:

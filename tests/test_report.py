@@ -13,21 +13,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from mqc.compiler.dump import Dump
 from mqc.compiler.recipe import Recipe, load_recipe
-from tests.compiled import imported
-from tests.models import tiny_model
+from tests.compiled import dumped
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dumps")
-    ctx, module = imported(tiny_model("llama"))
-    dump = Dump(folder)
-    dump.start(ctx, module, {"recipe.toml": Recipe(prefix=(9,)).to_toml()})
-    Recipe(prefix=(9,)).pipeline("cpu").run(ctx, module, [dump])
+    folder = dumped(tmp_path_factory.mktemp("dumps"))
     out = folder / "report.html"
     done = subprocess.run(
         [sys.executable, "-m", "mqc", "debug", "report", folder, "-o", out, "--length", "24"],

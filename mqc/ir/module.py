@@ -62,14 +62,19 @@ def states(module: ModuleOp) -> list[State]:
 
 
 def ops_by_name(module: ModuleOp) -> dict[str, MqcOp]:
-    """The ops of @main by value name, in order; a further op of the same name is `name#1`, ….
+    """The ops of @main by value name, as `named_ops` has them."""
+    return named_ops(main_function(module))
+
+
+def named_ops(function: FuncOp) -> dict[str, MqcOp]:
+    """The ops of a function by value name, in order; a further op of the same name is `name#1`, ….
 
     Names need not be unique: a pass may give one twice, and xDSL's parser drops the number that its
     printer appends.
     """
     named: dict[str, MqcOp] = {}
     count: dict[str, int] = {}
-    for op in mqc_ops(module):
+    for op in function_ops(function):
         seen = count.get(op.value_name, 0)
         count[op.value_name] = seen + 1
         named[f"{op.value_name}#{seen}" if seen else op.value_name] = op

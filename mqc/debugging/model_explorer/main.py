@@ -11,11 +11,12 @@ from typing import Any
 
 from model_explorer import Adapter, AdapterMetadata, ModelExplorerGraphs
 from model_explorer.graph_builder import Graph, GraphNode, IncomingEdge, KeyValue, MetadataItem
-from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, SSAValue
 
 from mqc.analysis.ir_text import parse_file
 from mqc.debugging.model_explorer import ADAPTER
+from mqc.ir.module import named_ops
 
 
 class IRAdapter(Adapter):
@@ -40,25 +41,24 @@ def _graph(function: FuncOp) -> Graph:
     nodes = []
     for argument in block.args:
         names[argument] = argument.name_hint or f"argument{argument.index}"
-        nodes.append(
-            GraphNode(names[argument], "argument", outputsMetadata=_outputs(argument, names[argument]))
-        )
-    taken = set(names.values())
-    for op in block.ops:
-        node = GraphNode("return", "func.return")
-        if not isinstance(op, ReturnOp):
-            result = op.results[0]
-            hint = result.name_hint or op.name
-            names[result] = hint if hint not in taken else f"{hint}#{len(taken)}"
-            taken.add(names[result])
-            node = GraphNode(names[result], op.name, "/".join(names[result].split(".")[:-1]))
-            node.outputsMetadata = _outputs(result, names[result])
-        node.attrs = [KeyValue(name, text) for name, text in _attributes(op).items()]
-        node.incomingEdges = [
-            IncomingEdge(names[operand], targetNodeInputId=str(i)) for i, operand in enumerate(op.operands)
-        ]
-        nodes.append(node)
+        nodes.append(GraphNode(names[argument], "argument"))
+        nodes[-1].outputsMetadata = _outputs(argument, names[argument])
+    for name, op in named_ops(function).items():
+        names[op.results[0]] = name
+        nodes.append(_node(name, op, names, "/".join(name.split(".")[:-1])))
+        nodes[-1].outputsMetadata = _outputs(op.results[0], name)
+    if block.last_op is not None:
+        nodes.append(_node("return", block.last_op, names))
     return Graph(function.sym_name.data, nodes)
+
+
+def _node(name: str, op: Operation, names: dict[SSAValue, str], namespace: str = "") -> GraphNode:
+    node = GraphNode(name, op.name, namespace)
+    node.attrs = [KeyValue(key, text) for key, text in _attributes(op).items()]
+    node.incomingEdges = [
+        IncomingEdge(names[operand], targetNodeInputId=str(i)) for i, operand in enumerate(op.operands)
+    ]
+    return node
 
 
 def _outputs(value: SSAValue, name: str) -> list[MetadataItem]:
