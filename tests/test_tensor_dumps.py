@@ -143,6 +143,14 @@ def test_what_onnx_runtime_computes_of_the_exported_graph(tmp_path: Path) -> Non
     assert {v.local_db for v in result.values} == {np.inf}
 
 
+def test_options_that_a_run_elsewhere_cannot_take(tmp_path: Path) -> None:
+    np.save(tmp_path / "input_ids.npy", IDS)
+    done = mqc("debug", "compare", tmp_path / "x.mlir", tmp_path, "--backend", "cpu")
+    assert done.returncode == 1 and "whose run is over" in done.stderr
+    done = mqc("debug", "compare", tmp_path / "x.mlir", "--ids", "1,2")
+    assert done.returncode == 1 and "--ids goes with a folder" in done.stderr
+
+
 def test_files_that_do_not_fit(side: Side, computed: Values, tmp_path: Path) -> None:
     def refused(text: str, name: str, array: np.ndarray, suffix: str = ".npy") -> None:
         path = tmp_path / f"{name}{suffix}"

@@ -80,7 +80,12 @@ def compare_command(
     if node_data is not None:
         check_writable(node_data, folder=True)
     paths = [path for path in (test, reference) if path is not None]
-    if test is not None and is_tensor_folder(test):
+    tensors = test is not None and is_tensor_folder(test)
+    if ids is not None and not tensors:
+        raise InputError("--ids goes with a folder of a device's tensors")
+    if tensors and (backend or option or text):
+        raise InputError("--backend, -O and --text do not go with a device's tensors, whose run is over")
+    if test is not None and tensors:
         one, two, run = device_sides(reference, test, ids)
         parts = [run.ids]
         if run.unknown:

@@ -19,7 +19,7 @@ from mqc.numerics.products import GROUPS, per_input
 FLOATS = ("F64", "F32", "F16", "BF16")
 #: Types of tensors that are what they say: numbers, positions and masks.
 _PLAIN = (*FLOATS, "I64", "BOOL")
-#: The scale of a channel of zeros.
+#: Bounds of scales; the first is that of a channel of zeros.
 _LEAST, _MOST = 1e-30, 1e30
 #: Observers give no value a smaller scale, and this one if they saw nothing (compressed-tensors).
 NOTHING_SEEN = float(np.finfo(np.float32).eps)
